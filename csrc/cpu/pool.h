@@ -1,0 +1,15 @@
+// One persistent pool of threads for all kernels, so that nothing fights over cores. No Python, no torch.
+#pragma once
+
+namespace octavo {
+
+// Runs one item of work. `worker` is 0 for the calling thread and is below the number of threads asked for.
+using Work = void (*)(void* context, int item, int worker);
+
+// Runs items 0 .. num_items - 1 on at most `num_threads` threads, the caller among them, and returns when all are
+// done. Threads take the next item as they become free, so results must not depend on who runs what. Work must not
+// throw. Idle threads sleep on a condition variable. Calls from several threads take turns. After a fork() the child
+// starts a pool of its own.
+void parallel_for(int num_items, int num_threads, Work work, void* context);
+
+}  // namespace octavo

@@ -1,0 +1,195 @@
+"""Block tables of sequences over all KV groups: match, admit, extend, publish, slide, release. No torch.
+
+The only writer of `Sequence.blocks`, `.hashes` and `.num_published`. A table lists a group's blocks in token order;
+where a sliding window has passed, the null block stands in.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from octavo.cache.blocks import NULL_BLOCK, BlockPool
+from octavo.cache.prefix import extend_chain, root_digest
+from octavo.core.kvspec import BLOCK_SIZE, KVGroup
+from octavo.core.sequence import Sequence
+
+
+class Match(NamedTuple):
+    """The longest cached prefix of a sequence."""
+
+    num_tokens: int
+    """A multiple of BLOCK_SIZE, less than the sequence's tokens: one at least has to be computed."""
+    tables: tuple[tuple[int, ...], ...]
+    """Per group: the blocks to share, null where a window has passed."""
+
+
+class KVCache:
+    """Which blocks belong to whom. Owner: the scheduler."""
+
+    def __init__(
+        self, groups: tuple[KVGroup, ...], *, enable_prefix_caching: bool = True, revision: str = ""
+    ) -> None:
+        self.groups = groups
+        self.pools = tuple(BlockPool.for_group(group) for group in groups)
+        self.enable_prefix_caching = enable_prefix_caching
+        self._revision = revision
+        self._roots: dict[tuple[str, str | None], bytes] = {}
+
+    @property
+    def num_blocks(self) -> int:
+        """Usable blocks over all groups."""
+        return sum(pool.num_usable for pool in self.pools)
+
+    @property
+    def num_free(self) -> int:
+        """Blocks nobody holds, over all groups."""
+        return sum(pool.num_free for pool in self.pools)
+
+    def match(self, sequence: Sequence) -> Match:
+        """Look up the longest prefix whose keys and values every group still has. Takes nothing."""
+        empty = Match(0, tuple(() for _ in self.pools))
+        if not self.enable_prefix_caching or sequence.request.params.prompt_logprobs is not None:
+            return empty
+        self.hash_up_to(sequence, sequence.num_tokens)
+        most = (sequence.num_tokens - 1) // BLOCK_SIZE
+        found = [[pool.lookup(digest) for digest in sequence.hashes[:most]] for pool in self.pools]
+        length = self._longest(found, most)
+        if not length:
+            return empty
+        firsts = [_first_visible(group, length * BLOCK_SIZE) for group in self.groups]
+        tables = tuple(
+            (NULL_BLOCK,) * first + tuple(block or NULL_BLOCK for block in row[first:length])
+            for row, first in zip(found, firsts, strict=True)
+        )
+        return Match(length * BLOCK_SIZE, tables)
+
+    def _longest(self, found: list[list[int | None]], most: int) -> int:
+        """The longest usable prefix in blocks."""
+        runs = [_runs(row) for row in found]
+        for length in range(most, 0, -1):
+            needed = (length - _first_visible(group, length * BLOCK_SIZE) for group in self.groups)
+            if all(run[length - 1] >= need for run, need in zip(runs, needed, strict=True)):
+                return length
+        return 0
+
+    def hash_up_to(self, sequence: Sequence, num_tokens: int) -> None:
+        """Name the sequence's full blocks within its first `num_tokens` tokens."""
+        key = (sequence.request.cache_scope, sequence.request.adapter)
+        root = self._roots.get(key)
+        if root is None:
+            if len(self._roots) > 65_536:
+                self._roots.clear()  # a cache of hashes, not of keys and values: costs nothing but time
+            root = self._roots[key] = root_digest(key[0], self._revision, key[1])
+        extend_chain(sequence.hashes, root, sequence.token_ids, num_tokens)
+
+    def admission_need(self, sequence: Sequence, match: Match, chunk: int) -> list[int]:
+        """Free blocks per group that admitting takes: shared ones nobody holds, plus new ones for all known tokens.
+
+        A window group needs room for its window and one chunk only.
+        """
+        needs: list[int] = []
+        for group, pool, table in zip(self.groups, self.pools, match.tables, strict=True):
+            revived = sum(1 for b in table if b != NULL_BLOCK and pool.references(b) == 0)
+            blocks = _num_blocks(sequence.num_tokens) - len(table)
+            needs.append(revived + min(blocks, window_blocks(group, chunk)))
+        return needs
+
+    def whole_need(self, sequence: Sequence, chunk: int) -> list[int]:
+        """Blocks per group that suffice for everything the sequence can become."""
+        blocks = _num_blocks(sequence.request.num_prompt + sequence.request.max_tokens)
+        return [min(blocks, window_blocks(group, chunk)) for group in self.groups]
+
+    def remaining_need(self, sequence: Sequence, chunk: int) -> list[int]:
+        """Of `whole_need`, what the sequence does not hold yet."""
+        held = [sum(1 for block in table if block != NULL_BLOCK) for table in sequence.blocks]
+        whole = self.whole_need(sequence, chunk)
+        return [max(0, most - have) for most, have in zip(whole, held, strict=True)]
+
+    def admit(self, sequence: Sequence, match: Match) -> None:
+        """Share the matched blocks and set the sequence to continue after them."""
+        for pool, table in zip(self.pools, match.tables, strict=True):
+            for block in table:
+                if block != NULL_BLOCK:
+                    pool.share(block)
+        sequence.blocks = [list(table) for table in match.tables]
+        sequence.num_computed = match.num_tokens
+        sequence.num_published = match.num_tokens // BLOCK_SIZE
+
+    def missing(self, sequence: Sequence, num_tokens: int) -> list[int]:
+        """Blocks per group still needed to hold `num_tokens` tokens."""
+        return [max(0, _num_blocks(num_tokens) - len(table)) for table in sequence.blocks]
+
+    def extend(self, sequence: Sequence, num_tokens: int) -> tuple[tuple[int, ...], ...]:
+        """Grow the tables to hold `num_tokens` tokens; returns the new blocks. The caller has checked that there are."""
+        grown: list[tuple[int, ...]] = []
+        missing = self.missing(sequence, num_tokens)
+        for pool, table, count in zip(self.pools, sequence.blocks, missing, strict=True):
+            blocks = pool.allocate(count)
+            table.extend(blocks)
+            grown.append(tuple(blocks))
+        return tuple(grown)
+
+    def advance(self, sequence: Sequence) -> None:
+        """After `num_computed` grew: publish full blocks and let go of what windows no longer see."""
+        if self.enable_prefix_caching:
+            full = sequence.num_computed // BLOCK_SIZE
+            self.hash_up_to(sequence, sequence.num_computed)
+            for index in range(sequence.num_published, full):
+                for pool, table in zip(self.pools, sequence.blocks, strict=True):
+                    if table[index] != NULL_BLOCK:
+                        pool.publish(table[index], sequence.hashes[index])
+            sequence.num_published = max(sequence.num_published, full)
+        for group, pool, table in zip(self.groups, self.pools, sequence.blocks, strict=True):
+            if group.spec.kind == "window":
+                _slide(pool, table, _first_visible(group, sequence.num_computed))
+
+    def release(self, sequence: Sequence) -> None:
+        """Let go of everything, the end of the chain first so that prefixes outlive their continuations."""
+        for pool, table in zip(self.pools, sequence.blocks, strict=True):
+            pool.release(reversed(table))
+        sequence.blocks = []
+        sequence.num_computed = 0
+        sequence.num_published = 0
+
+    def forget_prefixes(self) -> int:
+        """Drop all cached content that nobody holds; returns the number of blocks."""
+        return sum(pool.forget_cached() for pool in self.pools)
+
+
+def window_blocks(group: KVGroup, chunk: int) -> int:
+    """Most blocks that one sequence holds in this group when it advances by at most `chunk` tokens a step."""
+    if group.spec.kind != "window" or group.spec.window is None:
+        return 1 << 62
+    return _num_blocks(group.spec.window + chunk) + 1
+
+
+def _num_blocks(num_tokens: int) -> int:
+    return -(-num_tokens // BLOCK_SIZE)
+
+
+def _first_visible(group: KVGroup, position: int) -> int:
+    """Index of the first block that a query at `position` sees."""
+    if group.spec.kind != "window" or group.spec.window is None:
+        return 0
+    return max(0, position - group.spec.window + 1) // BLOCK_SIZE
+
+
+def _runs(row: list[int | None]) -> list[int]:
+    """For each index, how many entries in a row up to and with it are there."""
+    runs: list[int] = []
+    run = 0
+    for block in row:
+        run = run + 1 if block is not None else 0
+        runs.append(run)
+    return runs
+
+
+def _slide(pool: BlockPool, table: list[int], first: int) -> None:
+    """Release the blocks before index `first`. Passed blocks form a prefix of nulls, so the search goes backwards."""
+    index = min(first, len(table)) - 1
+    passed: list[int] = []
+    while index >= 0 and table[index] != NULL_BLOCK:
+        passed.append(table[index])
+        table[index] = NULL_BLOCK
+        index -= 1
+    pool.release(passed)

@@ -1,0 +1,63 @@
+"""The tensors behind block ids: one pair (k, v) per layer. Knows nothing of who holds which block."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from octavo.core.kvspec import BLOCK_SIZE, KVGroup
+from octavo.core.plan import BlockCopy
+
+
+class KVPool:
+    """Keys and values of every layer on one device. Owner: the runner.
+
+    Layout per layer: k and v each [num_blocks, BLOCK_SIZE, num_kv_heads, head_dim], zero at first, because masked
+    positions are multiplied by zero and must not hold NaN.
+    """
+
+    def __init__(
+        self,
+        groups: tuple[KVGroup, ...],
+        num_layers: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.groups = groups
+        by_layer: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for group in groups:
+            spec = group.spec
+            shape = (group.num_blocks, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
+            for layer in group.layers:
+                by_layer[layer] = (
+                    _zeros(shape, device, dtype),
+                    _zeros(shape, device, dtype),
+                )
+        assert sorted(by_layer) == list(range(num_layers)), "every layer in exactly one group"
+        self._layers = tuple(by_layer[layer] for layer in range(num_layers))
+
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(k, v) of a layer, as views that may be written."""
+        return self._layers[index]
+
+    def copy(self, block_copy: BlockCopy) -> None:
+        """Copy one block of a group, in all its layers."""
+        for layer in self.groups[block_copy.group].layers:
+            for tensor in self._layers[layer]:
+                tensor[block_copy.target].copy_(tensor[block_copy.source])
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.numel() * t.element_size() for pair in self._layers for t in pair)
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """A zeroed tensor. On CPU its pages come zeroed from the system when first touched, so that a large pool costs no
+    start-up time and no memory until it is used (torch.zeros writes every page: 5 s for 1 GiB on a busy machine)."""
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(dtype).view(shape)

@@ -1,0 +1,41 @@
+"""Where the models inside the package are, and how a model name becomes a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from octavo.core.config import BUNDLED_MODEL
+from octavo.core.errors import ModelError, did_you_mean
+
+_ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+
+def bundled() -> dict[str, Path]:
+    """Name -> folder of every model inside the package."""
+    return {path.parent.name: path.parent for path in sorted(_ASSETS.glob("*/config.json"))}
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a model: a path as given, or a bundled model's name.
+
+    Raises:
+        ModelError: neither a folder with a config.json nor a bundled name.
+    """
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    known = bundled()
+    if name in known:
+        return known[name]
+    if folder.is_dir():
+        raise ModelError(
+            f"no config.json in {name!r}.",
+            code="E-MODEL-02",
+            fix="Give the folder that holds config.json, the tokenizer and the *.safetensors files.",
+        )
+    raise ModelError(
+        f"no model {name!r}: neither a folder nor bundled ({', '.join(known) or 'none'})."
+        + did_you_mean(name, known),
+        code="E-MODEL-01",
+        fix=f"Give a model folder, or leave it out to use {BUNDLED_MODEL}.",
+    )

@@ -1,0 +1,54 @@
+"""One step as tensors on one rank. Passed as an argument, never a global. Built by `engine/prepare.py` alone.
+
+Shape letters: T tokens in the step, S slices, N logits rows wanted, B blocks in the longest table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupBatch:
+    """Where one KV group's keys and values are, for the slices of this step."""
+
+    slots_T: torch.Tensor
+    """int64 [T]: block * BLOCK_SIZE + offset where each token's key and value go."""
+    block_tables_SB: torch.Tensor
+    """int32 [S, B]: block ids in token order, 0-padded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardBatch:
+    """All that a model's forward needs to know about the step.
+
+    Rows of one slice are adjacent and slices are in the plan's order. The host lists duplicate small tensors so that
+    planning on the host needs no device read.
+    """
+
+    token_ids_T: torch.Tensor
+    """int64 [T]."""
+    positions_T: torch.Tensor
+    """int64 [T]."""
+    query_starts: tuple[int, ...]
+    """[S + 1]: slice i owns rows query_starts[i] .. query_starts[i + 1]."""
+    context_lens: tuple[int, ...]
+    """[S]: tokens of each sequence in the cache after this step."""
+    groups: tuple[GroupBatch, ...]
+    """One per KV group, in the order of `group_layers`."""
+    logits_rows_N: torch.Tensor
+    """int64 [N]: rows of T whose logits are wanted."""
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.query_starts[-1]
+
+    @property
+    def num_slices(self) -> int:
+        """S."""
+        return len(self.context_lens)

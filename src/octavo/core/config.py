@@ -1,0 +1,102 @@
+"""The one typed config tree: source of the Python arguments, the command line, the YAML file and the docs.
+
+Every field carries its help text; `tools/flags.py` turns fields into flags (`max_num_seqs` -> `--max-num-seqs`), YAML
+keys are the field names, and `LLM(...)` takes the same names. None means "decide for me": `core/resolve.py` decides
+and says why. Frozen: nothing changes a config after start.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+BUNDLED_MODEL = "octavo-mini"
+"""Name of the model inside the package: served when no model is named."""
+
+_Help = Meta
+_Positive = Annotated[int, Meta(ge=1)]
+_Share = Annotated[float, Meta(gt=0, le=1)]
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the engine process needs to start."""
+
+    model: Annotated[str, _Help(description="Model folder, or the name of the bundled model.")] = (
+        BUNDLED_MODEL
+    )
+    tokenizer: Annotated[
+        str | None, _Help(description="Tokenizer folder, when it is not the model's.")
+    ] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        _Help(description="Type of weights and activations; auto follows the model and the device."),
+    ] = "auto"
+    load_format: Annotated[
+        Literal["auto", "safetensors", "dummy"],
+        _Help(description="dummy makes random weights from config.json alone."),
+    ] = "auto"
+    max_model_len: Annotated[
+        _Positive | None, _Help(description="Longest prompt plus output, in tokens; default: the model's own."),
+    ] = None
+    max_num_seqs: Annotated[
+        int, _Help(ge=1, le=4096, description="Most sequences in one step.")
+    ] = 128
+    max_num_batched_tokens: Annotated[
+        _Positive | None, _Help(description="Token budget of one step; default by device.")
+    ] = None
+    gpu_memory_utilization: Annotated[
+        _Share | None, _Help(description="Share of the device's free memory to use (on CPU: of RAM)."),
+    ] = None
+    kv_cache_memory_bytes: Annotated[
+        _Positive | None, _Help(description="Size of the KV cache in bytes, instead of a share.")
+    ] = None
+    enable_prefix_caching: Annotated[
+        bool, _Help(description="Share the KV blocks of equal prompt prefixes.")
+    ] = True
+    enable_chunked_prefill: Annotated[
+        bool, _Help(description="Split long prompts over steps so that decodes never wait.")
+    ] = True
+    scheduling_policy: Annotated[
+        str, _Help(description="Who runs next: fcfs or priority.")
+    ] = "fcfs"
+    max_num_waiting: Annotated[
+        int, _Help(ge=1, description="Most requests in the queue; more are refused with 429.")
+    ] = 4096
+    seed: Annotated[
+        int, _Help(ge=0, description="Seed of dummy weights and of requests without a seed of their own.")
+    ] = 0
+    threads: Annotated[
+        _Positive | None, _Help(description="CPU threads for the model; default: the cores there are.")
+    ] = None
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], _Help(description="Where the model runs.")
+    ] = "auto"
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the HTTP server needs beside the engine."""
+
+    host: Annotated[str, _Help(description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, _Help(ge=0, le=65535, description="Port; 0 takes a free one.")] = 8000
+    served_model_name: Annotated[
+        tuple[str, ...], _Help(description="Names under which the model answers.")
+    ] = ()
+    api_key: Annotated[
+        tuple[str, ...], _Help(description="Keys that may use the API; also OCTAVO_API_KEY.")
+    ] = ()
+    chat_template: Annotated[
+        str | None, _Help(description="File with a chat template, instead of the model's.")
+    ] = None
+    generation_config: Annotated[
+        Literal["auto", "octavo"],
+        _Help(description="auto: sampling defaults from the model folder; octavo: neutral ones."),
+    ] = "auto"
+    shutdown_timeout: Annotated[
+        float, _Help(ge=0, description="Seconds that running requests get to finish at shutdown.")
+    ] = 30.0
+    enable_log_requests: Annotated[
+        bool, _Help(description="Log one line per request (never its text).")
+    ] = False
+    disable_access_log: Annotated[bool, _Help(description="No access log line per call.")] = False

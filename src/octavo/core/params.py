@@ -1,0 +1,161 @@
+"""What a caller may ask of sampling and pooling, checked once, here.
+
+A `SamplingParams` that exists is valid: every number is finite and in range, every list is bounded. Nothing below
+this module checks again. Fields bear the names of the OpenAI and vLLM interfaces. It does not know vocabularies;
+ids against a vocabulary are checked where the vocabulary is known (`check_token_ids`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import msgspec
+
+from octavo.core.errors import RequestError
+
+# Caps on everything that a caller can make long (security class: unbounded sizes and fan-out).
+MAX_N = 64
+MAX_STOPS = 16
+MAX_STOP_CHARS = 1024
+MAX_STOP_TOKEN_IDS = 256
+MAX_LOGIT_BIAS = 1024
+MAX_BAD_WORDS = 256
+MAX_BAD_WORD_CHARS = 256
+MAX_ALLOWED_TOKEN_IDS = 262_144
+MAX_LOGPROBS = 20
+MAX_TOKENS = 1 << 24
+MAX_SEED = (1 << 63) - 1
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How tokens are chosen and when to stop.
+
+    `top_k` 0 or -1 means no limit. `max_tokens` None means up to the context limit. `logprobs` None means none,
+    0 means only the chosen token's. `temperature` below 1e-5 is greedy.
+
+    Raises:
+        RequestError: a field is out of range; `param` names it.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] | None = None
+    bad_words: tuple[str, ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    seed: int | None = None
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        _check_int("n", self.n, 1, MAX_N)
+        _check_float("temperature", self.temperature, 0.0, 2.0**16)
+        _check_float("top_p", self.top_p, 0.0, 1.0, low_open=True)
+        _check_int("top_k", self.top_k, -1, MAX_TOKENS)
+        _check_float("min_p", self.min_p, 0.0, 1.0)
+        _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _check_float("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_open=True)
+        _check_int("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
+        _check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS)
+        _check_int("min_tokens", self.min_tokens, 0, MAX_TOKENS)
+        _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        _check_int("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            _refuse("min_tokens", self.min_tokens, f"at most max_tokens ({self.max_tokens})")
+        _check_strings("stop", self.stop, MAX_STOPS, MAX_STOP_CHARS)
+        _check_strings("bad_words", self.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_CHARS)
+        _check_ids("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
+        if self.allowed_token_ids is not None:
+            _check_ids("allowed_token_ids", self.allowed_token_ids, MAX_ALLOWED_TOKEN_IDS)
+            if not self.allowed_token_ids:
+                _refuse("allowed_token_ids", [], "at least one token id")
+        if self.logit_bias is not None:
+            _check_ids("logit_bias", self.logit_bias, MAX_LOGIT_BIAS)
+            for bias in self.logit_bias.values():
+                _check_float("logit_bias", bias, -100.0, 100.0)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature < 1e-5
+
+    def check_token_ids(self, vocab_size: int) -> None:
+        """Check every token id against the vocabulary.
+
+        Raises:
+            RequestError: an id is outside [0, vocab_size).
+        """
+        groups: tuple[tuple[str, Iterable[int]], ...] = (
+            ("stop_token_ids", self.stop_token_ids),
+            ("allowed_token_ids", self.allowed_token_ids or ()),
+            ("logit_bias", self.logit_bias or ()),
+        )
+        for name, ids in groups:
+            for token_id in ids:
+                if not 0 <= token_id < vocab_size:
+                    _refuse(name, token_id, f"a token id in [0, {vocab_size})")
+
+
+class PoolingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a caller may ask of a pooled (embedding, score, class) output."""
+
+    task: str = "embed"
+    dimensions: int | None = None
+    use_activation: bool = True
+
+    def __post_init__(self) -> None:
+        _check_int("dimensions", self.dimensions, 1, MAX_TOKENS)
+
+
+def _refuse(name: str, given: object, expected: str) -> None:
+    raise RequestError(f"{name} is {given!r}; expected {expected}.", param=name)
+
+
+def _check_int(name: str, value: int | None, low: int, high: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        _refuse(name, value, f"an integer from {low} to {high}")
+
+
+def _check_float(
+    name: str, value: float, low: float, high: float, *, low_open: bool = False
+) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        _refuse(name, value, "a finite number")
+    if not low <= value <= high or (low_open and value == low):
+        _refuse(name, value, f"a number in {'(' if low_open else '['}{low:g}, {high:g}]")
+
+
+def _check_strings(name: str, values: tuple[str, ...], most: int, most_chars: int) -> None:
+    if len(values) > most:
+        _refuse(name, f"a list of {len(values)}", f"at most {most} strings")
+    for value in values:
+        if not isinstance(value, str) or not value or len(value) > most_chars:
+            shown = value[:32] if isinstance(value, str) else value
+            _refuse(name, shown, f"non-empty strings of at most {most_chars} characters")
+
+
+def _check_ids(name: str, values: Iterable[int], most: int) -> None:
+    ids = list(values)
+    if len(ids) > most:
+        _refuse(name, f"a list of {len(ids)}", f"at most {most} token ids")
+    for value in ids:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            _refuse(name, value, "non-negative token ids")

@@ -1,0 +1,44 @@
+"""One accepted request, frozen. It is the same object in the server, on the wire and in the engine."""
+
+from __future__ import annotations
+
+import msgspec
+
+from octavo.core.params import SamplingParams
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine is asked to do. Built and checked by the front end; never changed after.
+
+    A caller's `n` choices are n requests that share a prompt; `index` tells them apart.
+    """
+
+    id: str
+    """Minted by the server; unique in the life of the engine."""
+    token_ids: tuple[int, ...]
+    """The prompt; at least one id, each inside the vocabulary."""
+    params: SamplingParams
+    max_tokens: int
+    """Output limit after resolving None and the context length; at least 1."""
+    seed: int
+    """Always set: the caller's seed, or one drawn by the front end. With `index` it keys the random numbers."""
+    arrived: float
+    """`time.monotonic()` at acceptance, in seconds (one clock for all processes of a host)."""
+    index: int = 0
+    eos_token_ids: tuple[int, ...] = ()
+    """The model's own end tokens; empty when the caller set `ignore_eos`."""
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    """`params.bad_words` as token ids."""
+    priority: int = 0
+    """Lower runs first under the `priority` policy."""
+    tenant: str = ""
+    adapter: str | None = None
+    cache_scope: str = ""
+    """Who may share cached prefixes with this request; derived from the API key, never from the body."""
+    deadline: float | None = None
+    """`time.monotonic()` after which the answer is of no use to the caller."""
+
+    @property
+    def num_prompt(self) -> int:
+        """Prompt length in tokens."""
+        return len(self.token_ids)

@@ -1,0 +1,115 @@
+"""What comes out: of one step on the ranks (`StepResult`), and of the engine to its clients (events).
+
+Every accepted request ends in exactly one `Finished` or `Failed`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from octavo.core.errors import ErrorInfo
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """Log-probabilities (natural log, of the distribution before temperature and truncation) at one position.
+
+    `token_ids[0]` is the token at hand; the rest are the most likely ones, most likely first (the token at hand may
+    stand among them again).
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    rank: int
+    """1-based rank of the token at hand in the whole vocabulary."""
+
+
+class SliceResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What one slice produced."""
+
+    row: int
+    token_ids: tuple[int, ...] = ()
+    """Accepted tokens: none when the slice did not sample, else at least one."""
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    """One per accepted token, where asked."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    """Where asked: for the prompt positions start+1 .. start+count that lie inside the prompt."""
+    error: ErrorInfo | None = None
+    """Set when this slice alone failed; the others stand."""
+
+
+class StepResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a step produced, slice by slice in the plan's order."""
+
+    step: int
+    slices: tuple[SliceResult, ...]
+    elapsed_s: float = 0.0
+
+
+class TokenOut(msgspec.Struct, frozen=True, kw_only=True, tag="token"):
+    """New tokens of a request."""
+
+    id: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    """Sent once, with the first tokens: entry i belongs to prompt position i + 1."""
+    num_cached: int = 0
+    """Sent with the first tokens: prompt tokens found in the prefix cache (a stop string may end it before Finished)."""
+
+
+class RequestTiming(msgspec.Struct, frozen=True, kw_only=True):
+    """When things happened, in seconds of `time.monotonic()`; None where they did not."""
+
+    arrived: float
+    admitted: float | None
+    first_token: float | None
+    last_token: float | None
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
+    """The one good end of a request."""
+
+    id: str
+    reason: FinishReason
+    stop_token: int | None
+    """The caller's stop token id that ended it; None for an end-of-sequence token and for other reasons."""
+    num_prompt: int
+    num_output: int
+    num_cached: int
+    num_preemptions: int
+    timing: RequestTiming
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """The one bad end of a request."""
+
+    id: str
+    error: ErrorInfo
+
+
+Event = TokenOut | Finished | Failed
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
+    """A snapshot after a step. Counters only grow; `meter` turns differences into metrics."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks: int = 0
+    num_free_blocks: int = 0
+    """Blocks that nobody holds; cached ones that could be evicted are among them."""
+    num_steps: int = 0
+    num_preemptions: int = 0
+    prefix_queries: int = 0
+    """Prompt tokens looked up in the prefix cache."""
+    prefix_hits: int = 0
+    """Prompt tokens found there."""
+    prompt_tokens: int = 0
+    """Prompt tokens computed."""
+    generation_tokens: int = 0
+    last_step_tokens: int = 0
+    last_step_s: float = 0.0

@@ -1,0 +1,67 @@
+"""A request in progress. Only the scheduler writes it; everyone else sees plans and events."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from octavo.core.request import Request
+
+
+class SequenceState(enum.Enum):
+    """Where a sequence stands. There is no prefill state and no decode state."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Sequence:
+    """Progress of one request. Owner: the scheduler.
+
+    Invariant: `num_computed <= len(token_ids)`; while running, the tokens from `num_computed` on still have to go
+    through the model. A fresh decode has exactly one such token: the one sampled last.
+    """
+
+    request: Request
+    token_ids: list[int]
+    """Prompt and output; appended by `apply` alone."""
+    state: SequenceState = SequenceState.WAITING
+    num_computed: int = 0
+    """Tokens whose keys and values are in the cache (computed or found there)."""
+    num_cached: int = 0
+    """Of the prompt: tokens found in the prefix cache at the first admission."""
+    row: int = -1
+    """Index of the running sequence in every rank's buffers; -1 unless running."""
+    blocks: list[list[int]] = field(default_factory=list)
+    """Block ids per KV group, in token order; 0 where a window has passed. Written through the cache."""
+    hashes: list[bytes] = field(default_factory=list)
+    """Chained 128-bit hashes of the full blocks so far."""
+    num_published: int = 0
+    """Full blocks offered to the prefix index so far."""
+    num_preemptions: int = 0
+    admitted_at: float | None = None
+    """When it first ran, on the scheduler's clock."""
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.request.id
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt plus output so far."""
+        return len(self.token_ids)
+
+    @property
+    def num_output(self) -> int:
+        """Output tokens so far."""
+        return len(self.token_ids) - self.request.num_prompt
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that have still to go through the model."""
+        return len(self.token_ids) - self.num_computed

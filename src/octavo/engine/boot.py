@@ -1,0 +1,207 @@
+"""From a config to a running engine: decide, plan the memory, load, build. Times every phase.
+
+Decisions are made before anything is loaded, so that what cannot work fails in a second with its cause.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import NamedTuple
+
+import torch
+
+from octavo.cache.groups import KVCache
+from octavo.cache.pool import KVPool
+from octavo.core import resolve
+from octavo.core.assets import model_folder
+from octavo.core.config import EngineConfig
+from octavo.core.errors import ConfigError
+from octavo.core.kvspec import BLOCK_SIZE, group_layers
+from octavo.core.log import get_logger
+from octavo.core.resolve import Decision
+from octavo.decoding.state import SamplerState
+from octavo.engine.engine import Engine, Link
+from octavo.engine.ipc import Loading, Phase, Ready
+from octavo.engine.memory import MemoryPlan, Needs, available_bytes, plan
+from octavo.engine.prepare import Rows
+from octavo.engine.runner import Runner
+from octavo.kernels.dispatch import Choice
+from octavo.models.base import Model
+from octavo.models.facts import ModelFacts, read_facts
+from octavo.models.load import LoadedModel, choose_dtype, load_model
+from octavo.scheduler.limits import Limits
+from octavo.scheduler.policies.registry import POLICIES
+from octavo.scheduler.scheduler import Scheduler
+
+logger = get_logger(__name__)
+
+
+class Resolved(NamedTuple):
+    """All that is decided before loading."""
+
+    config: EngineConfig
+    facts: ModelFacts
+    device: str
+    dtype: str
+    limits: Limits
+    memory: MemoryPlan
+    decisions: tuple[Decision, ...]
+
+
+class _Clock:
+    """Phases that follow each other without gaps; each change is told to the client."""
+
+    def __init__(self, link: Link, started: float) -> None:
+        self._link = link
+        self._last = started
+        self.phases: list[Phase] = []
+
+    def begin(self, name: str, fraction: float) -> None:
+        """Say what comes now."""
+        self._link.send(Loading(phase=name, fraction=fraction))
+
+    def end(self, name: str, detail: str = "") -> None:
+        """Book the time since the last phase's end under `name`."""
+        now = time.monotonic()
+        self.phases.append(Phase(name=name, seconds=now - self._last, detail=detail))
+        self._last = now
+
+
+def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float) -> Engine:
+    """Load the model and build the engine; sends `Loading` on the way and `Ready` at the end.
+
+    Raises:
+        OperatorError: what was asked for cannot be started.
+    """
+    clock = _Clock(link, asked_at)
+    clock.phases.append(Phase(name="process", seconds=process_at - asked_at))
+    clock._last = process_at
+    clock.end("imports", f"torch {torch.__version__}")
+    clock.begin("config", 0.1)
+    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    resolved = decide(config)
+    clock.end("config")
+    clock.begin("weights", 0.15)
+    loaded = load_model(
+        model_folder(config.model),
+        dtype=resolved.dtype,
+        device=resolved.device,
+        load_format="dummy" if config.load_format == "dummy" else "safetensors",
+        seed=config.seed,
+        progress=lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)),
+    )
+    clock.end("weights", f"{resolved.memory.weights / 2**20:.0f} MiB")
+    clock.begin("kv cache", 0.9)
+    engine = _build(resolved, loaded.model, link)
+    clock.end("kv cache", f"{resolved.memory.kv / 2**20:.0f} MiB")
+    link.send(_ready(resolved, loaded, tuple(clock.phases)))
+    return engine
+
+
+def decide(config: EngineConfig) -> Resolved:
+    """Everything that follows from config, checkpoint and machine, before loading.
+
+    Raises:
+        OperatorError: it cannot work.
+    """
+    facts = read_facts(model_folder(config.model))
+    device = _device(config.device)
+    dtype = choose_dtype(facts, config.dtype, device)
+    asked_len = config.max_model_len
+    if asked_len is not None:
+        resolve.context_length(asked_len, model_limit=facts.max_context, fits=asked_len)
+    wanted_len = asked_len or facts.max_context
+    tokens, tokens_decision = resolve.step_tokens(
+        config.max_num_batched_tokens,
+        max_num_seqs=config.max_num_seqs,
+        device=device,
+        whole_prompts_of=None if config.enable_chunked_prefill else wanted_len,
+    )
+    memory = plan(
+        Needs(
+            weights=facts.weight_bytes(dtype.dtype),
+            activations=facts.activation_bytes(tokens, dtype.dtype, num_logits=config.max_num_seqs),
+            groups=group_layers(facts.kv_specs(dtype.dtype)),
+            max_model_len=wanted_len,
+            is_len_explicit=asked_len is not None,
+            max_num_seqs=config.max_num_seqs,
+            chunk=tokens,
+        ),
+        available=available_bytes(device),
+        share=resolve.memory_share(config.gpu_memory_utilization, device),
+        kv_bytes=config.kv_cache_memory_bytes,
+    )
+    length, length_decision = resolve.context_length(
+        asked_len, model_limit=facts.max_context, fits=memory.kv_tokens
+    )
+    limits = Limits(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=tokens,
+        max_model_len=length,
+        max_num_waiting=config.max_num_waiting,
+        enable_chunked_prefill=config.enable_chunked_prefill,
+    )
+    decisions = (
+        Decision("device", device, "as given" if config.device != "auto" else "what there is"),
+        Decision("dtype", dtype.dtype, dtype.reason),
+        length_decision,
+        tokens_decision,
+    )
+    return Resolved(config, facts, device, dtype.dtype, limits, memory, decisions)
+
+
+def _device(asked: str) -> str:
+    has_cuda = torch.cuda.is_available()
+    if asked == "cuda" and not has_cuda:
+        raise ConfigError(
+            "--device cuda, but torch sees no CUDA device.",
+            code="E-CFG-06",
+            fix="Use --device cpu, or install a CUDA build of torch and check the driver.",
+        )
+    if asked == "auto":
+        return "cuda" if has_cuda else "cpu"
+    return asked
+
+
+def _build(resolved: Resolved, model: Model, link: Link) -> Engine:
+    limits, facts = resolved.limits, resolved.facts
+    groups = resolved.memory.groups
+    device = torch.device(resolved.device)
+    pool = KVPool(groups, facts.num_layers, device, getattr(torch, resolved.dtype))
+    rows = Rows(limits.max_num_seqs, limits.max_model_len, len(groups))
+    runner = Runner(model, pool, rows, SamplerState(limits.max_num_seqs, facts.vocab_size))
+    cache = KVCache(
+        groups,
+        enable_prefix_caching=resolved.config.enable_prefix_caching,
+        revision=f"{resolved.config.model}:{resolved.dtype}:{resolved.config.seed}",
+    )
+    policy = POLICIES.load(resolved.config.scheduling_policy)()
+    return Engine(Scheduler(limits, cache, policy), runner, link)
+
+
+def _why(choice: Choice) -> str:
+    refused = "; ".join(f"{name} refused: {reason}" for name, reason in choice.refusals)
+    return refused or "first of its kind"
+
+
+def _ready(resolved: Resolved, loaded: LoadedModel, phases: tuple[Phase, ...]) -> Ready:
+    kernels = {(choice.op, choice.winner): _why(choice) for choice in loaded.choices}
+    chosen = tuple(Decision(f"kernel {op}", name, why) for (op, name), why in kernels.items())
+    limits, memory = resolved.limits, resolved.memory
+    return Ready(
+        model=resolved.config.model,
+        max_model_len=limits.max_model_len,
+        vocab_size=resolved.facts.vocab_size,
+        device=resolved.device,
+        dtype=resolved.dtype,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        num_blocks=sum(group.num_blocks - 1 for group in memory.groups),
+        block_size=BLOCK_SIZE,
+        kv_tokens=min(memory.kv_tokens, 1 << 62),
+        memory=memory.parts(),
+        decisions=tuple(tuple(decision) for decision in (*resolved.decisions, *chosen)),
+        phases=phases,
+        pid=os.getpid(),
+    )

@@ -1,0 +1,101 @@
+"""The loop: drain -> schedule -> run -> apply -> emit. Sleeps on the socket when there is nothing to do."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from octavo.core.errors import ErrorInfo, OctavoError
+from octavo.core.log import get_logger
+from octavo.core.plan import StepPlan
+from octavo.core.result import Event, Failed, SliceResult, StepResult
+from octavo.engine.ipc import Cancel, Events, FromEngine, ResetPrefixCache, Shutdown, Submit, ToEngine
+from octavo.scheduler.scheduler import Scheduler
+
+logger = get_logger(__name__)
+
+
+class Link(Protocol):
+    """The engine's end of the socket."""
+
+    def receive(self, *, wait: bool) -> list[ToEngine]:
+        """Messages that have come; with `wait`, at least one, or ConnectionError when the client is gone."""
+        ...
+
+    def send(self, message: FromEngine) -> None:
+        """Send without waiting for a slow reader."""
+        ...
+
+
+class StepRunner(Protocol):
+    """Executes plans."""
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Results of every slice of the plan."""
+        ...
+
+
+class Engine:
+    """Owns the scheduler and a runner; speaks through a link."""
+
+    def __init__(self, scheduler: Scheduler, runner: StepRunner, link: Link) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self.link = link
+        self.is_stopping = False
+
+    def serve(self) -> None:
+        """Run until told to stop.
+
+        Raises:
+            ConnectionError: the client is gone.
+        """
+        while not self.is_stopping:
+            self.step()
+
+    def step(self) -> None:
+        """One turn of the loop."""
+        events = self._drain(wait=not self.scheduler.has_work)
+        plan = self.scheduler.schedule(time.monotonic())
+        if plan is not None:
+            result = self._run(plan)
+            events += self.scheduler.apply(plan, result, time.monotonic())
+        if events or plan is not None:
+            self.link.send(Events(events=tuple(events), stats=self.scheduler.stats()))
+
+    def _drain(self, *, wait: bool) -> list[Event]:
+        events: list[Event] = []
+        for message in self.link.receive(wait=wait):
+            events += self._handle(message)
+        return events
+
+    def _handle(self, message: ToEngine) -> list[Event]:
+        match message:
+            case Submit(request):
+                try:
+                    self.scheduler.add(request)
+                except OctavoError as error:
+                    return [Failed(id=request.id, error=error.info())]
+            case Cancel(ids):
+                return [event for request_id in ids for event in self.scheduler.cancel(request_id)]
+            case ResetPrefixCache():
+                self.scheduler.cache.forget_prefixes()
+            case Shutdown():
+                self.is_stopping = True
+                return [e for name in list(self.scheduler.by_id) for e in self.scheduler.cancel(name)]
+        return []
+
+    def _run(self, plan: StepPlan) -> StepResult:
+        """Run a plan; when a step throws, its requests fail and the engine goes on with the others."""
+        try:
+            return self.runner.run(plan)
+        except Exception as error:  # edge of the task: a step's failure must not end the engine
+            logger.exception("step %d failed", plan.step)
+            info = ErrorInfo(
+                code="step_failed",
+                message=f"the step that ran this request failed: {type(error).__name__}: {error}",
+                status=500,
+                fix="Send the request again; the engine's log has the traceback.",
+            )
+            slices = tuple(SliceResult(row=piece.row, error=info) for piece in plan.slices)
+            return StepResult(step=plan.step, slices=slices)

@@ -1,0 +1,311 @@
+"""From what a caller says to requests, and from events back to text. No torch, no HTTP.
+
+Server handlers and `LLM` both stand on this: one path, so that streamed and whole answers cannot differ. Knows the
+tokenizer, the chat template and the engine client; does not know JSON shapes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from octavo.core.errors import ContextLengthError, RequestError, from_info
+from octavo.core.params import SamplingParams
+from octavo.core.request import Request
+from octavo.core.result import (
+    Event,
+    Failed,
+    Finished,
+    RequestTiming,
+    TokenLogprobs,
+    TokenOut,
+)
+from octavo.engine.ipc import Ready
+from octavo.text.detokenize import Detokenizer
+from octavo.text.tokenizer import Tokenizer
+
+
+class Client(Protocol):
+    """What a front end needs of an engine client; tests pass a fake."""
+
+    @property
+    def ready(self) -> Ready:
+        """What was started. Raises EngineDeadError when the engine cannot take requests."""
+        ...
+
+    def generate(self, request: Request) -> AsyncIterator[Event]:
+        """Submit, then yield events up to and including one Finished or Failed. Closing it early cancels."""
+        ...
+
+
+class Caller(NamedTuple):
+    """Who asks: from the API key and the connection, never from the body."""
+
+    tenant: str = ""
+    cache_scope: str = ""
+    priority: int = 0
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    """Token counts of one call: the prompt once, the output of all its choices."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of one choice. The whole answer is the fold of its deltas."""
+
+    index: int
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    """All tokens taken since the last delta; their text may still be held back."""
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    """One per token id, where asked."""
+    offsets: tuple[int, ...] = ()
+    """Per token id: where in the choice's text it begins, in characters."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    """On a choice's first delta, where asked: entry i belongs to prompt position i + 1."""
+    finish_reason: str | None = None
+    """stop, length or abort, on the choice's last delta."""
+    stop_reason: str | int | None = None
+    """The stop string or stop token id that ended it."""
+    timing: RequestTiming | None = None
+    """On the choice's last delta."""
+    num_preemptions: int = 0
+
+
+class Frontend:
+    """Checks, tokenizes, submits, detokenizes."""
+
+    def __init__(self, client: Client, tokenizer: Tokenizer) -> None:
+        self.client = client
+        self.tokenizer = tokenizer
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Text to ids, refusing at once what could not fit.
+
+        Raises:
+            ContextLengthError: the text is so long that it cannot fit the context.
+        """
+        limit = self.client.ready.max_model_len
+        if len(text) > limit * _MAX_CHARS_PER_TOKEN:
+            raise ContextLengthError(
+                f"the prompt has {len(text)} characters; this model's context is {limit} tokens.",
+                param="prompt",
+            )
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def build(
+        self, token_ids: Sequence[int], params: SamplingParams, caller: Caller, request_id: str
+    ) -> list[Request]:
+        """Check a prompt against the model and make one request per choice.
+
+        Raises:
+            ContextLengthError: prompt plus max_tokens exceeds the context.
+            RequestError: an empty prompt, or an id outside the vocabulary.
+        """
+        ready = self.client.ready
+        check_prompt(token_ids, ready.vocab_size)
+        params.check_token_ids(ready.vocab_size)
+        max_tokens = output_limit(len(token_ids), params.max_tokens, ready.max_model_len)
+        ids = tuple(token_ids)
+        seed = secrets.randbits(62) if params.seed is None else params.seed
+        eos = () if params.ignore_eos else tuple(self.tokenizer.eos_token_ids)
+        bad_words = self.tokenizer.bad_word_ids(params.bad_words) if params.bad_words else ()
+        arrived = time.monotonic()
+        return [
+            Request(
+                id=request_id if params.n == 1 else f"{request_id}-{index}",
+                token_ids=ids,
+                params=params,
+                max_tokens=max_tokens,
+                seed=seed,
+                arrived=arrived,
+                index=index,
+                eos_token_ids=eos,
+                bad_words_ids=bad_words,
+                priority=caller.priority,
+                tenant=caller.tenant,
+                cache_scope=caller.cache_scope,
+            )
+            for index in range(params.n)
+        ]
+
+    def start(
+        self,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        caller: Caller = Caller(),
+        request_id: str,
+    ) -> Generation:
+        """Begin one call (all its choices). Raises as `build` does; iterate the result for deltas."""
+        requests = self.build(token_ids, params, caller, request_id)
+        return Generation(self.client, self.tokenizer, requests)
+
+
+class Generation:
+    """One call in progress. `async for delta in generation`; closing the iterator cancels what still runs."""
+
+    def __init__(self, client: Client, tokenizer: Tokenizer, requests: list[Request]) -> None:
+        self.requests = requests
+        self.usage = Usage(prompt_tokens=requests[0].num_prompt)
+        self._client = client
+        self._tokenizer = tokenizer
+        self._iterator: AsyncIterator[Delta] | None = None
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        single = len(self.requests) == 1
+        return self._choice(self.requests[0]) if single else self._merged()
+
+    async def _merged(self) -> AsyncIterator[Delta]:
+        """Deltas of all choices as they come. A choice that fails ends the call."""
+        queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue()
+
+        async def pump(request: Request) -> None:
+            try:
+                async for delta in self._choice(request):
+                    queue.put_nowait(delta)
+                queue.put_nowait(None)
+            except (RequestError, Exception) as error:  # edge of a task: handed to the reader, who raises it
+                queue.put_nowait(error)
+
+        tasks = [asyncio.create_task(pump(request)) for request in self.requests]
+        try:
+            open_choices = len(tasks)
+            while open_choices:
+                item = await queue.get()
+                if item is None:
+                    open_choices -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _choice(self, request: Request) -> AsyncIterator[Delta]:
+        """Deltas of one choice; the last one carries `finish_reason`.
+
+        Raises:
+            OctavoError: the engine failed this request.
+        """
+        fold = _Choice(request, self._tokenizer)
+        async with contextlib.aclosing(_closable(self._client.generate(request))) as events:
+            async for event in events:
+                delta = fold.take(event)
+                if delta is None:
+                    continue
+                self.usage.completion_tokens += len(delta.token_ids)
+                if not isinstance(event, Failed):
+                    self.usage.cached_tokens = max(self.usage.cached_tokens, event.num_cached)
+                yield delta
+                if delta.finish_reason is not None:
+                    return
+
+
+class _Choice:
+    """Folds the events of one choice into deltas."""
+
+    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
+        self._request = request
+                # Before min_tokens outputs the sampler masks these, so that seeing one means the engine ends there.
+        self._stop_tokens = frozenset(request.eos_token_ids + request.params.stop_token_ids)
+        self._detokenizer = Detokenizer(tokenizer, request.params, request.token_ids)
+
+    def take(self, event: Event) -> Delta | None:
+        """The delta of one event; None when there is nothing to say."""
+        if isinstance(event, Failed):
+            raise from_info(event.error)
+        if isinstance(event, TokenOut):
+            return self._tokens(event)
+        text = self._detokenizer.finish()
+        return Delta(
+            index=self._request.index,
+            text=text.text,
+            finish_reason="stop" if text.stopped is not None else event.reason,
+            stop_reason=text.stopped if text.stopped is not None else event.stop_token,
+            timing=event.timing,
+            num_preemptions=event.num_preemptions,
+        )
+
+    def _tokens(self, event: TokenOut) -> Delta:
+        is_end = event.token_ids[-1:] and event.token_ids[-1] in self._stop_tokens
+        pushed = self._detokenizer.push(event.token_ids, ends_with_stop_token=bool(is_end))
+        taken = event.token_ids[: pushed.num_tokens]
+        logprobs = event.logprobs[: pushed.num_tokens] if event.logprobs is not None else None
+        return Delta(
+            index=self._request.index,
+            text=pushed.text,
+            token_ids=taken,
+            logprobs=logprobs,
+            offsets=pushed.offsets,
+            prompt_logprobs=event.prompt_logprobs,
+            finish_reason="stop" if pushed.stopped is not None else None,
+            stop_reason=pushed.stopped,
+        )
+
+
+_MAX_CHARS_PER_TOKEN = 64
+"""No tokenizer yields fewer than one token for this many characters of ordinary text; longer prompts cannot fit."""
+
+
+def check_prompt(token_ids: Sequence[int], vocab_size: int) -> None:
+    """Refuse an empty prompt and ids outside the vocabulary.
+
+    Raises:
+        RequestError: with `param` "prompt".
+    """
+    if not token_ids:
+        raise RequestError("the prompt is empty; expected at least one token.", param="prompt")
+    low, high = min(token_ids), max(token_ids)
+    if low < 0 or high >= vocab_size:
+        bad = low if low < 0 else high
+        raise RequestError(
+            f"prompt token id {bad} is outside the vocabulary [0, {vocab_size}).", param="prompt"
+        )
+
+
+def output_limit(num_prompt: int, max_tokens: int | None, max_model_len: int) -> int:
+    """How many tokens may come out.
+
+    Raises:
+        ContextLengthError: the prompt, or prompt plus max_tokens, exceeds `max_model_len`.
+    """
+    room = max_model_len - num_prompt
+    if room < 1:
+        raise ContextLengthError(
+            f"the prompt has {num_prompt} tokens; this model's context is {max_model_len} tokens and at "
+            "least one is needed for output.",
+            param="prompt",
+            fix="Shorten the prompt.",
+        )
+    if max_tokens is not None and max_tokens > room:
+        raise ContextLengthError(
+            f"{num_prompt} prompt tokens plus max_tokens {max_tokens} make {num_prompt + max_tokens}; this "
+            f"model's context is {max_model_len} tokens.",
+            param="max_tokens",
+            fix=f"Ask for at most {room} tokens, or shorten the prompt.",
+        )
+    return room if max_tokens is None else max_tokens
+
+
+async def _closable(events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    """An async generator over any async iterator, so that closing reaches the source."""
+    try:
+        async for event in events:
+            yield event
+    finally:
+        close = getattr(events, "aclose", None)
+        if close is not None:
+            await close()

@@ -1,0 +1,175 @@
+"""Frames between the engine process and its clients: 4-byte little-endian length, then msgpack of a tagged union.
+
+The schema is fixed and closed: what does not decode into it is refused and the peer dropped. Never pickle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+
+import msgspec
+
+from octavo.core.config import EngineConfig
+from octavo.core.errors import EngineError, ErrorInfo
+from octavo.core.request import Request
+from octavo.core.result import EngineStats, Failed, Finished, TokenOut
+
+MAX_FRAME_BYTES = 64 << 20
+_LENGTH = struct.Struct("<I")
+
+
+class Phase(msgspec.Struct, frozen=True, kw_only=True):
+    """One part of the start-up: parts follow each other without gaps, so they sum to the whole."""
+
+    name: str
+    seconds: float
+    detail: str = ""
+
+
+class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
+    """Client -> engine, the first frame: what to start, and when it was asked for (`time.monotonic()`)."""
+
+    config: EngineConfig
+    asked_at: float
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """Client -> engine: run this request."""
+
+    request: Request
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Client -> engine: the caller is gone; ends with `Finished(reason="abort")`. Unknown ids are ignored."""
+
+    ids: tuple[str, ...]
+
+
+class ResetPrefixCache(msgspec.Struct, frozen=True, tag="reset_prefix_cache"):
+    """Client -> engine: forget all cached prefixes that nobody is using."""
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """Client -> engine: abort what runs, then exit 0."""
+
+
+class Loading(msgspec.Struct, frozen=True, kw_only=True, tag="loading"):
+    """Engine -> client, while starting: what it is doing and how far it is, 0 to 1."""
+
+    phase: str
+    fraction: float
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """Engine -> client, once: what was started."""
+
+    model: str
+    max_model_len: int
+    vocab_size: int
+    device: str
+    dtype: str
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    num_blocks: int
+    block_size: int
+    kv_tokens: int
+    """Tokens of context that the KV cache holds."""
+    memory: tuple[tuple[str, int], ...]
+    """Parts of the memory plan in bytes; they sum to the total."""
+    decisions: tuple[tuple[str, str, str], ...]
+    """(name, value, reason) of each automatic choice."""
+    phases: tuple[Phase, ...]
+    pid: int
+
+
+class Events(msgspec.Struct, frozen=True, tag="events"):
+    """Engine -> client: what a step produced."""
+
+    events: tuple[TokenOut | Finished | Failed, ...]
+    stats: EngineStats
+
+
+class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
+    """Engine -> client: the engine cannot start or go on; the cause, and the last frame."""
+
+    error: ErrorInfo
+
+
+ToEngine = StartEngine | Submit | Cancel | ResetPrefixCache | Shutdown
+FromEngine = Loading | Ready | Events | Fatal
+
+_encoder = msgspec.msgpack.Encoder()
+_to_engine = msgspec.msgpack.Decoder(ToEngine)
+_from_engine = msgspec.msgpack.Decoder(FromEngine)
+
+
+def frame(message: ToEngine | FromEngine) -> bytes:
+    """Encode one message with its length in front."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode_to_engine(body: bytes | bytearray | memoryview) -> ToEngine:
+    """Decode a frame's body.
+
+    Raises:
+        EngineError: it is not one of the known messages.
+    """
+    try:
+        return _to_engine.decode(body)
+    except msgspec.MsgspecError as error:
+        raise EngineError(f"bad frame from a client: {error}", code="bad_frame") from error
+
+
+def decode_from_engine(body: bytes | bytearray | memoryview) -> FromEngine:
+    """Decode a frame's body.
+
+    Raises:
+        EngineError: it is not one of the known messages.
+    """
+    try:
+        return _from_engine.decode(body)
+    except msgspec.MsgspecError as error:
+        raise EngineError(f"bad frame from the engine: {error}", code="bad_frame") from error
+
+
+class FrameBuffer:
+    """Cuts a byte stream into frame bodies."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Add bytes; return the bodies that are whole now.
+
+        Raises:
+            EngineError: a frame claims to be larger than MAX_FRAME_BYTES.
+        """
+        self._data += data
+        bodies: list[bytes] = []
+        offset = 0
+        while len(self._data) - offset >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._data, offset)
+            if length > MAX_FRAME_BYTES:
+                raise EngineError(f"frame of {length} bytes; at most {MAX_FRAME_BYTES}.", code="bad_frame")
+            end = offset + _LENGTH.size + length
+            if len(self._data) < end:
+                break
+            bodies.append(bytes(self._data[offset + _LENGTH.size : end]))
+            offset = end
+        del self._data[:offset]
+        return bodies
+
+
+async def read_frame(reader: asyncio.StreamReader) -> bytes:
+    """Read one frame's body.
+
+    Raises:
+        asyncio.IncompleteReadError: the peer is gone.
+        EngineError: the frame is too large.
+    """
+    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+    if length > MAX_FRAME_BYTES:
+        raise EngineError(f"frame of {length} bytes; at most {MAX_FRAME_BYTES}.", code="bad_frame")
+    return await reader.readexactly(length)

@@ -1,0 +1,68 @@
+"""The engine's end of the Unix socket: non-blocking both ways, asleep when there is nothing to do."""
+
+from __future__ import annotations
+
+import select
+import socket
+
+from octavo.engine.ipc import FrameBuffer, FromEngine, ToEngine, decode_to_engine, frame
+
+_CHUNK = 1 << 18
+
+
+class SocketLink:
+    """Frames over a connected stream socket. Owner: the engine's thread."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._sock.setblocking(False)
+        self._buffer = FrameBuffer()
+        self._unsent = bytearray()
+
+    def receive(self, *, wait: bool) -> list[ToEngine]:
+        """Messages that have come; with `wait`, sleeps until there is at least one.
+
+        Raises:
+            ConnectionError: the client closed the connection.
+            EngineError: the client sent what is no message.
+        """
+        messages: list[ToEngine] = []
+        while not messages:
+            readable = self._poll(None if wait else 0)
+            if readable:
+                data = self._sock.recv(_CHUNK)
+                if not data:
+                    raise ConnectionError("the client closed the connection")
+                messages = [decode_to_engine(body) for body in self._buffer.feed(data)]
+            if not wait:
+                break
+        return messages
+
+    def send(self, message: FromEngine) -> None:
+        """Queue a message and send what the socket takes; the rest goes out with later calls."""
+        self._unsent += frame(message)
+        self._flush()
+
+    def flush(self) -> None:
+        """Send everything, waiting for the reader."""
+        while self._unsent:
+            select.select([], [self._sock], [])
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._unsent:
+            try:
+                sent = self._sock.send(self._unsent)
+            except BlockingIOError:
+                return
+            del self._unsent[:sent]
+
+    def _poll(self, timeout: float | None) -> bool:
+        """Wait for something to read, sending what is unsent as the socket allows."""
+        while True:
+            writers = [self._sock] if self._unsent else []
+            readable, writable, _ = select.select([self._sock], writers, [], timeout)
+            if writable:
+                self._flush()
+            if readable or timeout == 0:
+                return bool(readable)

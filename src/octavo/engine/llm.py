@@ -1,0 +1,234 @@
+"""`LLM` for scripts: start an engine, hand it prompts, take the answers back in order.
+
+    from octavo.engine.llm import LLM
+from octavo.core.params import SamplingParams
+
+    with LLM() as llm:
+        for output in llm.generate(["def add(a, b):"], SamplingParams(max_tokens=32)):
+            print(output.outputs[0].text)
+
+The same front end as the server's stands behind it; it runs in a thread with an event loop of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import itertools
+import threading
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from octavo.core.assets import model_folder
+from octavo.core.config import EngineConfig
+from octavo.core.errors import RequestError
+from octavo.core.params import SamplingParams
+from octavo.core.result import RequestTiming, TokenLogprobs
+from octavo.engine.client import EngineClient
+from octavo.engine.frontend import Caller, Frontend
+from octavo.engine.ipc import Ready
+from octavo.engine.progress import Progress
+from octavo.text.chat import ChatTemplate
+from octavo.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
+Prompt = str | Sequence[int]
+
+
+class CompletionOutput(msgspec.Struct, kw_only=True):
+    """One choice."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = msgspec.field(default_factory=list)
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    timing: RequestTiming | None = None
+
+
+class RequestOutput(msgspec.Struct, kw_only=True):
+    """One prompt's answer."""
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    num_cached_tokens: int = 0
+
+
+class LLM:
+    """An engine and its front end, for use from plain Python code.
+
+    Keyword arguments are the fields of `EngineConfig`. Close it (or use `with`) to end the engine process.
+
+    Raises:
+        OperatorError: the engine cannot start.
+    """
+
+    def __init__(self, model: str | None = None, **options: Any) -> None:
+        if model is not None:
+            options["model"] = model
+        self.config = msgspec.convert(options, EngineConfig)
+        folder = model_folder(self.config.tokenizer or self.config.model)
+        self.tokenizer = Tokenizer.load(folder)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="octavo-llm", daemon=True)
+        self._thread.start()
+        self._numbers = itertools.count()
+        self._is_closed = False
+        self._client = self._call(self._start())
+        atexit.register(self.close)
+
+    async def _start(self) -> EngineClient:
+        client = EngineClient(self.config)
+        await client.start()
+        try:
+            await client.wait_ready()
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    @property
+    def ready(self) -> Ready:
+        """What was started: limits, memory plan, start-up phases."""
+        return self._client.ready
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete prompts (text or token ids); answers come in the order of the prompts.
+
+        Raises:
+            RequestError: a prompt or its parameters cannot be honoured; nothing has run then.
+        """
+        listed = _as_list(prompts)
+        params = _params_for(sampling_params, len(listed))
+        frontend = Frontend(self._client, self.tokenizer)
+        ids = [frontend.encode(p) if isinstance(p, str) else list(p) for p in listed]
+        for tokens, one in zip(ids, params, strict=True):
+            frontend.build(tokens, one, Caller(), "check")
+        return self._call(self._run(frontend, listed, ids, params, use_tqdm))
+
+    def chat(
+        self,
+        messages: Sequence[dict[str, Any]] | Sequence[Sequence[dict[str, Any]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or several, through the model's chat template."""
+        template = ChatTemplate.load(self.tokenizer)
+        many = [messages] if messages and isinstance(messages[0], dict) else list(messages)
+        texts = [template.render(list(one), add_generation_prompt=True) for one in many]  # type: ignore[arg-type]
+        ids = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        return self.generate(ids, sampling_params, use_tqdm=use_tqdm)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget cached prefixes, as before a measurement."""
+        self._loop.call_soon_threadsafe(self._client.reset_prefix_cache)
+
+    def close(self) -> None:
+        """End the engine process. Safe to call twice."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        atexit.unregister(self.close)
+        self._call(self._client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _run(
+        self,
+        frontend: Frontend,
+        prompts: list[Prompt],
+        ids: list[list[int]],
+        params: list[SamplingParams],
+        use_tqdm: bool,
+    ) -> list[RequestOutput]:
+        progress = Progress(len(prompts), shown=use_tqdm)
+        outputs = [
+            RequestOutput(
+                prompt=prompt if isinstance(prompt, str) else None,
+                prompt_token_ids=tokens,
+                outputs=[CompletionOutput(index=i) for i in range(one.n)],
+            )
+            for prompt, tokens, one in zip(prompts, ids, params, strict=True)
+        ]
+        limit = asyncio.Semaphore(self.config.max_num_waiting // 2 or 1)
+        work = [
+            asyncio.ensure_future(self._one(frontend, output, one, progress, limit))
+            for output, one in zip(outputs, params, strict=True)
+        ]
+        try:
+            with progress:
+                await asyncio.gather(*work)
+        finally:  # one failed: cancel the others, wait for them, raise the first cause
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+        return outputs
+
+    async def _one(
+        self,
+        frontend: Frontend,
+        output: RequestOutput,
+        params: SamplingParams,
+        progress: Progress,
+        limit: asyncio.Semaphore,
+    ) -> None:
+        async with limit:
+            request_id = f"llm-{next(self._numbers)}"
+            generation = frontend.start(output.prompt_token_ids, params, request_id=request_id)
+            async for delta in generation:
+                choice = output.outputs[delta.index]
+                choice.text += delta.text
+                choice.token_ids.extend(delta.token_ids)
+                if delta.logprobs is not None:
+                    choice.logprobs = [*(choice.logprobs or []), *delta.logprobs]
+                if delta.prompt_logprobs is not None:
+                    output.prompt_logprobs = list(delta.prompt_logprobs)
+                if delta.finish_reason is not None:
+                    choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
+                    choice.timing = delta.timing
+                progress.tokens(len(delta.token_ids), time.monotonic())
+            output.num_cached_tokens = generation.usage.cached_tokens
+            progress.finished(len(output.prompt_token_ids))
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt, or several, as a list."""
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]  # a str, or a sequence of ints
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _params_for(
+    params: SamplingParams | Sequence[SamplingParams] | None, count: int
+) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise RequestError(
+            f"{len(params)} sampling params for {count} prompts; expected one, or one each.",
+            param="sampling_params",
+        )
+    return list(params)

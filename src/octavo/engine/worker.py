@@ -1,0 +1,83 @@
+"""The engine process: `python -m octavo.engine.worker SOCKET`.
+
+Connects to the client's Unix socket, takes the config as its first frame, loads, says `Ready`, then runs the loop.
+What goes wrong on the way is sent as `Fatal`, so that the last line the operator sees is the cause. Ends when the
+client is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import socket
+import sys
+import time
+
+_STARTED = time.monotonic()
+
+from octavo.core import log  # noqa: E402  # the clock starts before the imports that it times
+from octavo.core.errors import ErrorInfo, OctavoError  # noqa: E402
+from octavo.engine.ipc import Fatal, FrameBuffer, StartEngine, decode_to_engine  # noqa: E402
+from octavo.engine.link import SocketLink  # noqa: E402
+
+logger = log.get_logger(__name__)
+
+
+def main(argv: list[str]) -> int:
+    """Entry point of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the client, which then says Shutdown
+    _die_with_parent()
+    log.configure()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.connect(argv[0])
+    start = _read_start(sock)
+    link = SocketLink(sock)
+    try:
+        from octavo.engine.boot import boot  # lazy: torch loads here, inside the measured start-up
+
+        engine = boot(start.config, link, asked_at=start.asked_at, process_at=_STARTED)
+        engine.serve()
+    except ConnectionError:
+        return 0
+    except OctavoError as error:
+        link.send(Fatal(error.info()))
+    except Exception as error:  # edge of the process: the cause goes to the client before it ends
+        logger.exception("the engine stops")
+        link.send(Fatal(_crash(error)))
+    else:
+        link.flush()
+        return 0
+    link.flush()
+    return 1
+
+
+def _crash(error: Exception) -> ErrorInfo:
+    return ErrorInfo(
+        code="E-ENGINE-01",
+        message=f"the engine stopped: {type(error).__name__}: {error}",
+        status=500,
+        fix="The traceback is above; this is a defect worth reporting.",
+    )
+
+
+def _read_start(sock: socket.socket) -> StartEngine:
+    buffer = FrameBuffer()
+    while True:
+        data = sock.recv(1 << 16)
+        if not data:
+            raise SystemExit("the client closed the connection before saying what to start")
+        for body in buffer.feed(data):
+            message = decode_to_engine(body)
+            assert isinstance(message, StartEngine), "the client's first frame says what to start"
+            return message
+
+
+def _die_with_parent() -> None:
+    """Linux: be killed when the parent dies, also while loading. Elsewhere the closed socket does it later."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,62 @@
+"""Attention by the compiled CPU kernel: reads the paged cache in place, gathers nothing.
+
+A row's result is the same bits whatever its batch mates, chunks and threads are. Shape letters in `base.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from octavo.core.batch import ForwardBatch
+from octavo.core.kvspec import BLOCK_SIZE, KVSpec
+from octavo.kernels import cpu
+from octavo.kernels.attention.base import AttentionCase
+
+DTYPES = ("float32", "bfloat16")
+KERNEL_BLOCK_SIZE = 16
+"""kBlockSize of csrc/cpu/attention.h."""
+
+
+class CpuAttention:
+    """The compiled kernel for one case; every feature of the case is supported."""
+
+    def __init__(self, case: AttentionCase) -> None:
+        self.case = case
+
+    @staticmethod
+    def refuses(case: AttentionCase, /) -> str | None:
+        """Refuses other devices and dtypes, and a build without the extension."""
+        if case.device != "cpu":
+            return f"runs on cpu and not on {case.device}"
+        if case.dtype not in DTYPES:
+            return f"takes {' or '.join(DTYPES)} and not {case.dtype}"
+        if BLOCK_SIZE != KERNEL_BLOCK_SIZE:
+            return f"is compiled for blocks of {KERNEL_BLOCK_SIZE} tokens and not {BLOCK_SIZE}"
+        return cpu.missing()
+
+    def plan(self, batch: ForwardBatch, group_index: int, spec: KVSpec, /) -> cpu.PagedAttention:
+        """The step's tables, checked and copied."""
+        tables_SB = batch.groups[group_index].block_tables_SB
+        return cpu.PagedAttention(batch.query_starts, batch.context_lens, tables_SB.contiguous())
+
+    def run(
+        self,
+        q_THD: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        plan: cpu.PagedAttention,
+        /,
+    ) -> torch.Tensor:
+        """[T, H, D] -> [T, H, D]."""
+        q_THD = q_THD.detach().contiguous()
+        out_THD = torch.empty_like(q_THD)
+        plan.run(
+            q_THD,
+            cache[0],
+            cache[1],
+            out_THD,
+            scale=self.case.scale,
+            window=self.case.window,
+            soft_cap=self.case.soft_cap,
+            num_threads=torch.get_num_threads(),
+        )
+        return out_THD

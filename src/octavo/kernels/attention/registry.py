@@ -1,0 +1,22 @@
+"""Attention backends as literal rows, preferred first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from octavo.core.registry import Registry
+from octavo.kernels.dispatch import Op
+
+if TYPE_CHECKING:
+    from octavo.kernels.attention.base import AttentionBackend, AttentionCase
+
+ATTENTION: Op[AttentionCase, AttentionBackend[Any]] = Op(
+    "attention",
+    Registry(
+        "attention backend",
+        {
+            "torch_sdpa": "octavo.kernels.attention.torch_sdpa:TorchSdpa",
+            "reference": "octavo.kernels.attention.reference:ReferenceAttention",
+        },
+    ),
+)

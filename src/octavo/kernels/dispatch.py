@@ -1,0 +1,137 @@
+"""Which candidate computes an op: ask in order, collect refusals, remember the winner.
+
+A candidate is told the case (device, dtype, sizes) before any tensor exists and answers with a reason when it cannot
+take it. There is no try-and-fall-back at run time: what was chosen runs, and `Dispatcher.choices` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
+
+from octavo.core.errors import ConfigError, did_you_mean
+from octavo.core.registry import Registry
+
+CaseT = TypeVar("CaseT", bound=Hashable)
+CaseT_contra = TypeVar("CaseT_contra", contravariant=True)
+MadeT = TypeVar("MadeT")
+MadeT_co = TypeVar("MadeT_co", covariant=True)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpCase:
+    """What is known of a simple op before it runs."""
+
+    device: str
+    """Device type: "cpu", "cuda"."""
+    dtype: str
+    """Of the activations, by torch's name: "float32", "bfloat16"."""
+    sizes: tuple[int, ...] = ()
+    """Sizes that never change: (features,) of a norm, (out, in) of a linear, (heads, kv heads, head dim) of rope."""
+
+
+class Candidate(Protocol[CaseT_contra, MadeT_co]):
+    """One way to compute an op. A class with these two is one, as is a `Function`."""
+
+    def refuses(self, case: CaseT_contra, /) -> str | None:
+        """Why it cannot take the case, or None."""
+
+    def __call__(self, case: CaseT_contra, /) -> MadeT_co:
+        """The callable or object that computes the case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Function(Generic[P, R]):
+    """A candidate that is one plain function, for the given devices (all when empty)."""
+
+    run: Callable[P, R]
+    devices: tuple[str, ...] = ()
+
+    def refuses(self, case: OpCase, /) -> str | None:
+        """Why it cannot take the case, or None."""
+        if self.devices and case.device not in self.devices:
+            return f"runs on {', '.join(self.devices)} and not on {case.device}"
+        return None
+
+    def __call__(self, case: OpCase, /) -> Callable[P, R]:
+        """The function itself."""
+        return self.run
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Op(Generic[CaseT, MadeT]):
+    """A named op and its candidates, preferred first."""
+
+    name: str
+    candidates: Registry[Candidate[CaseT, MadeT]]
+
+
+class Choice(NamedTuple):
+    """What was chosen for a case, and why the candidates before it were not."""
+
+    op: str
+    case: Hashable
+    winner: str
+    refusals: tuple[tuple[str, str], ...]
+
+
+class Dispatcher:
+    """Chooses candidates and remembers what it chose. One per model; owned by its `Build`.
+
+    `forced` maps an op's name to the only candidate that may compute it.
+    """
+
+    def __init__(self, forced: Mapping[str, str] | None = None) -> None:
+        self._forced = dict(forced or {})
+        self._made: dict[tuple[str, Hashable], Any] = {}
+        self.choices: list[Choice] = []
+
+    def choose(self, op: Op[CaseT, MadeT], case: CaseT) -> MadeT:
+        """What computes `case`; equal cases get the same object.
+
+        Raises:
+            ConfigError: every candidate refused; the message lists each with its reason.
+        """
+        key = (op.name, case)
+        if key not in self._made:
+            self._made[key] = self._ask(op, case)
+        made: MadeT = self._made[key]
+        return made
+
+    def _ask(self, op: Op[CaseT, MadeT], case: CaseT) -> MadeT:
+        refusals: list[tuple[str, str]] = []
+        for name in self._names(op):
+            candidate = op.candidates.load(name)
+            reason = candidate.refuses(case)
+            if reason is None:
+                self.choices.append(Choice(op.name, case, name, tuple(refusals)))
+                return candidate(case)
+            refusals.append((name, reason))
+        report = "; ".join(f"{name}: {reason}" for name, reason in refusals)
+        raise ConfigError(
+            f"nothing computes {op.name} for {case}. Asked: {report or 'nobody'}.",
+            code="E-KERNEL-01",
+            fix="Remove the forced choice." if op.name in self._forced else "",
+        )
+
+    def _names(self, op: Op[CaseT, MadeT]) -> tuple[str, ...]:
+        forced = self._forced.get(op.name)
+        return tuple(op.candidates) if forced is None else (forced,)
+
+
+def check_forced(forced: Mapping[str, str], ops: tuple[Op[Any, Any], ...]) -> None:
+    """Check the names in `forced` before anything is built.
+
+    Raises:
+        ConfigError: an op of that name does not exist (candidates are checked when they are loaded).
+    """
+    known = {op.name for op in ops}
+    for name in forced:
+        if name not in known:
+            raise ConfigError(
+                f"no op is called {name!r}; known: {', '.join(sorted(known))}.{did_you_mean(name, known)}",
+                code="E-KERNEL-02",
+            )

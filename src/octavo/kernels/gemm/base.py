@@ -1,0 +1,17 @@
+"""What a linear kernel is: it may repack the weight once, then multiplies."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+
+class LinearKernel(Protocol):
+    """x @ weight^T + bias for one (out, in) size. Shape letters: N rows, D in, O out."""
+
+    def pack(self, weight_OD: torch.Tensor, /) -> Any:
+        """The weight in the kernel's own layout; called once, after loading. The caller drops `weight_OD`."""
+
+    def run(self, x_ND: torch.Tensor, packed: Any, bias_O: torch.Tensor | None, /) -> torch.Tensor:
+        """[N, D] -> [N, O] in x's dtype."""

@@ -1,0 +1,15 @@
+"""Linear kernels as literal rows, preferred first. Sizes of the case: (out, in)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from octavo.core.registry import Registry
+from octavo.kernels.dispatch import Op, OpCase
+
+if TYPE_CHECKING:
+    from octavo.kernels.gemm.base import LinearKernel
+
+LINEAR: Op[OpCase, LinearKernel] = Op(
+    "linear", Registry("linear kernel", {"torch": "octavo.kernels.gemm.torch_linear:TorchLinear"})
+)

@@ -1,0 +1,30 @@
+"""Linear through torch: MKL or oneDNN on CPU, cuBLAS on GPU. The weight stays as it is."""
+
+from __future__ import annotations
+
+import torch
+
+from octavo.kernels import ops
+from octavo.kernels.dispatch import OpCase
+
+
+class TorchLinear:
+    """The reference, wrapped. Takes every case."""
+
+    def __init__(self, case: OpCase) -> None:
+        self.case = case
+
+    @staticmethod
+    def refuses(case: OpCase, /) -> str | None:
+        """Never refuses."""
+        return None
+
+    def pack(self, weight_OD: torch.Tensor, /) -> torch.Tensor:
+        """The weight itself."""
+        return weight_OD
+
+    def run(
+        self, x_ND: torch.Tensor, packed: torch.Tensor, bias_O: torch.Tensor | None, /
+    ) -> torch.Tensor:
+        """[N, D], [O, D], [O] -> [N, O]."""
+        return ops.linear(x_ND, packed, bias_O)

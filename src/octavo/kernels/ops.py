@@ -1,0 +1,100 @@
+"""The catalogue of ops: signature, shapes and plain-torch reference of each. Knows nothing of models or sequences.
+
+Every other candidate of an op is measured against the function here. Inner arithmetic is float32, results come back
+in the input's dtype, which is what the checkpoints' own reference implementation (transformers) does.
+
+Shape letters: T tokens, N rows of anything, D features, O output features, H heads, K rotated half of a head,
+P slots in the pool (blocks * BLOCK_SIZE).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from octavo.kernels.dispatch import Function
+
+
+def rms_norm(x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis (https://arxiv.org/abs/1910.07467).
+
+    Shapes: x [..., D], weight [D] -> [..., D], in x's dtype.
+    """
+    wide_ND = x_ND.float()
+    wide_ND = wide_ND * torch.rsqrt(wide_ND.square().mean(-1, keepdim=True) + eps)
+    return weight_D * wide_ND.to(x_ND.dtype)
+
+
+def add_rms_norm(
+    x_ND: torch.Tensor, residual_ND: torch.Tensor, weight_D: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(rms_norm(x + residual), x + residual)`; the sum is rounded to x's dtype before the norm.
+
+    Shapes: x and residual [N, D], weight [D] -> two of [N, D]. May overwrite x and residual.
+    """
+    sum_ND = x_ND + residual_ND
+    return rms_norm(sum_ND, weight_D, eps), sum_ND
+
+
+def rope(
+    q_THD: torch.Tensor, k_THD: torch.Tensor, cos_TK: torch.Tensor, sin_TK: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate queries and keys by position, neox style: feature i pairs with feature i + K.
+
+    Shapes: q [T, H, D], k [T, H', D], cos and sin float32 [T, K] with 2K <= D -> same shapes as q and k. Features from
+    2K on pass unchanged. Source: https://arxiv.org/abs/2104.09864, pairing as in GPT-NeoX.
+    """
+    return _rotate(q_THD, cos_TK, sin_TK), _rotate(k_THD, cos_TK, sin_TK)
+
+
+def _rotate(x_THD: torch.Tensor, cos_TK: torch.Tensor, sin_TK: torch.Tensor) -> torch.Tensor:
+    half = cos_TK.shape[-1]
+    cos_T1K, sin_T1K = cos_TK.unsqueeze(1), sin_TK.unsqueeze(1)
+    left_THK, right_THK = x_THD[..., :half].float(), x_THD[..., half : 2 * half].float()
+    parts = [
+        (left_THK * cos_T1K - right_THK * sin_T1K).to(x_THD.dtype),
+        (right_THK * cos_T1K + left_THK * sin_T1K).to(x_THD.dtype),
+    ]
+    if 2 * half < x_THD.shape[-1]:
+        parts.append(x_THD[..., 2 * half :])
+    return torch.cat(parts, dim=-1)
+
+
+def silu_and_mul(x_ND: torch.Tensor) -> torch.Tensor:
+    """silu(first half) * second half (SwiGLU, https://arxiv.org/abs/2002.05202). Shapes: [N, 2D] -> [N, D]."""
+    gate_ND, up_ND = x_ND.chunk(2, dim=-1)
+    return F.silu(gate_ND) * up_ND
+
+
+def embedding(token_ids_T: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
+    """Rows of the table. Shapes: int64 [T], [V, D] -> [T, D]."""
+    return F.embedding(token_ids_T, weight_VD)
+
+
+def linear(x_ND: torch.Tensor, weight_OD: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+    """x @ weight^T + bias. Shapes: [N, D], [O, D], [O] or None -> [N, O]."""
+    return F.linear(x_ND, weight_OD, bias_O)
+
+
+def kv_store(
+    k_THD: torch.Tensor,
+    v_THD: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slots_T: torch.Tensor,
+) -> None:
+    """Write keys and values of T tokens into the paged cache, in place.
+
+    Shapes: k and v [T, H, D], caches [num_blocks, BLOCK_SIZE, H, D] contiguous, slots int64 [T] =
+    block * BLOCK_SIZE + offset. Other slots are untouched.
+    """
+    k_cache.flatten(0, 1).index_copy_(0, slots_T, k_THD)
+    v_cache.flatten(0, 1).index_copy_(0, slots_T, v_THD)
+
+
+TORCH_RMS_NORM = Function(rms_norm)
+TORCH_ADD_RMS_NORM = Function(add_rms_norm)
+TORCH_ROPE = Function(rope)
+TORCH_SILU_AND_MUL = Function(silu_and_mul)
+TORCH_EMBEDDING = Function(embedding)
+TORCH_KV_STORE = Function(kv_store)

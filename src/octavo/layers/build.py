@@ -1,0 +1,78 @@
+"""What layers are built with: dtype, device, kernels, quantization, and the names of their weights.
+
+A layer asks for parameters by name; the `Build` allocates them and notes under which checkpoint name each (or each
+part of a merged one) is filled. Loading is then a walk over `weights`, and no layer knows about files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+
+from octavo.kernels.dispatch import Dispatcher, OpCase
+
+if TYPE_CHECKING:
+    from octavo.layers.quant.base import QuantFormat
+
+Init = Literal["normal", "ones", "zeros"]
+
+
+class Weight(NamedTuple):
+    """Where a checkpoint tensor goes: a parameter, or a view of its part of a merged one."""
+
+    tensor: torch.Tensor
+    init: Init
+    """How dummy weights fill it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """Shared by all layers of a model; `at` gives the same build under a longer prefix."""
+
+    dtype: torch.dtype
+    device: torch.device
+    dispatch: Dispatcher = field(default_factory=Dispatcher)
+    quant: QuantFormat[Any] | None = None
+    prefix: str = ""
+    weights: dict[str, Weight] = field(default_factory=dict)
+    """Checkpoint name -> where it goes; each is filled exactly once."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Checkpoint name -> name in `weights` it must equal if it is present (tied embeddings)."""
+    finishers: list[Callable[[], None]] = field(default_factory=list)
+    """Called once, in order, when all weights are filled."""
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype by torch's name without the module: "float32"."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def at(self, name: str) -> Build:
+        """The same build for the part called `name`."""
+        return replace(self, prefix=self.name(name))
+
+    def name(self, local: str) -> str:
+        """Full checkpoint name of `local`."""
+        return f"{self.prefix}.{local}" if self.prefix else local
+
+    def case(self, *sizes: int) -> OpCase:
+        """The case of a simple op with these sizes."""
+        return OpCase(device=self.device.type, dtype=self.dtype_name, sizes=sizes)
+
+    def empty(self, *shape: int) -> torch.Tensor:
+        """An unfilled parameter that is in no map yet."""
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def parameter(self, local: str, *shape: int, init: Init = "normal") -> torch.Tensor:
+        """A parameter filled from the checkpoint tensor `prefix.local`."""
+        tensor = self.empty(*shape)
+        self.note(local, tensor, init)
+        return tensor
+
+    def note(self, local: str, tensor: torch.Tensor, init: Init) -> None:
+        """Say that `prefix.local` fills `tensor`."""
+        name = self.name(local)
+        assert name not in self.weights, f"{name} is filled twice"
+        self.weights[name] = Weight(tensor, init)

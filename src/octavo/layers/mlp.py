@@ -1,0 +1,27 @@
+"""The gated feed-forward block. Shape letters: N rows, D hidden, I intermediate."""
+
+from __future__ import annotations
+
+import torch
+
+from octavo.kernels.registry import SILU_AND_MUL
+from octavo.layers.build import Build
+from octavo.layers.linear import Linear
+
+
+class GatedMlp:
+    """down(silu(gate(x)) * up(x)), gate and up in one product."""
+
+    def __init__(
+        self, build: Build, hidden_size: int, intermediate_size: int, *, has_bias: bool
+    ) -> None:
+        parts = (("gate_proj", intermediate_size), ("up_proj", intermediate_size))
+        self.gate_up = Linear(build, parts, hidden_size, has_bias=has_bias)
+        self.down = Linear(
+            build, (("down_proj", hidden_size),), intermediate_size, has_bias=has_bias
+        )
+        self._act = build.dispatch.choose(SILU_AND_MUL, build.case(intermediate_size))
+
+    def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """[N, D] -> [N, D]."""
+        return self.down(self._act(self.gate_up(x_ND)))

@@ -1,0 +1,30 @@
+"""RMS norm, alone or fused with the residual sum before it. Shape letters: N rows, D features."""
+
+from __future__ import annotations
+
+import torch
+
+from octavo.kernels.registry import ADD_RMS_NORM, RMS_NORM
+from octavo.layers.build import Build
+
+
+class RmsNorm:
+    """Scales rows to unit mean square, then by a learned weight."""
+
+    def __init__(self, build: Build, size: int, eps: float) -> None:
+        self.weight_D = build.parameter("weight", size, init="ones")
+        self.eps = eps
+        self._norm = build.dispatch.choose(RMS_NORM, build.case(size))
+        self._add_norm = build.dispatch.choose(ADD_RMS_NORM, build.case(size))
+
+    def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """[..., D] -> [..., D]."""
+        return self._norm(x_ND, self.weight_D, self.eps)
+
+    def add(
+        self, x_ND: torch.Tensor, residual_ND: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(norm(x + residual), x + residual)`, both [N, D]; no residual counts as zero. Consumes its inputs."""
+        if residual_ND is None:
+            return self(x_ND), x_ND
+        return self._add_norm(x_ND, residual_ND, self.weight_D, self.eps)

@@ -1,0 +1,96 @@
+"""The table of metrics: names, types, help and labels. A tested API: rows are added, never renamed.
+
+`vllm:` names are those that dashboards and autoscalers already read; `octavo:` names are ours. Every metric carries
+`model_name` and `engine`; `labels` are those beside them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+FINISHED_REASONS = ("stop", "length", "abort", "error")
+
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6)
+_SMALL = (1, 2, 5, 10, 20, 50, 100)
+_STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_LATENCY = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 60)
+_LONG = (*_LATENCY, 120, 240, 480, 960, 1920, 7680)
+_TTFT = (0.001, 0.005, *_LATENCY, 80, 160, 640, 2560)
+_ITL = (0.001, 0.0025, 0.005, *_LATENCY[:13], 7.5, 10, 20, 40, 80)
+
+
+class Row(NamedTuple):
+    """One metric."""
+
+    name: str
+    kind: Literal["gauge", "counter", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+ROWS: tuple[Row, ...] = (
+    Row("vllm:num_requests_running", "gauge", "Requests in the running batch."),
+    Row("vllm:num_requests_waiting", "gauge", "Requests waiting to be run."),
+    Row("vllm:kv_cache_usage_perc", "gauge", "Share of KV cache blocks in use; 1 is all."),
+    Row(
+        "vllm:cache_config_info",
+        "gauge",
+        "The KV cache as configured.",
+        ("block_size", "num_gpu_blocks", "cache_dtype"),
+    ),
+    Row("vllm:prefix_cache_queries", "counter", "Prompt tokens looked up in the prefix cache."),
+    Row("vllm:prefix_cache_hits", "counter", "Prompt tokens found in the prefix cache."),
+    Row("vllm:num_preemptions", "counter", "Requests put back to the queue."),
+    Row("vllm:prompt_tokens", "counter", "Prompt tokens computed."),
+    Row("vllm:prompt_tokens_cached", "counter", "Prompt tokens found in the prefix cache."),
+    Row("vllm:generation_tokens", "counter", "Tokens generated."),
+    Row("vllm:request_success", "counter", "Requests ended, by reason.", ("finished_reason",)),
+    Row("vllm:admission_rejections", "counter", "Requests refused at a limit.", ("reason",)),
+    Row("vllm:request_prompt_tokens", "histogram", "Prompt tokens per request.", (), _TOKENS),
+    Row("vllm:request_generation_tokens", "histogram", "Tokens out per request.", (), _TOKENS),
+    Row("vllm:iteration_tokens_total", "histogram", "Tokens per engine step.", (), _STEP_TOKENS),
+    Row(
+        "vllm:request_max_num_generation_tokens",
+        "histogram",
+        "Most tokens that a request could have had.",
+        (),
+        _TOKENS,
+    ),
+    Row("vllm:request_params_n", "histogram", "The n of calls.", (), _SMALL),
+    Row("vllm:request_params_max_tokens", "histogram", "The max_tokens asked.", (), _TOKENS),
+    Row("vllm:time_to_first_token_seconds", "histogram", "Arrival to first token.", (), _TTFT),
+    Row("vllm:inter_token_latency_seconds", "histogram", "Between outputs.", (), _ITL),
+    Row(
+        "vllm:request_time_per_output_token_seconds",
+        "histogram",
+        "Mean time per token after the first.",
+        (),
+        _ITL,
+    ),
+    Row("vllm:e2e_request_latency_seconds", "histogram", "Arrival to end.", (), _LONG),
+    Row("vllm:request_queue_time_seconds", "histogram", "Arrival to first run.", (), _LONG),
+    Row("vllm:request_inference_time_seconds", "histogram", "First run to last token.", (), _LONG),
+    Row("vllm:request_prefill_time_seconds", "histogram", "First run to first token.", (), _LONG),
+    Row("vllm:request_decode_time_seconds", "histogram", "First token to last.", (), _LONG),
+    Row("vllm:request_num_preemptions", "histogram", "Preemptions per request.", (), _SMALL),
+    Row(
+        "vllm:request_prefill_kv_computed_tokens",
+        "histogram",
+        "Prompt tokens computed, less those found in the prefix cache.",
+        (),
+        _TOKENS,
+    ),
+    Row("octavo:build_info", "gauge", "What runs.", ("version", "device", "dtype")),
+    Row("octavo:startup_seconds", "gauge", "Start-up time by phase.", ("phase",)),
+    Row("octavo:requests_received", "counter", "Requests handed to the engine."),
+    Row("octavo:requests_in_flight", "gauge", "Requests received and not yet ended."),
+    Row("octavo:client_disconnects", "counter", "Calls whose client went away."),
+    Row("octavo:http_responses", "counter", "Answers by route and status.", ("route", "status")),
+)
+
+ALIASES = {
+    "vllm:gpu_cache_usage_perc": "vllm:kv_cache_usage_perc",
+    "vllm:time_per_output_token_seconds": "vllm:inter_token_latency_seconds",
+}
+"""Old names that dashboards still read -> the metric whose samples they repeat."""

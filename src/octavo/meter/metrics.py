@@ -1,0 +1,208 @@
+"""Prometheus metrics of one engine, fed by events; the names are in `catalogue.py`.
+
+Conservation, exact at every scrape: requests received = ended (stop + length + abort + error) + in flight; the
+count of `time_to_first_token_seconds` = requests with at least one token; the sum of `request_generation_tokens` =
+the sum of all `usage.completion_tokens` of ended requests. Knows no HTTP and no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from octavo.core.request import Request
+from octavo.core.result import EngineStats, RequestTiming
+from octavo.meter.catalogue import ALIASES, FINISHED_REASONS, ROWS, Row
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_BASE_LABELS = ("model_name", "engine")
+
+_STAT_COUNTERS = (
+    ("vllm:prefix_cache_queries", "prefix_queries"),
+    ("vllm:prefix_cache_hits", "prefix_hits"),
+    ("vllm:prompt_tokens_cached", "prefix_hits"),
+    ("vllm:num_preemptions", "num_preemptions"),
+    ("vllm:prompt_tokens", "prompt_tokens"),
+    ("vllm:generation_tokens", "generation_tokens"),
+)
+"""(metric, field of EngineStats): counters fed by differences of snapshots."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How one request ended, as its caller saw it."""
+
+    reason: str
+    """stop, length, abort or error."""
+    num_output: int
+    num_cached: int = 0
+    num_preemptions: int = 0
+    timing: RequestTiming
+    ended: float
+    """`time.monotonic()` at the end."""
+
+
+class Metrics:
+    """All metrics of one model on one engine. Owner: the server's event loop; not for use across threads."""
+
+    def __init__(self, model_name: str, engine: str = "0") -> None:
+        self._registry = CollectorRegistry()
+        self._base = (model_name, engine)
+        self._rows = {row.name: row for row in ROWS}
+        self._metrics = {row.name: self._make(row) for row in ROWS}
+        self._bound: dict[tuple[str, ...], Counter | Gauge | Histogram] = {}
+        self._last = EngineStats()
+        self._exposition = _Exposition(self._registry)
+        for row in ROWS:
+            if not row.labels:
+                self._child(row.name)
+        for reason in FINISHED_REASONS:
+            self._child("vllm:request_success", reason)
+
+    def observe_stats(self, stats: EngineStats) -> None:
+        """Take a snapshot. Idempotent: the same snapshot twice changes nothing.
+
+        Counters grow by the difference to the last snapshot; a smaller one means that the engine was restarted.
+        """
+        last, self._last = self._last, stats
+        restarted = stats.num_steps < last.num_steps
+        self.set("vllm:num_requests_running", stats.num_running)
+        self.set("vllm:num_requests_waiting", stats.num_waiting)
+        used = stats.num_blocks - stats.num_free_blocks
+        self.set("vllm:kv_cache_usage_perc", used / stats.num_blocks if stats.num_blocks else 0.0)
+        for name, field in _STAT_COUNTERS:
+            now: int = getattr(stats, field)
+            before: int = 0 if restarted else getattr(last, field)
+            self.count(name, max(0, now - before))
+        if stats.num_steps != last.num_steps and stats.last_step_tokens:
+            self._observe("vllm:iteration_tokens_total", stats.last_step_tokens)
+
+    def observe_started(self, request: Request) -> None:
+        """A request is handed to the engine."""
+        self.count("octavo:requests_received")
+        self.set("octavo:requests_in_flight", 1, add=True)
+        if request.index == 0:
+            self._observe("vllm:request_params_n", request.params.n)
+        if request.params.max_tokens is not None:
+            self._observe("vllm:request_params_max_tokens", request.params.max_tokens)
+        self._observe("vllm:request_max_num_generation_tokens", request.max_tokens)
+
+    def observe_first_token(self, seconds: float) -> None:
+        """A request has its first token, so long after it arrived."""
+        self._observe("vllm:time_to_first_token_seconds", seconds)
+
+    def observe_gap(self, seconds: float) -> None:
+        """Time between two outputs of a request."""
+        self._observe("vllm:inter_token_latency_seconds", seconds)
+
+    def observe_finished(self, request: Request, outcome: Outcome) -> None:
+        """A request that was started has ended, in whatever way. Once per request."""
+        self.set("octavo:requests_in_flight", -1, add=True)
+        self.count("vllm:request_success", 1, outcome.reason)
+        self._observe("vllm:request_prompt_tokens", request.num_prompt)
+        self._observe("vllm:request_generation_tokens", outcome.num_output)
+        self._observe("vllm:request_num_preemptions", outcome.num_preemptions)
+        self._observe("vllm:e2e_request_latency_seconds", outcome.ended - request.arrived)
+        for name, seconds in _spans(outcome):
+            self._observe(name, max(0.0, seconds))
+        if outcome.num_output:
+            computed = request.num_prompt - outcome.num_cached
+            self._observe("vllm:request_prefill_kv_computed_tokens", computed)
+
+    def observe_config(self, *, block_size: int, num_blocks: int, cache_dtype: str) -> None:
+        """The KV cache as started."""
+        self.set("vllm:cache_config_info", 1, str(block_size), str(num_blocks), cache_dtype)
+
+    def observe_build(self, *, version: str, device: str, dtype: str) -> None:
+        """What runs, on what."""
+        self.set("octavo:build_info", 1, version, device, dtype)
+
+    def observe_startup(self, phases: Iterable[tuple[str, float]]) -> None:
+        """Start-up phases (name, seconds)."""
+        for name, seconds in phases:
+            self.set("octavo:startup_seconds", seconds, name)
+
+    def count(self, name: str, by: float = 1, *labels: str) -> None:
+        """Add to a counter."""
+        child = self._child(name, *labels)
+        assert isinstance(child, Counter)
+        child.inc(by)
+
+    def set(self, name: str, value: float, *labels: str, add: bool = False) -> None:
+        """Set a gauge, or add to it."""
+        child = self._child(name, *labels)
+        assert isinstance(child, Gauge)
+        if add:
+            child.inc(value)
+        else:
+            child.set(value)
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self._exposition)
+
+    def value(self, sample: str, labels: Sequence[tuple[str, str]] = ()) -> float:
+        """One sample as exposed, 0 when absent: for tests and for one-line summaries."""
+        wanted = {**dict(zip(_BASE_LABELS, self._base, strict=True)), **dict(labels)}
+        return self._registry.get_sample_value(sample, wanted) or 0.0
+
+    def _observe(self, name: str, value: float) -> None:
+        child = self._child(name)
+        assert isinstance(child, Histogram)
+        child.observe(value)
+
+    def _make(self, row: Row) -> Counter | Gauge | Histogram:
+        labels = (*_BASE_LABELS, *row.labels)
+        if row.kind == "histogram":
+            return Histogram(row.name, row.help, labels, buckets=row.buckets, registry=self._registry)
+        kind = Counter if row.kind == "counter" else Gauge
+        return kind(row.name, row.help, labels, registry=self._registry)
+
+    def _child(self, name: str, *labels: str) -> Counter | Gauge | Histogram:
+        key = (name, *labels)
+        child = self._bound.get(key)
+        if child is None:
+            child = self._metrics[name].labels(*self._base, *labels)
+            self._bound[key] = child
+        return child
+
+
+def _spans(outcome: Outcome) -> Iterator[tuple[str, float]]:
+    """(metric, seconds) of the parts of a request's life that did happen."""
+    timing = outcome.timing
+    if timing.admitted is not None:
+        yield "vllm:request_queue_time_seconds", timing.admitted - timing.arrived
+        if timing.first_token is not None:
+            yield "vllm:request_prefill_time_seconds", timing.first_token - timing.admitted
+        if timing.last_token is not None:
+            yield "vllm:request_inference_time_seconds", timing.last_token - timing.admitted
+    if timing.first_token is not None and timing.last_token is not None:
+        decode = timing.last_token - timing.first_token
+        yield "vllm:request_decode_time_seconds", decode
+        if outcome.num_output > 1:
+            per_token = decode / (outcome.num_output - 1)
+            yield "vllm:request_time_per_output_token_seconds", per_token
+
+
+class _Exposition(Collector):
+    """What is scraped: the registry without `_created` samples, plus the old names."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._old_names = {new: old for old, new in ALIASES.items()}
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._registry.collect():
+            family.samples = [s for s in family.samples if not s.name.endswith("_created")]
+            yield family
+            old = self._old_names.get(family.name)
+            if old is not None:
+                alias = Metric(old, f"Old name of {family.name}.", family.type)
+                alias.samples = [
+                    s._replace(name=old + s.name.removeprefix(family.name)) for s in family.samples
+                ]
+                yield alias

@@ -1,0 +1,116 @@
+"""What a checkpoint's config.json says, checked and frozen. No torch."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import msgspec
+
+from octavo.core.errors import ConfigError, ModelError
+from octavo.core.kvspec import DTYPE_BYTES, KVSpec
+from octavo.layers.rope_spec import RopeSpec
+from octavo.models.config import Config, read_json
+from octavo.models.registry import FAMILIES, unknown_architecture
+
+
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is decided by the checkpoint alone."""
+
+    architecture: str
+    network: str
+    """Row of `models.registry.NETWORKS` that computes it."""
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    dtype: str
+    """The checkpoint's own."""
+    rope: RopeSpec
+    windows: tuple[int | None, ...]
+    """Sliding window of each layer, its own token included; None where all is seen."""
+    rms_eps: float = 1e-6
+    is_tied: bool = False
+    """The head uses the embedding's table."""
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+
+    @property
+    def max_context(self) -> int:
+        """Longest sequence the checkpoint declares; yarn counts its factor, as operators add it by hand."""
+        if self.rope.kind != "yarn":
+            return self.max_position_embeddings
+        stretched = math.floor(self.rope.original_max_position * self.rope.factor)
+        return max(self.max_position_embeddings, stretched)
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights held in memory; a tied head counts once. Exact for the dense network."""
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        size, inner = self.hidden_size, self.intermediate_size
+        attention = (queries + 2 * keys) * (size + self.qkv_bias)
+        attention += size * (queries + self.output_bias) + 2 * self.head_dim * self.qk_norm
+        mlp = 3 * size * inner + (2 * inner + size) * self.mlp_bias
+        tables = (1 if self.is_tied else 2) * self.vocab_size * size
+        return self.num_layers * (attention + mlp + 2 * size) + tables + size
+
+    def weight_bytes(self, dtype: str) -> int:
+        """Bytes of all weights in `dtype`, unquantized."""
+        return self.num_parameters * DTYPE_BYTES[dtype]
+
+    def activation_bytes(self, num_tokens: int, dtype: str, *, num_logits: int = 1) -> int:
+        """Estimated peak of one step's temporaries beside weights and cache.
+
+        Per token: residual, normed and its float32 copy; then the wider of queries, keys and values (twice: before and
+        after rotation, once in float32) and the MLP's inner values. Per logits row: model dtype and float32.
+        """
+        width = DTYPE_BYTES[dtype]
+        qkv = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        inner = max(qkv * (2 * width + 4), 3 * self.intermediate_size * width)
+        per_token = 3 * self.hidden_size * width + 2 * self.hidden_size * 4 + inner
+        return num_tokens * per_token + num_logits * self.vocab_size * (width + 4)
+
+    def kv_specs(self, dtype: str) -> tuple[KVSpec, ...]:
+        """What each layer keeps, in layer order."""
+        return tuple(
+            KVSpec(
+                kind="full" if window is None else "window",
+                num_kv_heads=self.num_kv_heads,
+                head_dim=self.head_dim,
+                dtype=dtype,
+                window=window,
+            )
+            for window in self.windows
+        )
+
+
+def read_facts(folder: Path) -> ModelFacts:
+    """Read and check `folder/config.json`.
+
+    Raises:
+        ModelError: a missing or wrong key, an unknown architecture, or something not supported.
+    """
+    path = folder / "config.json"
+    config = Config(read_json(path), str(path))
+    for key in ("quantization_config", "compression_config"):
+        if config.has(key):
+            raise ModelError(
+                f"{path}: {key} is present, and quantized checkpoints are not supported.",
+                code="E-MODEL-04",
+                fix="Use the unquantized checkpoint.",
+                param=key,
+            )
+    names = config.strings("architectures")
+    if not names:
+        config.refuse("architectures", "a list with one name")
+    try:
+        read = FAMILIES.load(names[0])
+    except ConfigError as error:
+        raise unknown_architecture(names[0]) from error
+    return read(config)

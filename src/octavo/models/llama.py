@@ -1,0 +1,19 @@
+"""Llama 2 and 3 (https://arxiv.org/abs/2407.21783) and the many checkpoints that share the architecture. No torch."""
+
+from __future__ import annotations
+
+from octavo.models.config import Config
+from octavo.models.dense_config import num_layers, read_dense
+from octavo.models.facts import ModelFacts
+
+
+def read(config: Config) -> ModelFacts:
+    """Full attention everywhere; one switch for all four attention biases and one for the MLP's."""
+    has_bias = config.boolean("attention_bias", default=False)
+    return read_dense(
+        config,
+        windows=(None,) * num_layers(config),
+        qkv_bias=has_bias,
+        output_bias=has_bias,
+        mlp_bias=config.boolean("mlp_bias", default=False),
+    )

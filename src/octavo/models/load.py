@@ -1,0 +1,94 @@
+"""From a model folder to a model that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from octavo.core.errors import ConfigError
+from octavo.core.kvspec import DTYPE_BYTES, KVGroup, group_layers
+from octavo.kernels.cpu_facts import DtypeChoice, read_cpu_flags, resolve_dtype
+from octavo.kernels.dispatch import Choice, Dispatcher, check_forced
+from octavo.kernels.registry import OPS
+from octavo.layers.build import Build
+from octavo.models.base import Model
+from octavo.models.facts import ModelFacts, read_facts
+from octavo.models.registry import NETWORKS
+from octavo.models.weights import Progress, fill_dummy, load_weights
+
+LoadFormat = Literal["safetensors", "dummy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model with its weights in place, and how it came to be."""
+
+    model: Model
+    facts: ModelFacts
+    dtype: str
+    dtype_reason: str
+    groups: tuple[KVGroup, ...]
+    """KV groups, `num_blocks` still 0."""
+    choices: tuple[Choice, ...]
+    """Which kernel computes what, and why."""
+
+
+def choose_dtype(facts: ModelFacts, asked: str, device: str) -> DtypeChoice:
+    """The dtype `load_model` would use; for planning memory before it.
+
+    Raises:
+        ConfigError: `asked` is neither "auto" nor a dtype.
+    """
+    if asked != "auto" and asked not in DTYPE_BYTES:
+        known = ", ".join(("auto", *DTYPE_BYTES))
+        raise ConfigError(f"dtype is {asked!r}; expected one of {known}.", param="dtype")
+    kind = torch.device(device).type
+    return resolve_dtype(asked, facts.dtype, device=kind, cpu_flags=read_cpu_flags())
+
+
+def load_model(
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    load_format: LoadFormat = "safetensors",
+    seed: int = 0,
+    kernels: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Read `folder`, build its network and fill it.
+
+    `kernels` forces candidates by op ({"attention": "reference"}). `load_format` "dummy" needs config.json alone and
+    fills from `seed`.
+
+    Raises:
+        ModelError: the folder's config.json or weights.
+        ConfigError: an unknown dtype or kernel, or a kernel that refuses.
+    """
+    facts = read_facts(folder)
+    chosen = choose_dtype(facts, dtype, device)
+    check_forced(kernels or {}, OPS)
+    dispatch = Dispatcher(kernels)
+    torch_dtype: torch.dtype = getattr(torch, chosen.dtype)
+    build = Build(dtype=torch_dtype, device=torch.device(device), dispatch=dispatch)
+    model = NETWORKS.load(facts.network)(facts, build)
+    if load_format == "dummy":
+        fill_dummy(model.weight_map(), seed, progress)
+    else:
+        load_weights(folder, model.weight_map(), build.aliases, progress)
+    # Drop the map first and each finisher after its turn: a kernel that repacks then holds one weight twice, not all.
+    build.weights.clear()
+    while build.finishers:
+        build.finishers.pop(0)()
+    return LoadedModel(
+        model=model,
+        facts=facts,
+        dtype=chosen.dtype,
+        dtype_reason=chosen.reason,
+        groups=group_layers(model.kv_specs()),
+        choices=tuple(dispatch.choices),
+    )

@@ -1,0 +1,168 @@
+"""Filling a model's weights: from safetensors files, or with random numbers. Knows names and shapes, not layers.
+
+Each weight is filled exactly once; a tensor nobody asked for, a missing one and a wrong shape are errors, raised
+together where there are several.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from octavo.core.errors import ModelError
+from octavo.layers.build import Weight
+from octavo.models.config import read_json
+
+Progress = Callable[[float], None]
+"""Told the share done, from 0 to 1, rising."""
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
+"""Buffers that old checkpoints carry and that follow from the config."""
+LOADABLE = (torch.float32, torch.float16, torch.bfloat16)
+DUMMY_STD = 0.02
+DUMMY_POOL = 4_194_301
+"""A prime, so that rows of a weight never repeat each other."""
+MAX_LISTED = 8
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files of a checkpoint, in name order.
+
+    Raises:
+        ModelError: none, or the index names a file that is not there or not inside the folder.
+    """
+    index = folder / INDEX_NAME
+    if not index.is_file():
+        single = folder / SINGLE_NAME
+        if single.is_file():
+            return (single,)
+        raise ModelError(
+            f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}.",
+            code="E-MODEL-05",
+            fix="Octavo loads safetensors only; convert other formats first.",
+        )
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise ModelError(f"{index}: weight_map is not an object of strings.", code="E-MODEL-05")
+    files = []
+    for name in sorted(set(named.values())):
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ModelError(f"{index} names {name!r}, no file of that folder.", code="E-MODEL-05")
+        files.append(folder / name)
+    return tuple(files)
+
+
+def load_weights(
+    folder: Path,
+    weights: Mapping[str, Weight],
+    aliases: Mapping[str, str],
+    progress: Progress | None = None,
+) -> None:
+    """Stream every tensor of the checkpoint into its place, converting the dtype; files are mapped, not read whole.
+
+    Raises:
+        ModelError: unreadable file; unknown, missing, repeated or misshapen tensors, listed together.
+    """
+    problems: list[str] = []
+    filled: set[str] = set()
+    copies: dict[str, torch.Tensor] = {}
+    total = sum(weight.tensor.numel() for weight in weights.values())
+    done = 0
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                for name in file.keys():
+                    if name in aliases:
+                        copies[name] = file.get_tensor(name)
+                    elif name in weights:
+                        problems += _fill(name, weights[name], file.get_tensor(name), filled)
+                        done += weights[name].tensor.numel()
+                        if progress is not None:
+                            progress(min(1.0, done / total))
+                    elif not name.endswith(IGNORED_SUFFIXES):
+                        problems.append(f"{name}: not part of this architecture")
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path} cannot be read: {error}", code="E-MODEL-05") from error
+    problems += [f"{name}: missing" for name in weights if name not in filled]
+    if not problems:
+        problems += _check_aliases(copies, aliases, weights)
+    _raise_all(folder, problems)
+
+
+def fill_dummy(
+    weights: Mapping[str, Weight], seed: int, progress: Progress | None = None
+) -> None:
+    """Random weights without a checkpoint: normal with deviation 0.02, norms 1, biases 0.
+
+    The same seed and names give the same values on every device. Values come from one pool, read from a place that
+    the name decides: drawing each afresh would take most of a minute per billion.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    pool = torch.empty(DUMMY_POOL).normal_(0.0, DUMMY_STD, generator=generator)
+    total = sum(weight.tensor.numel() for weight in weights.values())
+    done = 0
+    for name, weight in weights.items():
+        match weight.init:
+            case "ones":
+                weight.tensor.fill_(1.0)
+            case "zeros":
+                weight.tensor.zero_()
+            case "normal":
+                _fill_from_pool(weight.tensor, pool, zlib.crc32(name.encode()) % DUMMY_POOL)
+        done += weight.tensor.numel()
+        if progress is not None:
+            progress(done / total)
+
+
+def _fill_from_pool(tensor: torch.Tensor, pool: torch.Tensor, start: int) -> None:
+    flat = tensor.view(-1)
+    position = 0
+    while position < flat.numel():
+        count = min(len(pool) - start, flat.numel() - position)
+        flat[position : position + count] = pool[start : start + count].to(flat.dtype)
+        position += count
+        start = 0
+
+
+def _fill(name: str, weight: Weight, tensor: torch.Tensor, filled: set[str]) -> list[str]:
+    if name in filled:
+        return [f"{name}: in more than one file"]
+    filled.add(name)
+    if tensor.shape != weight.tensor.shape:
+        given, expected = list(tensor.shape), list(weight.tensor.shape)
+        return [f"{name}: has shape {given}, config.json asks for {expected}"]
+    if tensor.dtype not in LOADABLE:
+        return [f"{name}: has dtype {tensor.dtype}, expected one of {LOADABLE}"]
+    weight.tensor.copy_(tensor)
+    return []
+
+
+def _check_aliases(
+    copies: Mapping[str, torch.Tensor],
+    aliases: Mapping[str, str],
+    weights: Mapping[str, Weight],
+) -> list[str]:
+    problems = []
+    for name, tensor in copies.items():
+        target = weights[aliases[name]].tensor
+        if tensor.shape != target.shape or not torch.equal(tensor.to(target), target):
+            problems.append(f"{name}: differs from {aliases[name]}, with which config.json ties it")
+    return problems
+
+
+def _raise_all(folder: Path, problems: list[str]) -> None:
+    if not problems:
+        return
+    shown = "; ".join(problems[:MAX_LISTED])
+    more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+    raise ModelError(
+        f"the weights in {folder} do not fit its config.json: {shown}{more}.",
+        code="E-MODEL-06",
+        fix="Check that the download is complete and that config.json belongs to it.",
+    )

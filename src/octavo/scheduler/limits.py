@@ -1,0 +1,42 @@
+"""The numbers a scheduler works under, and how a step's tokens are shared between chunks and decodes."""
+
+from __future__ import annotations
+
+import msgspec
+
+from octavo.core.kvspec import BLOCK_SIZE
+
+PREFILL_SHARE = 0.25
+"""Of a step's token budget, what prompt chunks may take while other sequences decode. A decode's step time grows with
+the chunk beside it, so the share bounds the inter-token latency that a long prompt can cause."""
+
+MAX_PREEMPTIONS = 2
+"""A sequence preempted this often comes back only with blocks reserved for all it can still need, and is then no
+longer a candidate: nobody is preempted without end."""
+
+WATERMARK = 0.01
+"""Share of the pool kept free at admission while others run, so that their next tokens do not preempt the newcomer."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of one engine.
+
+    `max_num_batched_tokens` exceeds `max_num_seqs`, so that a step full of decodes still leaves room for a chunk.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    max_num_waiting: int = 4096
+    enable_chunked_prefill: bool = True
+
+    def __post_init__(self) -> None:
+        assert self.max_num_batched_tokens > self.max_num_seqs, "resolve.py guarantees it"
+
+    def prefill_budget(self, num_decodes: int) -> int:
+        """Prompt tokens that this step may run beside `num_decodes` decodes; at least 1."""
+        left = self.max_num_batched_tokens - num_decodes
+        if num_decodes == 0 or not self.enable_chunked_prefill:
+            return left
+        share = max(BLOCK_SIZE, int(self.max_num_batched_tokens * PREFILL_SHARE))
+        return min(left, share)

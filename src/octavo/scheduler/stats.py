@@ -1,0 +1,40 @@
+"""Counters of the scheduler; they only grow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.core.result import EngineStats
+
+
+@dataclass(slots=True)
+class Counters:
+    """Owner: the scheduler. Meanings as in `EngineStats`."""
+
+    num_steps: int = 0
+    num_preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    last_step_tokens: int = 0
+    last_step_s: float = 0.0
+
+    def snapshot(
+        self, *, num_running: int, num_waiting: int, num_blocks: int, num_free_blocks: int
+    ) -> EngineStats:
+        """Frozen, with the gauges of the moment."""
+        return EngineStats(
+            num_running=num_running,
+            num_waiting=num_waiting,
+            num_blocks=num_blocks,
+            num_free_blocks=num_free_blocks,
+            num_steps=self.num_steps,
+            num_preemptions=self.num_preemptions,
+            prefix_queries=self.prefix_queries,
+            prefix_hits=self.prefix_hits,
+            prompt_tokens=self.prompt_tokens,
+            generation_tokens=self.generation_tokens,
+            last_step_tokens=self.last_step_tokens,
+            last_step_s=self.last_step_s,
+        )

@@ -1,0 +1,50 @@
+"""Who may call, and as which tenant. Keys are compared as hashes; none is stored, logged or sent on."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Sequence
+
+from octavo.core.errors import AuthError
+from octavo.engine.frontend import Caller
+
+_TENANT_CHARS = 16
+
+
+class KeyRing:
+    """The keys that open the protected routes. Without any, every caller is let in as the one shared tenant."""
+
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        self._hashes = tuple(_digest(key) for key in dict.fromkeys(keys) if key)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no key is asked for."""
+        return not self._hashes
+
+    def caller(self, authorization: Sequence[str]) -> Caller:
+        """The caller behind the values of all Authorization headers of a call.
+
+        Tenant and cache scope are derived from the key, so that callers with different keys share no cached prefix.
+
+        Raises:
+            AuthError: not exactly one `Bearer` header, or no such key.
+        """
+        if self.is_open:
+            return Caller()
+        if len(authorization) != 1:
+            given = "no" if not authorization else f"{len(authorization)}"
+            raise AuthError(f"{given} Authorization header; expected one `Authorization: Bearer KEY`.")
+        scheme, _, key = authorization[0].strip().partition(" ")
+        given_hash = _digest(key.strip())
+        # Every key is compared, in constant time, so that timing tells neither a prefix nor a position.
+        matches = [hmac.compare_digest(given_hash, known) for known in self._hashes]
+        if scheme.lower() != "bearer" or not any(matches):
+            raise AuthError("the API key is not known here; expected `Authorization: Bearer KEY`.")
+        tenant = given_hash.hex()[:_TENANT_CHARS]
+        return Caller(tenant=tenant, cache_scope=tenant)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,133 @@
+"""One HTTP call as its handler sees it, and the edge at which its errors become answers.
+
+Every route is an `Endpoint`: the key is checked here, behind the routing, so that no spelling of a path can get around
+it. Request ids are minted here; what callers send as an id is never used.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import msgspec
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from octavo.core.errors import EngineError, OctavoError
+from octavo.core.log import get_logger
+from octavo.engine.frontend import Caller
+from octavo.server.errors import error_response
+from octavo.server.limits import ClientGone, read_body
+from octavo.server.parse import parse
+from octavo.server.state import AppState
+
+logger = get_logger(__name__)
+
+T = TypeVar("T")
+_ID_KEY = "octavo.request_id"
+
+
+class RouteRow(NamedTuple):
+    """One route. Whatever is not `public` needs a key when keys are configured."""
+
+    path: str
+    method: str
+    handler: str
+    """module:attribute of an async function from Call to an ASGI response."""
+    public: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call: who asks, for what, under which id."""
+
+    scope: Scope
+    receive: Receive
+    state: AppState
+    caller: Caller
+    id: str
+    """Minted by us; 32 hexadecimal digits."""
+
+    async def body(self, kind: type[T]) -> T:
+        """The body, checked. Raises RequestError naming the field at fault."""
+        raw = await read_body(self.receive, Headers(scope=self.scope))
+        return parse(raw, kind)
+
+
+Handler = Callable[[Call], Awaitable[ASGIApp]]
+
+
+class Endpoint:
+    """A route's ASGI application."""
+
+    def __init__(self, row: RouteRow, handler: Handler, state: AppState) -> None:
+        self._row = row
+        self._handler = handler
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Authorise, handle, answer. One call may fail; the server goes on."""
+        status = 0
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        request_id = scope[_ID_KEY]
+        try:
+            response = await self._respond(scope, receive, request_id)
+            await response(scope, receive, watched)
+        except ClientGone:
+            self._state.metrics.count("octavo:client_disconnects")
+            status = status or 499
+        except OctavoError as error:
+            if error.status >= 500:
+                logger.warning("request %s: %s", request_id, error.info().one_line())
+            await error_response(error)(scope, receive, watched)
+        except Exception:  # edge of a call: a bug in one answer must not take the server's other calls with it
+            logger.exception("request %s failed", request_id)
+            if not status:
+                hidden = EngineError("internal error; the log has it under this request's id.")
+                await error_response(hidden)(scope, receive, watched)
+        finally:
+            self._state.metrics.count("octavo:http_responses", 1, self._row.path, str(status))
+
+    async def _respond(self, scope: Scope, receive: Receive, request_id: str) -> ASGIApp:
+        caller = Caller()
+        if not self._row.public:
+            caller = self._state.keys.caller(Headers(scope=scope).getlist("authorization"))
+        return await self._handler(
+            Call(scope=scope, receive=receive, state=self._state, caller=caller, id=request_id)
+        )
+
+
+class RequestId:
+    """Middleware: mints the id of each call and sends it back as `x-request-id`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on with the id in the scope."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = secrets.token_hex(16)
+        scope[_ID_KEY] = request_id
+
+        async def stamped(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, stamped)
+
+
+def json_response(body: msgspec.Struct, status: int = 200) -> Response:
+    """A Struct as a JSON answer."""
+    return Response(msgspec.json.encode(body), status, media_type="application/json")

@@ -1,0 +1,94 @@
+"""Errors as HTTP answers: `{"error": {"message", "type", "param", "code"}}` with the status of the error's branch.
+
+The tree is in `core/errors.py`; the leaves here can only arise while HTTP is read.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+from starlette.responses import Response
+
+from octavo.core.errors import OctavoError, RequestError
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+}
+
+
+class MethodError(RequestError):
+    """The route exists, the method does not."""
+
+    status = 405
+    default_code = "method_not_allowed"
+
+
+class BodyTimeoutError(RequestError):
+    """The body did not arrive in time."""
+
+    status = 408
+    default_code = "request_timeout"
+
+
+class TooLargeError(RequestError):
+    """The body is larger than we read."""
+
+    status = 413
+    default_code = "request_too_large"
+
+
+class MediaTypeError(RequestError):
+    """The body is not plain JSON."""
+
+    status = 415
+    default_code = "unsupported_media_type"
+
+
+class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """What clients of the OpenAI API read."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The whole body of an error answer."""
+
+    error: ErrorDetail
+
+
+def error_json(error: OctavoError) -> bytes:
+    """The body for an error: also sent as an event when it comes in the middle of a stream."""
+    detail = ErrorDetail(
+        message=f"{error.message} {error.fix}".rstrip(),
+        type=_TYPES.get(error.status, "server_error"),
+        param=error.param,
+        code=error.code,
+    )
+    return msgspec.json.encode(ErrorBody(detail))
+
+
+def error_response(error: OctavoError) -> Response:
+    """The whole answer for an error, with Retry-After and WWW-Authenticate where they belong."""
+    headers: dict[str, str] = {}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    retry_after_s = error.retry_after_s
+    if retry_after_s is None and error.status in (429, 503):
+        retry_after_s = 1.0
+    if retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
+    return Response(
+        error_json(error), error.status, headers=headers, media_type="application/json"
+    )

@@ -1,0 +1,106 @@
+"""The request bodies, field by field: what is known, of which type, and how much of it.
+
+A field that we know is honoured; one that others document and we do not honour yet is refused by name unless it asks
+for what happens anyway (`unsupported.py`); any other is refused with the nearest known name. Numbers in ranges that
+`SamplingParams` checks are not checked twice. Knows JSON; does not know models or engines.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from octavo.server.limits import MAX_MESSAGES, MAX_NAME_CHARS
+
+Name = Annotated[str, Meta(max_length=MAX_NAME_CHARS)]
+TokenIds = list[Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]]
+
+
+class StreamOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """How a stream ends."""
+
+    include_usage: bool | None = None
+    """A last chunk with empty choices and the usage of the call."""
+    continuous_usage_stats: bool | None = None
+    """Usage so far on every chunk."""
+
+
+class GenerateBody(msgspec.Struct, kw_only=True, frozen=True):
+    """What completions and chat completions share. None means not set.
+
+    The fields named as in `SamplingParams` go there as they are; it checks their ranges.
+    """
+
+    model: Name | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: Name | None = None
+    """Accepted for those who send it; it changes nothing by definition."""
+    priority: Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)] | None = None
+    return_token_ids: bool | None = None
+    add_special_tokens: bool | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: TokenIds | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: TokenIds | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+
+
+class CompletionBody(GenerateBody, kw_only=True, frozen=True):
+    """POST /v1/completions."""
+
+    prompt: str | list[Any]
+    """Text, token ids, or a list of either; `openai/prompts.py` looks inside."""
+    logprobs: int | None = None
+
+
+class ChatBody(GenerateBody, kw_only=True, frozen=True):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class TokenizeBody(msgspec.Struct, kw_only=True, frozen=True):
+    """POST /tokenize: exactly one of `prompt` and `messages`."""
+
+    model: Name | None = None
+    prompt: str | None = None
+    messages: (
+        Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=MAX_MESSAGES)] | None
+    ) = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class DetokenizeBody(msgspec.Struct, kw_only=True, frozen=True):
+    """POST /detokenize."""
+
+    model: Name | None = None
+    tokens: TokenIds

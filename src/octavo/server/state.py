@@ -1,0 +1,139 @@
+"""What the handlers share: one `AppState` per server, and what it asks of an engine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from octavo.core.config import ServerConfig
+from octavo.core.errors import EngineDeadError, NotFoundError, OperatorError, did_you_mean
+from octavo.core.request import Request
+from octavo.core.result import EngineStats, Event
+from octavo.engine.client import EngineStatus
+from octavo.engine.frontend import Frontend
+from octavo.engine.ipc import Ready
+from octavo.meter.metrics import Metrics
+from octavo.server.auth import KeyRing
+from octavo.text.chat import ChatTemplate
+
+STALL_S = 30.0
+"""Work is there and nothing moved for so long, and for 50 times the last step: the engine hangs."""
+_STALL_STEPS = 50.0
+
+
+class EngineHandle(Protocol):
+    """What the server needs of an engine client, which may still be starting."""
+
+    @property
+    def ready(self) -> Ready:
+        """What was started. Raises until the engine can take requests: EngineDeadError, or why it could not start."""
+        ...
+
+    @property
+    def stats(self) -> EngineStats:
+        """The latest snapshot."""
+        ...
+
+    def status(self) -> EngineStatus:
+        """How the engine is; never waits."""
+        ...
+
+    def generate(self, request: Request) -> AsyncIterator[Event]:
+        """Submit, then yield events up to one Finished or Failed. Closing it early cancels."""
+        ...
+
+
+def octavo_version() -> str:
+    """The installed version; `0+source` when run from a source tree."""
+    try:
+        return importlib.metadata.version("octavo")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+source"
+
+
+@dataclass(slots=True, kw_only=True)
+class AppState:
+    """Everything that outlives a call. Owner: the server's event loop."""
+
+    config: ServerConfig
+    engine: EngineHandle
+    frontend: Frontend
+    chat_template: ChatTemplate | None
+    """None when the model has no chat template."""
+    served_names: tuple[str, ...]
+    """Names under which the model answers; at least one, the first is used in answers."""
+    metrics: Metrics
+    keys: KeyRing = field(default_factory=KeyRing)
+    scheduling_policy: str = "fcfs"
+    on_start: Callable[[], Awaitable[None]] | None = None
+    """Run beside the server once it listens (starts the engine); its error stops the server."""
+    on_stop: Callable[[], Awaitable[None]] | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+    """Unix time of the model listing."""
+    is_draining: bool = False
+    """Set at SIGTERM: running calls finish, new ones are refused."""
+    num_in_flight: int = 0
+    """Generating calls under way."""
+    busy_since: float = 0.0
+    """`time.monotonic()` when that last rose from zero."""
+    failure: Exception | None = None
+    """Why `on_start` failed."""
+
+    @property
+    def default_sampling(self) -> Mapping[str, float | int]:
+        """Sampling defaults of the model's author, unless the operator wants neutral ones."""
+        if self.config.generation_config != "auto":
+            return {}
+        return self.frontend.tokenizer.default_sampling
+
+    def check_model(self, name: str | None) -> str:
+        """The served name that a call means; None means the first.
+
+        Raises:
+            NotFoundError: no such model here.
+        """
+        if name is None:
+            return self.served_names[0]
+        if name in self.served_names:
+            return name
+        known = ", ".join(self.served_names)
+        raise NotFoundError(
+            f"no model {name!r} here; served: {known}.{did_you_mean(name, self.served_names)}",
+            param="model",
+            code="model_not_found",
+        )
+
+    def check_accepting(self) -> Ready:
+        """What was started, if a new generating call can be taken now.
+
+        Raises:
+            EngineDeadError: loading, dead or draining.
+        """
+        if self.is_draining:
+            raise EngineDeadError("the server is shutting down.", code="shutting_down")
+        try:
+            return self.engine.ready
+        except OperatorError as error:
+            raise EngineDeadError(f"the engine could not start: {error.message}") from error
+
+    def begin_call(self) -> None:
+        """A generating call is under way."""
+        if self.num_in_flight == 0:
+            self.busy_since = time.monotonic()
+        self.num_in_flight += 1
+
+    def end_call(self) -> None:
+        """A generating call has ended."""
+        self.num_in_flight -= 1
+
+    def stalled_for(self) -> float | None:
+        """Seconds without progress if the engine has work and hangs, else None."""
+        if self.num_in_flight == 0:
+            return None
+        # An engine that was idle for an hour has not hung for an hour when the next call comes.
+        idle = self.engine.status().seconds_since_progress
+        idle = min(idle, time.monotonic() - self.busy_since)
+        return idle if idle > max(STALL_S, _STALL_STEPS * self.engine.stats.last_step_s) else None

@@ -1,0 +1,106 @@
+"""Fields that OpenAI or vLLM document and that we do not honour yet.
+
+Each is refused by name. A neutral value, one that asks for what happens anyway, is accepted; null always is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_FALSE = (False,)
+_TEXT_ONLY = ({"type": "text"},)
+
+_GENERATE: Mapping[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "cache_salt": (),
+    "echo": _FALSE,
+    "ec_transfer_params": (),
+    "guided_choice": (),
+    "guided_decoding_backend": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_whitespace_pattern": (),
+    "kv_transfer_params": (),
+    "length_penalty": (1,),
+    "logprob_token_ids": ([],),
+    "mm_payload": ("tensors",),
+    "mm_processor_kwargs": ({},),
+    "media_io_kwargs": ({},),
+    "prompt_embeds": (),
+    "repetition_detection": (),
+    "request_id": (),
+    "response_format": _TEXT_ONLY,
+    "return_mm_kwargs": _FALSE,
+    "return_token_offsets": _FALSE,
+    "return_tokens_as_token_ids": _FALSE,
+    "routed_experts_prompt_start": (0,),
+    "session_id": (),
+    "stream_interval": (1,),
+    "structured_outputs": (),
+    "thinking_token_budget": (),
+    "truncate_prompt_tokens": (),
+    "truncation_side": (),
+    "use_beam_search": _FALSE,
+    "vllm_xargs": ({},),
+    "watermarking": _FALSE,
+}
+
+_CHAT: Mapping[str, tuple[Any, ...]] = {
+    **_GENERATE,
+    "audio": (),
+    "chat_template": (),
+    "documents": ([],),
+    "function_call": ("none",),
+    "functions": ([],),
+    "include_reasoning": (True,),
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "prompt_cache_key": (),
+    "reasoning_effort": (),
+    "return_prompt_text": _FALSE,
+    "safety_identifier": (),
+    "service_tier": ("auto", "default"),
+    "store": _FALSE,
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": (),
+    "web_search_options": (),
+}
+
+NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    "CompletionBody": {**_GENERATE, "suffix": ("",)},
+    "ChatBody": _CHAT,
+    "TokenizeBody": {
+        "chat_template": (),
+        "media_io_kwargs": ({},),
+        "mm_processor_kwargs": ({},),
+        "tools": ([],),
+    },
+    "DetokenizeBody": {},
+}
+"""Body -> field -> values that change nothing."""
+
+MESSAGE_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "refusal": ("",),
+}
+"""The same inside a chat message: clients send back what they were answered, empty fields included."""
+MESSAGE_FIELDS = frozenset(
+    {
+        "role",
+        "content",
+        "name",
+        "tool_calls",
+        "tool_call_id",
+        "reasoning",
+        "reasoning_content",
+        "thinking",
+    }
+)
+"""What chat templates read of a message."""

@@ -1,0 +1,150 @@
+"""The command `octavo`: which verbs there are, and how every one of them ends.
+
+A verb is a row of `VERBS`: a module with `add_arguments(parser)` and `run(args) -> exit code`, imported when asked
+for. An error of the operator is one line on standard error, `CODE: cause. fix.`, always the last one, and exit code
+2. This module imports nothing heavy: `octavo --help` is to be instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, cast
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from octavo.tools.parser import Parser
+
+
+class Verb(NamedTuple):
+    """One row: the module that holds the verb, and what it does in one line."""
+
+    module: str
+    help: str
+
+
+VERBS: dict[str, Verb] = {
+    "serve": Verb("octavo.tools.serve", "Serve a model over an OpenAI-compatible HTTP API."),
+    "generate": Verb("octavo.tools.generate", "Complete a prompt and print the text as it comes."),
+    "chat": Verb("octavo.tools.chat", "Talk with a model, local or behind a URL."),
+    "bench throughput": Verb("octavo.tools.bench.throughput", "Tokens per second, offline."),
+    "bench latency": Verb("octavo.tools.bench.latency", "Time per token of one batch, offline."),
+    "bench serve": Verb("octavo.tools.bench.serve", "Load a running server and judge the answer."),
+    "doctor": Verb("octavo.tools.doctor", "Check this machine and say what to fix."),
+}
+ALIASES = {"complete": "generate"}
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; the process's exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"octavo {version()}")
+        return 0
+    # lazy: loads msgspec, which `octavo --help` does not need
+    from octavo.core.errors import OctavoError
+
+    try:
+        return _dispatch(words)
+    except OctavoError as error:
+        sys.stdout.flush()
+        print(error.info().one_line(), file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output is gone, as in `octavo bench ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SystemExit as end:  # argparse ends --help this way
+        return end.code if isinstance(end.code, int) else 0
+
+
+def usage() -> str:
+    """The text of `octavo --help`."""
+    width = max(map(len, VERBS))
+    rows = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
+    return (
+        "usage: octavo VERB [options]\n\n"
+        "An LLM inference engine whose KV cache is kept in pages of sixteen tokens.\n\n"
+        f"verbs:\n{rows}\n\n"
+        "  octavo VERB --help  shows a verb's options;  octavo --version  shows the version."
+    )
+
+
+def version() -> str:
+    """The installed version, or `unknown` in a bare checkout."""
+    # lazy: importlib.metadata costs 20 ms
+    from importlib import metadata
+
+    try:
+        return metadata.version("octavo")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def parser_of(name: str) -> Parser:
+    """The argument parser of a verb, with all its flags."""
+    # lazy: argparse is not needed for `octavo --help`
+    from octavo.tools.parser import Parser
+
+    verb = VERBS[name]
+    parser = Parser(prog=f"octavo {name}", description=verb.help)
+    add_arguments = cast(
+        "Callable[[Parser], None]", importlib.import_module(verb.module).add_arguments
+    )
+    add_arguments(parser)
+    return parser
+
+
+def _dispatch(words: list[str]) -> int:
+    name, rest = _find(words)
+    if name is None:
+        return 0
+    args = parser_of(name).parse(rest)
+    run = cast(
+        "Callable[[Namespace], int]", importlib.import_module(VERBS[name].module).run
+    )
+    return run(args)
+
+
+def _find(words: list[str]) -> tuple[str | None, list[str]]:
+    """The verb (one or two words) and what follows it; None when only its sub-verbs were asked for."""
+    first = ALIASES.get(words[0], words[0])
+    if first in VERBS:
+        return first, words[1:]
+    below = [name.split()[1] for name in VERBS if name.startswith(f"{first} ")]
+    if not below:
+        _unknown(first, {name.split()[0] for name in VERBS} | set(ALIASES), "verb")
+    if len(words) < 2 or words[1] in ("-h", "--help"):
+        rows = "\n".join(
+            f"  {name}  {verb.help}" for name, verb in VERBS.items() if name.startswith(f"{first} ")
+        )
+        print(f"usage: octavo {first} {{{','.join(below)}}} [options]\n\n{rows}")
+        return None, []
+    if words[1] not in below:
+        _unknown(words[1], below, f"{first} verb")
+    return f"{first} {words[1]}", words[2:]
+
+
+def _unknown(given: str, known: Sequence[str] | set[str], kind: str) -> NoReturn:
+    # lazy: loads msgspec, which `octavo --help` does not need
+    from octavo.core.errors import ConfigError, did_you_mean
+
+    raise ConfigError(
+        f"unknown {kind} {given!r}; known: {', '.join(sorted(known))}.{did_you_mean(given, known)}",
+        code="E-CFG-02",
+        fix="See `octavo --help`.",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""`octavo doctor`: is this machine able to serve, and if not, what is to be done."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from octavo.core.assets import bundled, model_folder
+from octavo.core.config import BUNDLED_MODEL
+from octavo.core.errors import ModelError
+from octavo.tools import output
+from octavo.tools.parser import Parser, number
+from octavo.tools.tables import bytes_text, table
+
+MIN_PYTHON = (3, 11)
+LOW_MEMORY_BYTES = 2 << 30
+_MAX_HEADER_BYTES = 100 << 20
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One finding; `fix` says what to do unless all is well."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    detail: str
+    fix: str = ""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the verb's flags."""
+    parser.add_argument("--model", default=BUNDLED_MODEL, help="Model to check [%(default)s].")
+    parser.add_argument(
+        "--port",
+        type=number(0, 65535, whole=True),
+        default=8000,
+        metavar="N",
+        help="Port that is to be free [8000].",
+    )
+    output.add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the findings: 1 when one of them is a failure."""
+    checks = examine(args.model, args.port)
+    output.show(args.json, lambda: to_text(checks), lambda: to_json(checks))
+    return int(any(check.status == "fail" for check in checks))
+
+
+def examine(model: str, port: int) -> list[Check]:
+    """All findings."""
+    checks: list[Callable[[], Check]] = [
+        check_python,
+        check_torch,
+        check_memory,
+        check_extension,
+        check_bundled,
+        lambda: check_model(model),
+        lambda: check_port(port),
+    ]
+    return [check() for check in checks]
+
+
+def to_text(checks: list[Check]) -> str:
+    """A table, then one line per thing to do."""
+    lines = [table(("check", "status", "found"), [(c.name, c.status, c.detail) for c in checks])]
+    lines += [f"{c.status}: {c.name}: {c.fix}" for c in checks if c.fix]
+    worst = "fail" if any(c.status == "fail" for c in checks) else "ok"
+    lines.append("This machine can serve." if worst == "ok" else "This machine cannot serve yet.")
+    return "\n\n".join(lines)
+
+
+def to_json(checks: list[Check]) -> str:
+    """`{"ok": bool, "checks": [...]}`."""
+    is_ok = all(check.status != "fail" for check in checks)
+    return json.dumps({"ok": is_ok, "checks": msgspec.to_builtins(checks)}, indent=1)
+
+
+def check_python() -> Check:
+    """Python is new enough."""
+    found = f"{platform.python_version()} at {sys.executable}"
+    if sys.version_info[:2] < MIN_PYTHON:
+        return Check("python", "fail", found, "Install Python 3.11 or newer.")
+    return Check("python", "ok", found)
+
+
+def check_torch() -> Check:
+    """PyTorch loads, and with which instruction set and how many threads."""
+    try:
+        import torch  # lazy: seconds, and only this check needs it
+    except (ImportError, OSError) as error:
+        return Check("torch", "fail", str(error), "Run `pip install torch` in this environment.")
+    where = f"cuda ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else "cpu"
+    isa = torch.backends.cpu.get_cpu_capability()
+    threads = torch.get_num_threads()
+    detail = f"{torch.__version__} on {where}, {isa}, {threads} threads"
+    usable = len(os.sched_getaffinity(0))
+    if threads > usable:
+        fix = f"More threads than usable cores ({usable}); serve with --threads {usable}."
+        return Check("torch", "warn", detail, fix)
+    if isa in ("DEFAULT", "NO AVX"):
+        return Check("torch", "warn", detail, "This CPU has no AVX2; expect slow matrix products.")
+    return Check("torch", "ok", detail)
+
+
+def check_memory() -> Check:
+    """There is memory to load a model into."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        line = next(line for line in text.splitlines() if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return Check("memory", "warn", "unknown", "No /proc/meminfo here; only Linux is supported.")
+    available = int(line.split()[1]) * 1024
+    limits = [available, *_cgroup_left()]
+    detail = f"{bytes_text(min(limits))} available"
+    if min(limits) < LOW_MEMORY_BYTES:
+        fix = "Free some memory, or serve a small model with a small --kv-cache-memory-bytes."
+        return Check("memory", "warn", detail, fix)
+    return Check("memory", "ok", detail)
+
+
+def _cgroup_left() -> list[int]:
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit = (root / "memory.max").read_text(encoding="ascii").strip()
+        used = (root / "memory.current").read_text(encoding="ascii").strip()
+    except OSError:
+        return []
+    return [int(limit) - int(used)] if limit != "max" else []
+
+
+def check_extension() -> Check:
+    """The compiled kernels are there."""
+    try:
+        extension = importlib.import_module("octavo._cpu")
+    except ImportError as error:
+        fix = "Install with a C++ compiler at hand (`pip install .`); torch kernels are used until then."
+        return Check("octavo._cpu", "warn", str(error), fix)
+    isa = getattr(extension, "isa", None)
+    return Check("octavo._cpu", "ok", f"isa {isa() if callable(isa) else isa or 'unknown'}")
+
+
+def check_bundled() -> Check:
+    """The model inside the package is there."""
+    if BUNDLED_MODEL not in bundled():
+        fix = "Reinstall the package; until then name a model folder."
+        return Check("bundled model", "warn", f"{BUNDLED_MODEL} is missing", fix)
+    return Check("bundled model", "ok", str(bundled()[BUNDLED_MODEL]))
+
+
+def check_port(port: int) -> Check:
+    """The port can be bound."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            fix = "Stop what listens there, or serve with another --port."
+            return Check("port", "warn", f"{port}: {error.strerror}", fix)
+    return Check("port", "ok", f"{port} is free")
+
+
+def check_model(name: str) -> Check:
+    """The model folder holds what a model needs, and its weight files are whole."""
+    try:
+        folder = model_folder(name)
+    except ModelError as error:
+        return Check("model", "fail", error.message, error.fix)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = ", ".join(config["architectures"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fix = f"Fetch {folder}/config.json again."
+        return Check("model", "fail", f"config.json: {type(error).__name__}: {error}", fix)
+    if not (folder / "tokenizer.json").is_file():
+        fix = "Fetch tokenizer.json, or name its folder with --tokenizer."
+        return Check("model", "warn", f"{folder} has no tokenizer.json", fix)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        fix = "Fetch the *.safetensors files, or serve with --load-format dummy."
+        return Check("model", "fail", f"{folder} has no *.safetensors", fix)
+    broken = next((trouble for file in files if (trouble := _weights_trouble(file))), "")
+    if broken:
+        return Check("model", "fail", broken, "Fetch the file again.")
+    size = sum(file.stat().st_size for file in files)
+    return Check("model", "ok", f"{kind}, {bytes_text(size)} in {folder}")
+
+
+def _weights_trouble(file: Path) -> str:
+    """What is wrong with a safetensors file: its header must describe exactly the bytes that follow."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(8)
+        if len(head) < 8:
+            return f"{file.name} is cut short at {size} bytes"
+        (length,) = struct.unpack("<Q", head)
+        if length > min(size - 8, _MAX_HEADER_BYTES):
+            return f"{file.name}: its header claims {length} bytes, the file has {size}"
+        try:
+            header = json.loads(stream.read(length))
+            ends = [row["data_offsets"][1] for key, row in header.items() if key != "__metadata__"]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            return f"{file.name}: malformed header ({type(error).__name__})"
+    expected = 8 + length + max(ends, default=0)
+    return "" if expected == size else f"{file.name} has {size} bytes; its header says {expected}"

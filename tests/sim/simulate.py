@@ -1,0 +1,215 @@
+"""A simulated engine: the real scheduler and cache, and a runner that knows what each position must hold.
+
+The fake model's token at a position is a function of the prompt's tag, the choice index and the position, as with
+counter-based sampling; so whatever the scheduler does, a request's output is known beforehand. The fake KV cache
+stores in every slot which token at which position of which scope was computed there and checks, for each slice, that
+all that attention would read is right: a wrong, freed or foreign block is found at once.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from octavo.cache.groups import KVCache
+from octavo.core.kvspec import BLOCK_SIZE, KVGroup, KVSpec
+from octavo.core.params import SamplingParams
+from octavo.core.plan import Slice, StepPlan
+from octavo.core.request import Request
+from octavo.core.result import Failed, Finished, SliceResult, StepResult, TokenOut
+from octavo.scheduler import invariants
+from octavo.scheduler.limits import MAX_PREEMPTIONS, Limits
+from octavo.scheduler.policies.registry import POLICIES
+from octavo.scheduler.scheduler import Scheduler
+
+EOS = 1
+
+
+@dataclass
+class Row:
+    """What a rank knows of a running sequence."""
+
+    request: Request
+    token_ids: list[int]
+    tables: list[list[int]]
+
+
+def token_at(request: Request, position: int) -> int:
+    """The token that the fake model samples for a position; EOS about once in 250."""
+    value = random.Random(f"{request.seed}:{request.index}:{position}").random()
+    return EOS if value < 0.004 else 2 + int(value * 1000)
+
+
+def expected_output(request: Request) -> list[int]:
+    """What the request must produce, whatever happens around it."""
+    output: list[int] = []
+    while len(output) < request.max_tokens:
+        output.append(token_at(request, request.num_prompt + len(output)))
+        if output[-1] == EOS:
+            break
+    return output
+
+
+@dataclass
+class FakeRunner:
+    """Executes plans against a fake cache that remembers what is where."""
+
+    groups: tuple[KVGroup, ...]
+    rows: dict[int, Row] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.slots: list[dict[int, tuple[str, int, tuple[int, ...]]]] = [{} for _ in self.groups]
+
+    def run(self, plan: StepPlan) -> StepResult:
+        for row in plan.ended:
+            self.rows.pop(row, None)
+        for start in plan.starts:
+            tables = [list(table) for table in start.blocks]
+            assert start.row not in self.rows, "row given out twice"
+            self.rows[start.row] = Row(start.request, list(start.token_ids), tables)
+        for piece in plan.slices:
+            self._store(piece)
+        return StepResult(step=plan.step, slices=tuple(self._result(p) for p in plan.slices))
+
+    def _store(self, piece: Slice) -> None:
+        row = self.rows[piece.row]
+        for index, new in enumerate(piece.new_blocks):
+            row.tables[index].extend(new)
+        for index, table in enumerate(row.tables):
+            for position in range(piece.start, piece.start + piece.count):
+                block = table[position // BLOCK_SIZE]
+                assert block != 0, "token goes to the null block"
+                self.slots[index][block * BLOCK_SIZE + position % BLOCK_SIZE] = self._content(row, position)
+
+    @staticmethod
+    def _content(row: Row, position: int) -> tuple[str, int, tuple[int, ...]]:
+        block_start = position // BLOCK_SIZE * BLOCK_SIZE
+        head = row.token_ids[0], row.token_ids[position]
+        return (row.request.cache_scope, position, (*head, row.token_ids[block_start]))
+
+    def _result(self, piece: Slice) -> SliceResult:
+        row = self.rows[piece.row]
+        end = piece.start + piece.count
+        for index, (group, table) in enumerate(zip(self.groups, row.tables, strict=True)):
+            window = group.spec.window or end
+            for position in range(max(0, piece.start - window + 1), end):
+                slot = table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+                assert self.slots[index].get(slot) == self._content(row, position), "foreign or stale KV read"
+        if not piece.sample:
+            return SliceResult(row=piece.row)
+        assert end == len(row.token_ids)
+        token = token_at(row.request, end)
+        row.token_ids.append(token)
+        return SliceResult(row=piece.row, token_ids=(token,))
+
+
+@dataclass
+class Outcome:
+    """What a workload came to."""
+
+    steps: int
+    finished: int
+    aborted: int
+    preemptions: int
+    cached_tokens: int
+
+
+def make_groups(rng: random.Random) -> tuple[KVGroup, ...]:
+    """Full, window, or both; pools that hold between one and a few of the longest sequences."""
+    full = KVSpec(num_kv_heads=1, head_dim=8)
+    window = KVSpec(kind="window", num_kv_heads=1, head_dim=8, window=rng.choice([5, 16, 33, 64]))
+    specs = rng.choice([[full], [full], [full, window], [window]])
+    return tuple(
+        KVGroup(spec=spec, layers=(i,), num_blocks=1 + rng.choice([20, 24, 40]))
+        for i, spec in enumerate(specs)
+    )
+
+
+def make_request(rng: random.Random, number: int, max_model_len: int) -> Request:
+    """A request that may share its prefix with others of its kind and scope."""
+    length = rng.choice([1, 3, 15, 16, 17, 32, rng.randint(1, max_model_len // 2)])
+    kind = rng.randrange(3)
+    prefix = [10_000 + kind] + [10_100 + kind * 1000 + i for i in range(max_model_len)]
+    shared = rng.choice([length, rng.randint(0, length)])
+    ids = prefix[:shared] + [rng.randint(20_000, 30_000) for _ in range(length - shared)]
+    max_tokens = rng.choice([1, 2, rng.randint(1, max_model_len - length)])
+    return Request(
+        id=f"r{number}",
+        token_ids=tuple(ids),
+        params=SamplingParams(max_tokens=max_tokens),
+        max_tokens=max_tokens,
+        seed=rng.getrandbits(40),
+        arrived=float(number),
+        eos_token_ids=(EOS,),
+        priority=rng.choice([0, 0, 1, -1]),
+        cache_scope=rng.choice(["", "a"]),
+    )
+
+
+def run_workload(seed: int) -> Outcome:
+    """Random limits, pools, arrivals and cancellations; every step checked. Raises AssertionError with the seed."""
+    rng = random.Random(seed)
+    max_model_len = 20 * BLOCK_SIZE
+    max_num_seqs = rng.choice([1, 4, 8, 12])
+    limits = Limits(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=rng.choice([max_num_seqs + 1, max_num_seqs + 16, 64, 512]),
+        max_model_len=max_model_len,
+    )
+    groups = make_groups(rng)
+    cache = KVCache(groups, enable_prefix_caching=rng.random() < 0.8)
+    scheduler = Scheduler(limits, cache, POLICIES.load(rng.choice(["fcfs", "priority"]))())
+    pending = [make_request(rng, i, max_model_len) for i in range(rng.randint(1, 24))]
+    return _drive(rng, scheduler, FakeRunner(groups), pending, f"seed {seed}")
+
+
+def _drive(
+    rng: random.Random, scheduler: Scheduler, runner: FakeRunner, pending: list[Request], label: str
+) -> Outcome:
+    requests = {request.id: request for request in pending}
+    output: dict[str, list[int]] = {request.id: [] for request in pending}
+    ends: dict[str, Finished] = {}
+    free_at_first = scheduler.cache.num_free
+    steps = 0
+    while pending or scheduler.has_work:
+        while pending and rng.random() < 0.5:
+            scheduler.add(pending.pop(0))
+        events = []
+        if rng.random() < 0.004 and scheduler.by_id:
+            events += scheduler.cancel(rng.choice(sorted(scheduler.by_id)))
+        plan = scheduler.schedule(float(steps))
+        assert plan is not None or not scheduler.has_work, f"{label}: work, but no plan"
+        if plan is not None:
+            wrong = invariants.check_plan(scheduler, plan) + invariants.check(scheduler)
+            assert not wrong, f"{label}: {wrong}"
+            events += scheduler.apply(plan, runner.run(plan), float(steps))
+        wrong = invariants.check(scheduler)
+        assert not wrong, f"{label}: {wrong}"
+        for event in events:
+            assert not isinstance(event, Failed) and event.id not in ends, f"{label}: {event}"
+            if isinstance(event, TokenOut):
+                output[event.id].extend(event.token_ids)
+            else:
+                ends[event.id] = event
+        steps += 1
+        assert steps < 60_000, f"{label}: starved: {sorted(scheduler.by_id)}"
+    return _verdict(label, requests, output, ends, scheduler, free_at_first, steps)
+
+
+def _verdict(label, requests, output, ends, scheduler, free_at_first, steps) -> Outcome:  # type: ignore[no-untyped-def]
+    assert set(ends) == set(requests), f"{label}: not every request ended"
+    assert scheduler.cache.num_free == free_at_first, f"{label}: pool did not return to its first count"
+    for name, end in ends.items():
+        expected = expected_output(requests[name])
+        got = output[name]
+        assert got == (expected if end.reason != "abort" else expected[: len(got)]), f"{label}: {name} output"
+        assert end.num_output == len(got)
+        assert end.num_preemptions <= MAX_PREEMPTIONS, f"{label}: {name} preempted {end.num_preemptions} times"
+    aborted = sum(end.reason == "abort" for end in ends.values())
+    return Outcome(
+        steps=steps,
+        finished=len(ends) - aborted,
+        aborted=aborted,
+        preemptions=scheduler.counters.num_preemptions,
+        cached_tokens=sum(end.num_cached for end in ends.values()),
+    )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from octavo.text.tokenizer import Tokenizer, TokenizerFacts
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
+
+from octavo.text.tokenizer import Tokenizer, TokenizerFacts
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog, and the dog sleeps.",
@@ -76,7 +77,9 @@ def words() -> Tokenizer:
 @cache
 def word_pieces() -> Tokenizer:
     """BERT style."""
-    vocab = {t: i for i, t in enumerate(["[UNK]", "[SEP]", "un", "##like", "##ly", ".", "n't", "do"])}
+    vocab = {
+        t: i for i, t in enumerate(["[UNK]", "[SEP]", "un", "##like", "##ly", ".", "n't", "do"])
+    }
     backend = Backend(models.WordPiece(vocab, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()

@@ -6,6 +6,7 @@ Run with `-s` to see the largest error of each case.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,15 @@ class Driver:
                     if len(out[i]) == count:
                         del todo[i]
         return out
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny products on several threads mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def prompt(length: int, seed: int = 1) -> list[int]:

@@ -84,7 +84,7 @@ class Sampler:
         )
 
     def _choose(self, logits_NV: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
-        """int64 [N]: greedy, whole-vocabulary and truncated rows, each kind only where it occurs."""
+        """int64 [N]: greedy, whole-vocabulary and truncated rows, each kind where it occurs."""
         if batch.is_greedy_N.all():
             return row_argmax(logits_NV)
         chosen_N = torch.zeros(len(logits_NV), dtype=torch.int64, device=logits_NV.device)
@@ -106,7 +106,7 @@ class Sampler:
 
 
 def finite_rows(logits_NV: torch.Tensor) -> torch.Tensor:
-    """bool [N]: rows without NaN and +inf that are not all -inf: their largest logit is finite."""
+    """Rows without NaN and +inf and not all -inf, as bool [N]: their largest logit is finite."""
     return torch.isfinite(block_maxima(logits_NV).amax(1))
 
 

@@ -88,7 +88,7 @@ class SamplerState:
         self._edits.pop(row, None)
 
     def batch(self, rows: Sequence[int], positions: Sequence[int]) -> SamplingBatch:
-        """The parameters of `rows`, in that order; `positions[n]` is where entry n's token will be."""
+        """Parameters of `rows`, in that order; `positions[n]` is where entry n's token will be."""
         rows_N = np.asarray(rows, np.int64)
         edits = ((n, self._edits.get(row)) for n, row in enumerate(rows))
         return SamplingBatch(

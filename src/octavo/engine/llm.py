@@ -126,7 +126,7 @@ class LLM:
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several, through the model's chat template."""
-        template = ChatTemplate.load(self.tokenizer)
+        template = ChatTemplate(self.tokenizer.chat_templates, self.tokenizer.special_tokens)
         many = [messages] if messages and isinstance(messages[0], dict) else list(messages)
         texts = [template.render(list(one), add_generation_prompt=True) for one in many]  # type: ignore[arg-type]
         ids = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]

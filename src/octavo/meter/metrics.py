@@ -158,7 +158,9 @@ class Metrics:
     def _make(self, row: Row) -> Counter | Gauge | Histogram:
         labels = (*_BASE_LABELS, *row.labels)
         if row.kind == "histogram":
-            return Histogram(row.name, row.help, labels, buckets=row.buckets, registry=self._registry)
+            return Histogram(
+                row.name, row.help, labels, buckets=row.buckets, registry=self._registry
+            )
         kind = Counter if row.kind == "counter" else Gauge
         return kind(row.name, row.help, labels, registry=self._registry)
 

@@ -35,7 +35,9 @@ class KeyRing:
             return Caller()
         if len(authorization) != 1:
             given = "no" if not authorization else f"{len(authorization)}"
-            raise AuthError(f"{given} Authorization header; expected one `Authorization: Bearer KEY`.")
+            raise AuthError(
+                f"{given} Authorization header; expected one `Authorization: Bearer KEY`."
+            )
         scheme, _, key = authorization[0].strip().partition(" ")
         given_hash = _digest(key.strip())
         # Every key is compared, in constant time, so that timing tells neither a prefix nor a position.

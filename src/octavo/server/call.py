@@ -21,12 +21,12 @@ from octavo.core.log import get_logger
 from octavo.engine.frontend import Caller
 from octavo.server.errors import error_response
 from octavo.server.limits import ClientGone, read_body
-from octavo.server.parse import parse
+from octavo.server.parse import Parser
 from octavo.server.state import AppState
 
 logger = get_logger(__name__)
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 _ID_KEY = "octavo.request_id"
 
 
@@ -51,10 +51,9 @@ class Call:
     id: str
     """Minted by us; 32 hexadecimal digits."""
 
-    async def body(self, kind: type[T]) -> T:
+    async def body(self, parser: Parser[T]) -> T:
         """The body, checked. Raises RequestError naming the field at fault."""
-        raw = await read_body(self.receive, Headers(scope=self.scope))
-        return parse(raw, kind)
+        return parser(await read_body(self.receive, Headers(scope=self.scope)))
 
 
 Handler = Callable[[Call], Awaitable[ASGIApp]]
@@ -89,7 +88,9 @@ class Endpoint:
             if error.status >= 500:
                 logger.warning("request %s: %s", request_id, error.info().one_line())
             await error_response(error)(scope, receive, watched)
-        except Exception:  # edge of a call: a bug in one answer must not take the server's other calls with it
+        except (
+            Exception
+        ):  # edge of a call: a bug in one answer must not take the server's other calls with it
             logger.exception("request %s failed", request_id)
             if not status:
                 hidden = EngineError("internal error; the log has it under this request's id.")

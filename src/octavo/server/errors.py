@@ -89,6 +89,4 @@ def error_response(error: OctavoError) -> Response:
         retry_after_s = 1.0
     if retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
-    return Response(
-        error_json(error), error.status, headers=headers, media_type="application/json"
-    )
+    return Response(error_json(error), error.status, headers=headers, media_type="application/json")

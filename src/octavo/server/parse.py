@@ -5,12 +5,11 @@ Cheap before costly: size of a field before its decoding, names before values. R
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
-from collections.abc import Callable, Hashable
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, NoReturn, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -19,7 +18,7 @@ from octavo.core.errors import RequestError, did_you_mean
 from octavo.server.limits import BIG_FIELD_BYTES, FIELD_BYTES
 from octavo.server.unsupported import NEUTRAL
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 
 _top_level = msgspec.json.Decoder(dict[str, Raw])
 _MAX_SEARCH_BYTES = 64 << 10
@@ -28,24 +27,56 @@ _MAX_SHOWN_CHARS = 40
 _MAX_FIELDS = 128
 
 
-def parse(body: bytes, kind: type[T]) -> T:
-    """The body as a `kind` of schema.py.
+class Parser(Generic[T]):
+    """Bytes to a `kind` of schema.py. Made once per kind; keeps no state between calls."""
 
-    Raises:
-        RequestError: bad JSON, an unknown or unsupported field, a missing one, a wrong type, a value out of range.
-    """
-    fields = _split(body)
-    decoders = _decoders(kind)
-    _check_names(fields, decoders.keys(), kind.__name__)
-    values: dict[str, Any] = {}
-    for name, raw in fields.items():
-        decode = decoders.get(name)
-        if decode is not None:
-            values[name] = _decode(name, raw, decode)
-    missing = [name for name in _required(kind) if name not in values]
-    if missing:
-        raise RequestError(f"{missing[0]} is missing; it is required.", param=missing[0])
-    return kind(**values)
+    def __init__(self, kind: type[T]) -> None:
+        fields = msgspec.structs.fields(kind)
+        self._kind = kind
+        self._neutral = NEUTRAL[kind.__name__]
+        self._decoders = {field.name: msgspec.json.Decoder(field.type).decode for field in fields}
+        self._required = tuple(field.name for field in fields if field.required)
+
+    def __call__(self, body: bytes) -> T:
+        """The body, checked.
+
+        Raises:
+            RequestError: bad JSON, an unknown, unsupported or missing field, a wrong type, a value out of range.
+        """
+        fields = _split(body)
+        for name, raw in fields.items():
+            self._check_name(name, raw)
+        values: dict[str, Any] = {}
+        for name, raw in fields.items():
+            decode = self._decoders.get(name)
+            if decode is not None:
+                values[name] = _decode(name, raw, decode)
+        for name in self._required:
+            if name not in values:
+                raise RequestError(f"{name} is missing; it is required.", param=name)
+        return self._kind(**values)
+
+    def _check_name(self, name: str, raw: Raw) -> None:
+        if name in self._decoders:
+            most = BIG_FIELD_BYTES.get(name, FIELD_BYTES)
+            size = len(memoryview(raw))
+            if size > most:
+                raise RequestError(f"{name} has {size} bytes; expected at most {most}.", param=name)
+        elif name in self._neutral:
+            if not _is_neutral(raw, self._neutral[name]):
+                raise RequestError(
+                    f"{name} is not supported yet.",
+                    param=name,
+                    code="unsupported_field",
+                    fix="Leave it out.",
+                )
+        else:
+            short = name[:_MAX_SHOWN_CHARS]
+            raise RequestError(
+                f"unknown field {short!r}.{did_you_mean(short, self._decoders)}",
+                param=short,
+                code="unknown_field",
+            )
 
 
 def _split(body: bytes) -> dict[str, Raw]:
@@ -56,7 +87,9 @@ def _split(body: bytes) -> dict[str, Raw]:
     except (msgspec.DecodeError, RecursionError) as error:
         name = _field_that_is_no_json_number(body)
         if name is not None:
-            raise RequestError(f"{name} holds NaN or Infinity; expected finite numbers.", param=name)
+            raise RequestError(
+                f"{name} holds NaN or Infinity; expected finite numbers.", param=name
+            ) from error
         raise RequestError(f"the body is not valid JSON: {error}.", code="invalid_json") from error
     if len(fields) > _MAX_FIELDS:
         raise RequestError(f"the body has {len(fields)} fields; expected at most {_MAX_FIELDS}.")
@@ -81,30 +114,6 @@ def _has_non_finite(value: object) -> bool:
     if isinstance(value, dict):
         return any(_has_non_finite(child) for child in value.values())
     return isinstance(value, list) and any(_has_non_finite(child) for child in value)
-
-
-def _check_names(fields: dict[str, Raw], known: Any, kind: str) -> None:
-    neutral = NEUTRAL[kind]
-    for name, raw in fields.items():
-        if name in known:
-            most = BIG_FIELD_BYTES.get(name, FIELD_BYTES)
-            size = len(memoryview(raw))
-            if size > most:
-                raise RequestError(f"{name} has {size} bytes; expected at most {most}.", param=name)
-        elif name in neutral:
-            if not _is_neutral(raw, neutral[name]):
-                raise RequestError(
-                    f"{name} is not supported yet.",
-                    param=name,
-                    code="unsupported_field",
-                    fix="Leave it out.",
-                )
-        else:
-            raise RequestError(
-                f"unknown field {name[:_MAX_SHOWN_CHARS]!r}.{did_you_mean(name[:64], known)}",
-                param=name[:_MAX_SHOWN_CHARS],
-                code="unknown_field",
-            )
 
 
 def _is_neutral(raw: Raw, neutral: tuple[Any, ...]) -> bool:
@@ -143,16 +152,3 @@ def _refuse_value(name: str, raw: Raw, reason: str) -> NoReturn:
         )
     expected = complaint.replace("`", "").replace("Expected", "expected", 1)
     raise RequestError(f"{where} in {name}={shown}: {expected}.", param=where)
-
-
-@functools.cache
-def _decoders(kind: Hashable) -> dict[str, Callable[[Raw], Any]]:
-    return {
-        field.encode_name: msgspec.json.Decoder(field.type).decode
-        for field in msgspec.structs.fields(kind)
-    }
-
-
-@functools.cache
-def _required(kind: Hashable) -> tuple[str, ...]:
-    return tuple(field.encode_name for field in msgspec.structs.fields(kind) if field.required)

@@ -6,6 +6,7 @@ It knows file names and their shapes; it does not know how text becomes tokens.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,24 @@ def special_tokens(config: dict[str, Any], special_map: dict[str, Any]) -> dict[
     return found
 
 
+def declared_tokens(config: dict[str, Any], path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of `added_tokens_decoder`, by id.
+
+    Raises:
+        ModelError: it is not a table of ids and tokens.
+    """
+    table = config.get("added_tokens_decoder") or {}
+    rows = table.items() if isinstance(table, dict) else [("?", table)]
+    for key, row in rows:
+        if not key.isdecimal() or not isinstance(row, dict) or not row.get("content"):
+            raise ModelError(
+                f"added_tokens_decoder in {path} holds {key!r}: {row!r}; expected ids and tokens.",
+                code="E-TOK-01",
+                fix="Download the file again.",
+            )
+    return sorted(((int(key), row) for key, row in rows), key=lambda pair: pair[0])
+
+
 def extra_special_tokens(config: dict[str, Any], special_map: dict[str, Any]) -> list[str]:
     """Special tokens without a name of their own."""
     found: list[str] = []
@@ -141,7 +160,8 @@ def sampling_defaults(generation: dict[str, Any], path: Path) -> dict[str, float
         if value is None:
             continue
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or (kind is int and value != int(value)):
+        is_usable = is_number and math.isfinite(value)
+        if not is_usable or (kind is int and value != int(value)):
             raise ModelError(
                 f"{name} in {path} is {value!r}; expected a number.",
                 code="E-TOK-01",

@@ -228,9 +228,9 @@ def _load_backend(folder: Path) -> Backend:
 
 def _add_declared(backend: Backend, config: dict[str, Any], folder: Path) -> None:
     """Tokens that only tokenizer_config.json declares, at the ids it gives them."""
-    declared = config.get("added_tokens_decoder") or {}
-    vocab = backend.get_vocab(with_added_tokens=True)
-    for key, row in sorted(declared.items(), key=lambda item: int(item[0])):
+    declared = files.declared_tokens(config, folder / "tokenizer_config.json")
+    vocab = backend.get_vocab(with_added_tokens=True) if declared else {}
+    for token_id, row in declared:
         if row["content"] in vocab:
             continue
         options = {k: row[k] for k in ("lstrip", "rstrip", "normalized", "single_word") if k in row}
@@ -238,9 +238,9 @@ def _add_declared(backend: Backend, config: dict[str, Any], folder: Path) -> Non
             [AddedToken(row["content"], special=row.get("special", False), **options)]
         )
         given = backend.token_to_id(row["content"])
-        if given != int(key):
+        if given != token_id:
             raise ModelError(
-                f"tokenizer_config.json in {folder} declares {row['content']!r} as id {key}, but after"
+                f"tokenizer_config.json in {folder} declares {row['content']!r} as id {token_id}, but after"
                 f" tokenizer.json it can only be {given}.",
                 code="E-TOK-01",
                 fix="The two files are of different versions; download both again.",

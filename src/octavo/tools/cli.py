@@ -1,8 +1,9 @@
 """The command `octavo`: which verbs there are, and how every one of them ends.
 
-A verb is a row of `VERBS`: a module with `add_arguments(parser)` and `run(args) -> exit code`, imported when asked
-for. An error of the operator is one line on standard error, `CODE: cause. fix.`, always the last one, and exit code
-2. This module imports nothing heavy: `octavo --help` is to be instant.
+A verb is a row of `VERBS`: a module with `add_arguments(parser)` and `run(args) -> exit code`,
+imported when asked for. An error of the operator is one line on standard error, `CODE: cause.
+fix.`, always the last one, and exit code 2. This module imports nothing heavy: `octavo --help` is
+to be instant.
 """
 
 from __future__ import annotations
@@ -81,14 +82,14 @@ def usage() -> str:
 
 
 def version() -> str:
-    """The installed version, or `unknown` in a bare checkout."""
+    """The installed version, or `0+source` in a source tree."""
     # lazy: importlib.metadata costs 20 ms
     from importlib import metadata
 
     try:
         return metadata.version("octavo")
     except metadata.PackageNotFoundError:
-        return "unknown"
+        return "0+source"
 
 
 def parser_of(name: str) -> Parser:
@@ -110,14 +111,12 @@ def _dispatch(words: list[str]) -> int:
     if name is None:
         return 0
     args = parser_of(name).parse(rest)
-    run = cast(
-        "Callable[[Namespace], int]", importlib.import_module(VERBS[name].module).run
-    )
+    run = cast("Callable[[Namespace], int]", importlib.import_module(VERBS[name].module).run)
     return run(args)
 
 
 def _find(words: list[str]) -> tuple[str | None, list[str]]:
-    """The verb (one or two words) and what follows it; None when only its sub-verbs were asked for."""
+    """The verb (one or two words) and what follows; None when only help was asked for."""
     first = ALIASES.get(words[0], words[0])
     if first in VERBS:
         return first, words[1:]

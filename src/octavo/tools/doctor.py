@@ -144,7 +144,7 @@ def check_extension() -> Check:
     try:
         extension = importlib.import_module("octavo._cpu")
     except ImportError as error:
-        fix = "Install with a C++ compiler at hand (`pip install .`); torch kernels are used until then."
+        fix = "Run `pip install .` with a C++ compiler at hand; torch kernels serve until then."
         return Check("octavo._cpu", "warn", str(error), fix)
     isa = getattr(extension, "isa", None)
     return Check("octavo._cpu", "ok", f"isa {isa() if callable(isa) else isa or 'unknown'}")
@@ -208,7 +208,8 @@ def _weights_trouble(file: Path) -> str:
             return f"{file.name}: its header claims {length} bytes, the file has {size}"
         try:
             header = json.loads(stream.read(length))
-            ends = [row["data_offsets"][1] for key, row in header.items() if key != "__metadata__"]
+            rows = (row for key, row in header.items() if key != "__metadata__")
+            ends = [row["data_offsets"][1] for row in rows]
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             return f"{file.name}: malformed header ({type(error).__name__})"
     expected = 8 + length + max(ends, default=0)

@@ -1,7 +1,9 @@
-"""Config classes as command-line flags and YAML keys: `max_num_seqs` is `--max-num-seqs` and `max_num_seqs:`.
+"""Config classes as command-line flags and YAML keys: `max_num_seqs` is `--max-num-seqs` and
+`max_num_seqs:`.
 
-Fields, help texts and ranges come from `core/config.py` alone. The command line wins over `--config FILE.yaml`, which
-wins over the defaults. Every complaint names the flag, what was given and what was expected.
+Fields, help texts and ranges come from `core/config.py` alone. The command line wins over
+`--config FILE.yaml`, which wins over the defaults. Every complaint names the flag, what was given
+and what was expected.
 """
 
 from __future__ import annotations
@@ -84,13 +86,9 @@ def _flag(name: str, hint: object, default: object) -> Flag:
     return Flag(name, kinds[plain], (), is_optional, default, meta)
 
 
-def add_config_flags(
-    parser: argparse.ArgumentParser, *configs: type[msgspec.Struct]
-) -> None:
+def add_config_flags(parser: argparse.ArgumentParser, *configs: type[msgspec.Struct]) -> None:
     """Add MODEL, --config and one flag per field of the config classes."""
-    parser.add_argument(
-        "model_positional", nargs="?", metavar="MODEL", help="The same as --model."
-    )
+    parser.add_argument("model_positional", nargs="?", metavar="MODEL", help="The same as --model.")
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="Read flags from a file; the command line wins."
     )
@@ -132,7 +130,7 @@ def configs(args: argparse.Namespace) -> Configs:
     """The two config objects of a parsed command line.
 
     Raises:
-        ConfigError: a bad value, an unknown key, a file that cannot be read, an option not supported yet.
+        ConfigError: a bad value, an unknown key, an unreadable file, an unsupported option.
     """
     unsupported.refuse_flags(args)
     values = read_config_file(args.config) if args.config else {}

@@ -1,7 +1,7 @@
 """A small streaming client for any OpenAI-compatible server, with the clock read at every chunk.
 
-`generate`, `chat` and `bench serve` stand on it. It knows the wire format of /v1/completions, /v1/chat/completions
-and /v1/models, and nothing about engines.
+`generate`, `chat` and `bench serve` stand on it. It knows the wire format of /v1/completions,
+/v1/chat/completions and /v1/models, and nothing about engines.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class OpenAIClient:
 async def connect(
     base_url: str, *, api_key: str | None = None, uds: str | None = None, timeout_s: float = 600
 ) -> AsyncIterator[OpenAIClient]:
-    """A client of `base_url`, or of the Unix socket `uds`. `timeout_s` bounds the silence between chunks."""
+    """A client of `base_url`, or of the Unix socket `uds`; `timeout_s` bounds every silence."""
     # lazy: aiohttp costs 200 ms, which only verbs that talk HTTP should pay
     import aiohttp
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from octavo.core.errors import ConfigError, did_you_mean
@@ -54,8 +54,8 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{text}.", code="E-CFG-01", fix=f"See `{self.prog} --help`.")
 
 
-def number(low: float, high: float | None = None, *, whole: bool = False) -> object:
-    """An argparse `type`: a number in [low, high]; argparse names the flag and shows our message."""
+def number(low: float, high: float | None = None, *, whole: bool = False) -> Callable[[str], float]:
+    """An argparse `type`: a number in [low, high]; argparse names the flag in the message."""
 
     def convert(text: str) -> float:
         span = f"from {low:g} to {high:g}" if high is not None else f"of at least {low:g}"

@@ -1,4 +1,5 @@
-"""What `octavo serve` prints when it is ready: the memory sum, the decisions, the timeline, how to call it. Pure.
+"""What `octavo serve` prints when it is ready: the memory sum, the decisions, the timeline, how
+to call it. Pure.
 
 Every list of parts sums to the whole it explains; what is left over is shown as such.
 """
@@ -7,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +17,9 @@ from typing import NamedTuple
 
 from octavo.engine.ipc import Phase, Ready
 from octavo.tools.tables import bytes_text, seconds_text, table
+
+PROMPT = "def add(a, b):"
+"""What the printed lines complete."""
 
 
 class Address(NamedTuple):
@@ -36,7 +42,7 @@ class Address(NamedTuple):
 def process_age_s() -> float:
     """Seconds since this process was started, the interpreter's own start included."""
     text = Path("/proc/self/stat").read_text(encoding="ascii")
-    # Field 22, in clock ticks after boot; the second field may hold spaces, so count from its closing parenthesis.
+    # Field 22, in ticks after boot; field 2 may hold spaces, so count from its parenthesis.
     ticks = int(text.rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
@@ -67,20 +73,12 @@ def timeline_text(total_s: float, before: Sequence[Phase], engine: Iterable[Phas
     return table(("start-up", "time", "share", ""), rows)
 
 
-def ready_text(ready: Ready, address: Address) -> str:
-    """The URL, and a curl and a Python line that work as printed."""
+def ready_text(ready: Ready, address: Address, *, has_openai: bool) -> str:
+    """The URL, and a curl and a Python line that work as printed, in this interpreter."""
     key = "$OCTAVO_API_KEY" if address.needs_key else ""
     header = f' -H "Authorization: Bearer {key}"' if key else ""
-    body = json.dumps({"model": address.model, "prompt": "def add(a, b):", "max_tokens": 32})
-    shell_body = body.replace("'", "'\\''")
-    secret = 'os.environ["OCTAVO_API_KEY"]' if key else '"none"'
-    imports = "import os; from openai import OpenAI" if key else "from openai import OpenAI"
-    call = (
-        f"{imports}; c = OpenAI(base_url={json.dumps(address.url + '/v1')}, api_key={secret}); "
-        f"print(c.completions.create(model={json.dumps(address.model)}, "
-        'prompt="def add(a, b):", max_tokens=32).choices[0].text)'
-    )
-    shell_call = call.replace("'", "'\\''")
+    body = json.dumps({"model": address.model, "prompt": PROMPT, "max_tokens": 32})
+    call = _openai_call(address) if has_openai else _urllib_call(address)
     head = (
         f"ready: {address.model} on {ready.device} in {ready.dtype}, context {ready.max_model_len} "
         f"tokens, up to {ready.max_num_seqs} sequences, KV cache of {ready.kv_tokens} tokens"
@@ -90,9 +88,33 @@ def ready_text(ready: Ready, address: Address) -> str:
             head,
             f"  URL     {address.url}/v1",
             f"  curl    curl -s {address.url}/v1/completions{header} "
-            f"-H 'Content-Type: application/json' -d '{shell_body}'",
-            f"  Python  python -c '{shell_call}'",
+            f"-H 'Content-Type: application/json' -d {shlex.quote(body)}",
+            f"  Python  {shlex.quote(sys.executable)} -c {shlex.quote(call)}",
         ]
+    )
+
+
+def _openai_call(address: Address) -> str:
+    imports = "import os; " if address.needs_key else ""
+    secret = 'os.environ["OCTAVO_API_KEY"]' if address.needs_key else '"none"'
+    base_url, model = json.dumps(f"{address.url}/v1"), json.dumps(address.model)
+    return (
+        f"{imports}from openai import OpenAI; "
+        f"client = OpenAI(base_url={base_url}, api_key={secret}); "
+        f"print(client.completions.create(model={model}, prompt={json.dumps(PROMPT)}, "
+        "max_tokens=32).choices[0].text)"
+    )
+
+
+def _urllib_call(address: Address) -> str:
+    key = ', "Authorization": "Bearer " + os.environ["OCTAVO_API_KEY"]' * address.needs_key
+    url, model = json.dumps(f"{address.url}/v1/completions"), json.dumps(address.model)
+    return (
+        "import json, os, urllib.request as u; "
+        f'body = {{"model": {model}, "prompt": {json.dumps(PROMPT)}, "max_tokens": 32}}; '
+        f'head = {{"Content-Type": "application/json"{key}}}; '
+        f"call = u.Request({url}, json.dumps(body).encode(), head); "
+        'print(json.load(u.urlopen(call))["choices"][0]["text"])'
     )
 
 

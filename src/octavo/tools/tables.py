@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns under a header; a column whose cells all start with a digit or sign is right-aligned."""
+    """Columns under a header; a column of numbers is right-aligned."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     numeric = [
         bool(rows) and all(row[i] in ("", "-") or row[i][0] in "0123456789+-." for row in rows)

@@ -1,6 +1,7 @@
 """Flags of other systems that operators may type and that Octavo does not honour yet.
 
-Each is refused by name, never ignored. A neutral value, one that asks for what happens anyway, is accepted.
+Each is refused by name, never ignored. A neutral value, one that asks for what happens anyway, is
+accepted.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ ROWS: tuple[Row, ...] = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Let the parser know the flags, unseen in help, so that their values are not taken for a model."""
+    """Let the parser know the flags, unseen in help; else their values pass for a model."""
     for row in ROWS:
         dest = _DEST + row.names[0]
         if row.takes == "switch":
@@ -112,7 +113,7 @@ def refuse_flags(args: argparse.Namespace) -> None:
 
 
 def is_refused_key(key: str, values: Mapping[str, object]) -> bool:
-    """Whether a config file's key (with underscores) is one of these; a value that is not neutral is refused.
+    """Whether a config file's key (with underscores) is one of these, with a neutral value.
 
     Raises:
         ConfigError: naming the flag.

@@ -40,7 +40,7 @@ def _edited(logits_NV: torch.Tensor, edits: list[RowEdits | None]) -> torch.Tens
     return edited
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_all_rows_at_once_equal_the_reference(seed: int) -> None:
     """Rows grow token by token; half are rebuilt in between, as after a preemption."""
     rng = random.Random(seed)
@@ -54,7 +54,7 @@ def test_all_rows_at_once_equal_the_reference(seed: int) -> None:
         edited_NV = _edited(logits_NV, edits)
         for n, each in enumerate(requests):
             expected_V = reference_edits(logits_NV[n], each, tokens[n])
-            torch.testing.assert_close(edited_NV[n], expected_V, rtol=1e-6, atol=2e-6)
+            assert torch.allclose(edited_NV[n], expected_V, rtol=1e-6, atol=2e-6)
             edit = edits[n]
             token_id = rng.choice((5, 6, rng.randrange(VOCAB)))
             tokens[n].append(token_id)
@@ -80,7 +80,7 @@ def test_repetition_penalty_is_that_of_transformers() -> None:
     oracle = RepetitionPenaltyLogitsProcessor(1.7)
     expected = oracle(torch.tensor([[*prompt, *output]]), logits_NV.clone())
     edited = _edited(logits_NV, [RowEdits(each, [*prompt, *output], VOCAB)])
-    torch.testing.assert_close(edited, expected, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(edited, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_frequency_and_presence_count_the_output_alone() -> None:

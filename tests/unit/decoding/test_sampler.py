@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from octavo.core.params import SamplingParams
+from octavo.decoding.blocks import largest
 from octavo.decoding.sampler import Sampler, finite_rows
 from unit.decoding._rows import request, sample_all, state_of
 
@@ -52,23 +53,24 @@ MIXES = [
     SamplingParams(temperature=0.6, top_k=20, top_p=0.95),
     SamplingParams(temperature=1.5, top_k=50, top_p=0.7, min_p=0.02),
     SamplingParams(temperature=1.2, top_p=0.7, min_p=0.02, repetition_penalty=1.5),
-    SamplingParams(temperature=1.0, top_k=600, top_p=0.999),
+    SamplingParams(temperature=1.0, top_k=300, top_p=0.999),
 ]
 
 
 @pytest.mark.parametrize("params", MIXES, ids=range(len(MIXES)))
 def test_distribution_matches_transformers(params: SamplingParams) -> None:
-    logits_V = torch.randn(VOCAB, generator=torch.Generator().manual_seed(3)) * 2.5
+    vocab_size = 600
+    logits_V = torch.randn(vocab_size, generator=torch.Generator().manual_seed(3)) * 2.5
     prompt = tuple(logits_V.topk(6).indices.tolist())
     expected_V = _reference_probs(logits_V, params, prompt).numpy()
-    num_rows, num_steps = 500, 12
+    num_rows, num_steps = 500, 10
     requests = [request(params, prompt=prompt, seed=seed) for seed in range(num_rows)]
-    state = state_of(requests, VOCAB)
-    logits_NV = logits_V.expand(num_rows, VOCAB)
-    counts_V = np.zeros(VOCAB)
+    state = state_of(requests, vocab_size)
+    logits_NV = logits_V.expand(num_rows, vocab_size)
+    counts_V = np.zeros(vocab_size)
     for step in range(num_steps):
         sampled = Sampler().sample(logits_NV, range(num_rows), state, [6 + step] * num_rows)
-        counts_V += np.bincount(sampled.token_ids, minlength=VOCAB)
+        counts_V += np.bincount(sampled.token_ids, minlength=vocab_size)
     assert not counts_V[expected_V == 0].any()
     _check_chi_square(counts_V, expected_V)
 
@@ -104,9 +106,11 @@ def _random_logits(num_rows: int, seed: int) -> torch.Tensor:
     return logits_NV
 
 
-def test_a_row_alone_equals_the_row_in_any_batch() -> None:
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_row_alone_equals_the_row_in_any_batch(num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
     rng = random.Random(11)
-    num_rows = 600
+    num_rows = 400 // num_threads**3
     logits_NV = _random_logits(num_rows, 1)
     requests = [
         request(
@@ -140,6 +144,30 @@ def test_prefilter_changes_nothing(num_prefilter: int) -> None:
     requests = [request(_random_params(rng), seed=seed) for seed in range(400)]
     whole = sample_all(logits_NV, requests, Sampler(num_prefilter=VOCAB))
     assert sample_all(logits_NV, requests, Sampler(num_prefilter=num_prefilter)) == whole
+
+
+def test_large_vocabulary_alone_in_a_batch_and_with_every_prefilter() -> None:
+    rng = random.Random(6)
+    logits_NV = torch.randn(40, 30_011, generator=torch.Generator().manual_seed(4))
+    logits_NV *= torch.tensor([1.0, 6.0]).repeat(20)[:, None]
+    requests = [request(_random_params(rng), seed=seed) for seed in range(40)]
+    whole = sample_all(logits_NV, requests, Sampler(num_prefilter=30_011)).token_ids
+    for num_prefilter in (16, 128):
+        sampler = Sampler(num_prefilter=num_prefilter)
+        assert sample_all(logits_NV, requests, sampler).token_ids == whole
+    for n in range(40):
+        assert sample_all(logits_NV[n : n + 1], requests[n : n + 1]).token_ids == whole[n : n + 1]
+
+
+@pytest.mark.parametrize("count", [1, 20, 50, 300])
+@pytest.mark.parametrize("vocab_size", [1000, 4096, 30_011])
+def test_largest_are_those_of_topk(count: int, vocab_size: int) -> None:
+    values_nV = torch.randn(7, vocab_size, generator=torch.Generator().manual_seed(5))
+    values_nV[::2] = values_nV[::2].round()  # ties
+    values_nK, ids_nK = largest(values_nV, count)
+    assert torch.equal(values_nK, values_nV.topk(count, dim=1).values)
+    assert torch.equal(values_nV.gather(1, ids_nK), values_nK)
+    assert all(len(set(ids)) == count for ids in ids_nK.tolist())
 
 
 @pytest.mark.parametrize("vocab_size", [1, 2, 63, 511, 512, 513, 1024, 5000])

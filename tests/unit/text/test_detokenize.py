@@ -2,10 +2,11 @@
 
 import time
 
-import fakes_text
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
+import fakes_text
 from octavo.core.params import SamplingParams
 from octavo.text.detokenize import Detokenizer
 from octavo.text.tokenizer import Tokenizer
@@ -19,7 +20,7 @@ KINDS = {
     "word_pieces": fakes_text.word_pieces,
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
-few = settings(max_examples=80, deadline=None)
+few = settings(max_examples=60, deadline=None)
 
 
 @st.composite
@@ -237,8 +238,8 @@ def test_work_per_token_does_not_grow():
     detokenizer = Detokenizer(tokenizer, SamplingParams(stop=("a" * 1000, "the the")))
     took = []
     for part in (ids, ids, ids):
-        start = time.perf_counter()
+        start = time.process_time()
         for token_id in part:
             detokenizer.push([token_id])
-        took.append(time.perf_counter() - start)
+        took.append(time.process_time() - start)
     assert took[-1] < 5 * took[0] + 0.1

@@ -5,12 +5,13 @@ import shutil
 import threading
 from pathlib import Path
 
+import pytest
+from tokenizers import processors
+
 import fakes_text
 import octavo
-import pytest
 from octavo.core.errors import ModelError, RequestError
 from octavo.text.tokenizer import Tokenizer
-from tokenizers import processors
 
 MINI = Path(octavo.__file__).parent / "assets" / "octavo-mini"
 
@@ -56,7 +57,10 @@ def test_load_reads_every_file(folder):
         (lambda f: write(f, generation_config={"top_p": "x"}), "top_p"),
         (lambda f: write(f, generation_config={"eos_token_id": "x"}), "eos_token_id"),
         (lambda f: write(f, tokenizer_config={"chat_template": 3}), "chat_template"),
-        (lambda f: write(f, tokenizer_config={"added_tokens_decoder": []}), "added_tokens_decoder"),
+        (
+            lambda f: write(f, tokenizer_config={"added_tokens_decoder": [1]}),
+            "added_tokens_decoder",
+        ),
         (
             lambda f: write(
                 f, tokenizer_config={"added_tokens_decoder": {"9999": {"content": "<new>"}}}
@@ -126,7 +130,10 @@ def test_truncation_and_padding_of_the_file_are_switched_off(folder):
 
 def test_tokens_declared_or_named_beside_tokenizer_json(folder):
     size = Tokenizer.load(folder).vocab_size
-    declared = {str(size): {"content": "<think>"}, str(size + 1): {"content": "<x>", "special": True}}
+    declared = {
+        str(size): {"content": "<think>"},
+        str(size + 1): {"content": "<x>", "special": True},
+    }
     extra = ["<tool call>", "absent"]
     write(
         folder,
@@ -206,11 +213,11 @@ def test_the_bundled_model(tmp_path):
     assert tokenizer.decode(ids) == text
     assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
     # As transformers has it, from a copy without the weights.
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
 
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         shutil.copy(MINI / name, tmp_path / name)
-    oracle = AutoTokenizer.from_pretrained(tmp_path)
+    oracle = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     assert oracle.encode(text) == ids
     assert oracle.decode(ids) == text
     assert len(oracle) == tokenizer.vocab_size

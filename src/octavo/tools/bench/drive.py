@@ -1,4 +1,6 @@
-"""The load generator: sends work when it is due, reads the clock at every chunk, and watches itself."""
+"""The load generator: sends work when it is due, reads the clock at every chunk, and watches
+itself.
+"""
 
 from __future__ import annotations
 
@@ -77,14 +79,12 @@ async def _one(
     arrived = time.perf_counter()
     waited = slots.locked()
     async with slots:
-        # A request that waited for a slot is due when it got it; that wait is the operator's wish, not our lag.
+        # One that waited for a slot is due when it got it: that wait is a wish, not our lag.
         due = time.perf_counter() if waited else min(arrived, start + work.at)
         return await send(client, load, index, start=start, due=due)
 
 
-async def send(
-    client: OpenAIClient, load: Load, index: int, *, start: float, due: float
-) -> Record:
+async def send(client: OpenAIClient, load: Load, index: int, *, start: float, due: float) -> Record:
     """One request, now."""
     work = load.work[index]
     times: list[float] = []

@@ -87,7 +87,9 @@ def to_text(report: Report) -> str:
 
 
 def _stamp(report: Report) -> str:
-    return "\n".join(f"INVALID ({reason.cause}): {reason.text}" for reason in report.invalid_because)
+    return "\n".join(
+        f"INVALID ({reason.cause}): {reason.text}" for reason in report.invalid_because
+    )
 
 
 def _totals(totals: Totals) -> str:

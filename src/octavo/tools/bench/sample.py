@@ -1,4 +1,6 @@
-"""What a benchmark sends and when: lengths, arrivals and prompts. Pure and seeded; the same seed, the same work."""
+"""What a benchmark sends and when: lengths, arrivals and prompts. Pure and seeded; the same seed,
+the same work.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,29 @@ from octavo.core.errors import ConfigError
 
 Shape = Literal["fixed", "uniform", "lognormal"]
 Arrival = Literal["poisson", "constant"]
+PromptKind = Literal["tokens", "words"]
 
 MAX_LENGTH = 1 << 20
-TOKEN_IDS = (100, 1000)
-"""Random ids are drawn from this range: inside every vocabulary at hand, and clear of special tokens at its ends."""
+TOKEN_IDS = range(100, 1000)
+"""Random ids come from here: inside every vocabulary, clear of special tokens at its ends."""
 
-_SYLLABLES = "ba ce di fo gu ha je ki lo mu na pe qi ro su ta ve wi xo zu".split()
+_SYLLABLES = (
+    "ba",
+    "ce",
+    "di",
+    "fo",
+    "gu",
+    "ha",
+    "je",
+    "ki",
+    "lo",
+    "mu",
+    "na",
+    "pe",
+    "qi",
+    "ro",
+    "su",
+)
 
 
 class Lengths(NamedTuple):
@@ -84,7 +103,7 @@ def parse_lengths(text: str) -> Lengths:
 def arrivals(
     count: int, rate: float, *, kind: Arrival, burst: int, rng: random.Random
 ) -> list[float]:
-    """When requests arrive: `rate` per second on average, in groups of `burst`. An infinite rate is all at once."""
+    """When requests arrive: `rate` per second, in groups of `burst`; inf is all at once."""
     if math.isinf(rate):
         return [0.0] * count
     times: list[float] = []
@@ -98,7 +117,7 @@ def arrivals(
 
 def random_tokens(length: int, rng: random.Random) -> tuple[int, ...]:
     """A prompt of exactly `length` random token ids."""
-    return tuple(rng.randrange(*TOKEN_IDS) for _ in range(length))
+    return tuple(rng.choices(TOKEN_IDS, k=length))
 
 
 def random_words(length: int, rng: random.Random) -> str:
@@ -112,7 +131,7 @@ def random_work(
     outputs: Lengths,
     times: Sequence[float],
     *,
-    kind: Literal["tokens", "words"],
+    kind: PromptKind,
     rng: random.Random,
 ) -> list[Work]:
     """One piece of work per arrival time."""
@@ -120,10 +139,8 @@ def random_work(
     return [Work(make(inputs.draw(rng), rng), outputs.draw(rng), at) for at in times]
 
 
-def read_trace(
-    path: str, *, kind: Literal["tokens", "words"], rng: random.Random
-) -> tuple[list[Work], bool]:
-    """The work of a JSONL trace, and whether its lines carry timestamps (taken relative to the first).
+def read_trace(path: str, *, kind: PromptKind, rng: random.Random) -> tuple[list[Work], bool]:
+    """The work of a JSONL trace, and whether it has timestamps (taken relative to the first).
 
     A line is `{"output_len": 64, "prompt": "..." or "prompt_len": 128, "timestamp": seconds}`.
 
@@ -165,10 +182,8 @@ def _trace_line(path: str, number: int, line: str) -> _TraceLine:
         ) from error
     has_one = (row.prompt is None) != (row.prompt_len is None)
     lengths = (row.output_len, row.prompt_len or 1)
-    if not has_one or not row.prompt and row.prompt_len is None or min(lengths) < 1:
-        raise ConfigError(
-            f"--trace {path!r} line {number}; expected {expected}.", code="E-CFG-03"
-        )
+    if not has_one or row.prompt == "" or min(lengths) < 1:
+        raise ConfigError(f"--trace {path!r} line {number}; expected {expected}.", code="E-CFG-03")
     return row
 
 

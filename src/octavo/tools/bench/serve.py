@@ -1,6 +1,7 @@
 """`octavo bench serve`: load any OpenAI-compatible server and report what its clients would see.
 
-A run whose numbers do not mean what they seem to is stamped INVALID, with the reasons, and exits 1.
+A run whose numbers do not mean what they seem to is stamped INVALID, with the reasons, and exits
+1.
 """
 
 from __future__ import annotations
@@ -95,9 +96,7 @@ def _add_load_flags(parser: Parser) -> None:
     load.add_argument(
         "--burst", type=count, default=1, metavar="N", help="Arrivals come N at a time [1]."
     )
-    load.add_argument(
-        "--max-concurrency", type=count, metavar="N", help="Most requests in flight."
-    )
+    load.add_argument("--max-concurrency", type=count, metavar="N", help="Most requests in flight.")
     lengths = "N, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA"
     load.add_argument("--input-len", default="128", metavar="DIST", help=f"{lengths} [128].")
     load.add_argument("--output-len", default="64", metavar="DIST", help=f"{lengths} [64].")
@@ -181,7 +180,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if args.request_rate == 0:
         raise ConfigError("--request-rate is 0; expected a positive number or inf.")
     rng = random.Random(args.seed)
-    kind = args.prompts or ("words" if args.endpoint == "chat" else "tokens")
+    kind: sample.PromptKind = args.prompts or ("words" if args.endpoint == "chat" else "tokens")
     if kind == "tokens" and args.endpoint == "chat":
         raise ConfigError("--prompts tokens with --endpoint chat.", fix="Use --prompts words.")
     is_spread = not math.isinf(args.request_rate)
@@ -198,9 +197,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
 
 
 def _arrivals(args: argparse.Namespace, count: int, rng: random.Random) -> list[float]:
-    return sample.arrivals(
-        count, args.request_rate, kind=args.arrival, burst=args.burst, rng=rng
-    )
+    return sample.arrivals(count, args.request_rate, kind=args.arrival, burst=args.burst, rng=rng)
 
 
 async def _measure(
@@ -276,7 +273,7 @@ async def _server_version(client: OpenAIClient) -> str:
 
 
 async def _warm_up(client: OpenAIClient, load: Load, args: argparse.Namespace) -> None:
-    """Requests of the same shape and other content, one after the other, outside the measurement."""
+    """Requests of the same shape and other content, one by one, outside the measurement."""
     rng = random.Random(~args.seed)
     first = load.work[0]
     length = len(first.prompt) if isinstance(first.prompt, tuple) else len(first.prompt.split())

@@ -1,13 +1,15 @@
 """What the measurements of a run add up to. Pure: records in, numbers out.
 
-Times are seconds from the start of the run. TTFT runs from sending to the first output chunk; TPOT is the rest of
-the time over the tokens after the first; ITL is the gap between adjacent chunks; e2e runs from sending to the end.
+Times are seconds from the start of the run. TTFT runs from sending to the first output chunk;
+TPOT is the rest of the time over the tokens after the first; ITL is the gap between adjacent
+chunks; e2e runs from sending to the end.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -19,7 +21,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     index: int
     due: float
-    """When it should have been sent: its arrival, or the moment a slot of --max-concurrency became free."""
+    """When it should have been sent: its arrival, or when a slot of --max-concurrency was free."""
     sent: float
     done: float
     chunk_times: tuple[float, ...] = ()
@@ -50,8 +52,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def gaps(self) -> tuple[float, ...]:
         """Seconds between adjacent chunks."""
-        times = self.chunk_times
-        return tuple(b - a for a, b in zip(times, times[1:], strict=False))
+        return tuple(b - a for a, b in pairwise(self.chunk_times))
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,7 +173,7 @@ def peak_concurrency(records: Sequence[Record]) -> int:
 
 
 def goodput(records: Sequence[Record], objectives_ms: Mapping[str, float]) -> Goodput:
-    """How many requests met every objective; a failed one, or one without the metric's first chunk, does not."""
+    """How many requests met every objective; one that failed or stayed silent does not."""
     good = sum(_meets(record, objectives_ms) for record in records)
     duration = span(records)
     return Goodput(

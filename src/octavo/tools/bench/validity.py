@@ -1,7 +1,8 @@
 """When a run's numbers do not mean what they seem to. Pure: a run in, reasons out.
 
-Each cause is one that has made a published benchmark wrong (needs.md 24): the client was the bottleneck, outputs
-ended early, requests failed, the cache was warm, the sample was small, the run was not steady, nothing was streamed.
+Each cause is one that has made a published benchmark wrong (needs.md 24): the client was the
+bottleneck, outputs ended early, requests failed, the cache was warm, the sample was small, the
+run was not steady, nothing was streamed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class ClientHealth(msgspec.Struct, frozen=True, kw_only=True):
     """How the load generator itself fared."""
 
     cpu_share: float
-    """CPU seconds over wall seconds of the client process; its loop is one thread, so 1.0 is full."""
+    """CPU over wall seconds of the client process; its loop is one thread, so 1.0 is full."""
     lag_p99_s: float
     """How late the event loop woke from short sleeps."""
     late_p99_s: float
@@ -132,7 +133,8 @@ def _warm(good: Sequence[Record], repeated_share: float) -> _Found:
     if repeated_share > 0:
         yield (
             "warm-cache",
-            f"{repeated_share:.0%} of the prompts repeat an earlier one (declare with --warm-cache).",
+            f"{repeated_share:.0%} of the prompts repeat an earlier one "
+            "(declare with --warm-cache).",
         )
 
 
@@ -159,8 +161,8 @@ def _drift(good: Sequence[Record], declared: Declared) -> _Found:
         if high > low * MAX_DRIFT and high - low > MIN_DRIFT_S[metric]:
             yield (
                 "drift",
-                f"median {metric.upper()} was {first * 1e3:.1f} ms in the first half of the run and "
-                f"{second * 1e3:.1f} ms in the second: not a steady state.",
+                f"median {metric.upper()} was {first * 1e3:.1f} ms in the first half of the run "
+                f"and {second * 1e3:.1f} ms in the second: not a steady state.",
             )
 
 

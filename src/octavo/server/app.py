@@ -1,0 +1,85 @@
+"""The application: a table of routes, each behind its key, and nothing else.
+
+Deny by default: a route is protected unless its row says `public=True`. Public are the probes and `/metrics` (numbers,
+no content), because orchestrators and scrapers carry no keys; a network policy is the place to hide those.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from octavo.core.errors import NotFoundError, RequestError, did_you_mean
+from octavo.server.call import Endpoint, Handler, RequestId, RouteRow
+from octavo.server.errors import MethodError, error_response
+from octavo.server.state import AppState
+
+_HEALTH = "octavo.server.health"
+_OPENAI = "octavo.server.openai"
+
+ROUTES: tuple[RouteRow, ...] = (
+    RouteRow("/health", "GET", f"{_HEALTH}:health", public=True),
+    RouteRow("/ping", "GET", f"{_HEALTH}:health", public=True),
+    RouteRow("/ping", "POST", f"{_HEALTH}:health", public=True),
+    RouteRow("/livez", "GET", f"{_HEALTH}:livez", public=True),
+    RouteRow("/readyz", "GET", f"{_HEALTH}:readyz", public=True),
+    RouteRow("/startupz", "GET", f"{_HEALTH}:startupz", public=True),
+    RouteRow("/version", "GET", f"{_HEALTH}:version", public=True),
+    RouteRow("/metrics", "GET", f"{_HEALTH}:metrics", public=True),
+    RouteRow("/load", "GET", f"{_HEALTH}:load"),
+    RouteRow("/v1/models", "GET", f"{_OPENAI}.models:list_models"),
+    RouteRow("/v1/models/{model:path}", "GET", f"{_OPENAI}.models:get_model"),
+    RouteRow("/v1/completions", "POST", f"{_OPENAI}.completions:completions"),
+    RouteRow("/v1/chat/completions", "POST", f"{_OPENAI}.chat:chat_completions"),
+    RouteRow("/tokenize", "POST", f"{_OPENAI}.tokenize:tokenize"),
+    RouteRow("/detokenize", "POST", f"{_OPENAI}.tokenize:detokenize"),
+)
+
+
+def create_app(state: AppState) -> Starlette:
+    """The ASGI application over `state`, which it keeps as `app.state.octavo`."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        if state.on_stop is not None:
+            await state.on_stop()
+
+    app = Starlette(
+        routes=[_route(row, state) for row in ROUTES],
+        middleware=[Middleware(RequestId)],
+        exception_handlers={HTTPException: _refuse},
+        lifespan=lifespan,
+    )
+    # A redirect would be built from the Host header, which the caller writes.
+    app.router.redirect_slashes = False
+    app.state.octavo = state
+    return app
+
+
+def _route(row: RouteRow, state: AppState) -> Route:
+    module, _, attribute = row.handler.partition(":")
+    handler: Handler = getattr(importlib.import_module(module), attribute)
+    return Route(row.path, Endpoint(row, handler, state), methods=[row.method])
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    """No such route, or not with this method."""
+    path = request.url.path[:256]
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    known = dict.fromkeys(row.path for row in ROUTES)
+    refusal: RequestError = NotFoundError(f"no route {path!r}.{did_you_mean(path, known)}")
+    if status == 405:
+        refusal = MethodError(f"{request.method} does not go with {path!r}.")
+    response = error_response(refusal)
+    if isinstance(error, HTTPException) and error.headers:
+        response.headers.update(error.headers)
+    return response

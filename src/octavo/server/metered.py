@@ -1,0 +1,159 @@
+"""Runs the generations of a call as one stream of deltas, and books every request of it exactly once.
+
+However a call ends - done, failed, caller gone - each of its requests is observed as started and as finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+
+from octavo.core.errors import OverloadError
+from octavo.core.log import get_logger
+from octavo.core.request import Request
+from octavo.core.result import RequestTiming
+from octavo.engine.frontend import Delta, Generation
+from octavo.meter.metrics import Metrics, Outcome
+from octavo.server.call import Call
+
+logger = get_logger(__name__)
+
+Item = tuple[int, Delta]
+
+
+async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerator[Item, None]:
+    """(prompt index, delta) of all generations as they come. Closing it cancels what still runs.
+
+    Raises:
+        OctavoError: a request failed; the others of the call are cancelled.
+    """
+    state = call.state
+    books = {
+        (prompt_index, request.index): _Book(state.metrics, request, generation)
+        for prompt_index, generation in enumerate(generations)
+        for request in generation.requests
+    }
+    state.begin_call()
+    reason = "error"
+    try:
+        async with aclosing(_merged(generations)) as items:
+            async for item in items:
+                books[item[0], item[1].index].take(item[1])
+                state.metrics.observe_stats(state.engine.stats)
+                yield item
+    except (asyncio.CancelledError, GeneratorExit):
+        reason = "abort"
+        raise
+    except OverloadError:
+        state.metrics.count("vllm:admission_rejections", 1, "queue_full")
+        raise
+    finally:
+        state.end_call()
+        for book in books.values():
+            book.close(reason)
+        if state.config.enable_log_requests:
+            _log(call.id, list(books.values()))
+
+
+async def _merged(generations: Sequence[Generation]) -> AsyncGenerator[Item, None]:
+    """Deltas of several prompts, in the order in which they come."""
+    if len(generations) == 1:
+        async with aclosing(_closable(generations[0])) as deltas:
+            async for delta in deltas:
+                yield 0, delta
+        return
+    sources = [_closable(generation) for generation in generations]
+    waiting = {asyncio.ensure_future(anext(source)): i for i, source in enumerate(sources)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                index = waiting.pop(task)
+                try:
+                    delta = task.result()
+                except StopAsyncIteration:
+                    continue
+                waiting[asyncio.ensure_future(anext(sources[index]))] = index
+                yield index, delta
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for source in sources:
+            await source.aclose()
+
+
+async def _closable(generation: Generation) -> AsyncGenerator[Delta, None]:
+    """An async generator over a generation, so that closing it reaches the engine at once."""
+    deltas: AsyncIterator[Delta] = aiter(generation)
+    try:
+        async for delta in deltas:
+            yield delta
+    finally:
+        close = getattr(deltas, "aclose", None)
+        if close is not None:
+            await close()
+
+
+class _Book:
+    """One request's entry in the metrics. Owner: `metered`."""
+
+    def __init__(self, metrics: Metrics, request: Request, generation: Generation) -> None:
+        self.request = request
+        self.reason = ""
+        self.num_output = 0
+        self._metrics = metrics
+        self._generation = generation
+        self._timing: RequestTiming | None = None
+        self._num_preemptions = 0
+        self._first: float | None = None
+        self._last: float | None = None
+        metrics.observe_started(request)
+
+    def take(self, delta: Delta) -> None:
+        """Book a delta."""
+        if delta.token_ids:
+            now = time.monotonic()
+            if self._last is None:
+                self._first = now
+                self._metrics.observe_first_token(now - self.request.arrived)
+            else:
+                self._metrics.observe_gap(now - self._last)
+            self._last = now
+            self.num_output += len(delta.token_ids)
+        if delta.finish_reason is not None:
+            self._timing, self._num_preemptions = delta.timing, delta.num_preemptions
+            self.close(delta.finish_reason)
+
+    def close(self, reason: str) -> None:
+        """Book the end, once."""
+        if self.reason:
+            return
+        self.reason = reason
+        arrived = self.request.arrived
+        # A stop string, a failure or a caller gone leaves us without the engine's times: ours stand in.
+        own = RequestTiming(
+            arrived=arrived, admitted=None, first_token=self._first, last_token=self._last
+        )
+        outcome = Outcome(
+            reason=reason,
+            num_output=self.num_output,
+            num_cached=self._generation.usage.cached_tokens,
+            num_preemptions=self._num_preemptions,
+            timing=self._timing or own,
+            ended=time.monotonic(),
+        )
+        self._metrics.observe_finished(self.request, outcome)
+
+
+def _log(call_id: str, books: Sequence[_Book]) -> None:
+    logger.info(
+        "request %s: %d prompt tokens, %d output tokens, %s, %.3f s",
+        call_id,
+        books[0].request.num_prompt,
+        sum(book.num_output for book in books),
+        ",".join(sorted({book.reason for book in books})),
+        time.monotonic() - books[0].request.arrived,
+    )

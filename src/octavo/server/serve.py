@@ -1,0 +1,144 @@
+"""Runs the application: binds first, answers `/startupz` while the model loads, finishes calls before it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import signal
+import socket
+import time
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+
+from octavo.core.config import ServerConfig
+from octavo.core.errors import ConfigError
+from octavo.core.log import get_logger
+from octavo.server.state import AppState
+
+logger = get_logger(__name__)
+
+_BACKLOG = 2048
+_KEEP_ALIVE_S = 30
+_LAST_SECONDS = 1
+"""What connections get to close after the calls on them have ended or were given up."""
+
+
+def bind(config: ServerConfig) -> socket.socket:
+    """A listening socket; its port is known at once, also for port 0.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((config.host, config.port))
+    except OSError as error:
+        sock.close()
+        raise ConfigError(
+            f"cannot listen on {config.host}:{config.port}: {error.strerror or error}.",
+            code="E-NET-01",
+            fix="Stop the process that has the port, or give another --port (0 takes a free one).",
+        ) from error
+    sock.listen(_BACKLOG)
+    sock.setblocking(False)
+    return sock
+
+
+def run_server(app: Starlette, config: ServerConfig, sock: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT, then until running calls are done or `shutdown_timeout` is over.
+
+    The first signal makes `/readyz` fail and refuses new generating calls; a second one ends at once. `on_start` of
+    the state runs beside the server.
+
+    Raises:
+        Exception: what `on_start` raised; the server has stopped by then.
+    """
+    server = Server(app, config)
+    if server.state.keys.is_open and not _is_loopback(config.host):
+        logger.warning(
+            "listening on %s without an API key: anyone may use this server", config.host
+        )
+    server.run(sockets=[sock])
+    if server.state.failure is not None:
+        raise server.state.failure
+
+
+class Server(uvicorn.Server):
+    """uvicorn that drains before it exits. Owner: `run_server`, or a test in a thread of its own."""
+
+    def __init__(self, app: Starlette, config: ServerConfig) -> None:
+        state: AppState = app.state.octavo
+        self.state = state
+        self._grace_s = config.shutdown_timeout
+        self._drain_until = math.inf
+        self._starting: asyncio.Task[None] | None = None
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="uvloop",
+                http="httptools",
+                lifespan="on",
+                log_level="warning" if config.disable_access_log else "info",
+                access_log=not config.disable_access_log,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=_LAST_SECONDS,
+                ws="none",
+            )
+        )
+
+    def drain(self) -> None:
+        """Refuse new calls, end when the running ones have."""
+        self.state.is_draining = True
+        self._drain_until = time.monotonic() + self._grace_s
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first signal, stop at the second."""
+        if self.state.is_draining:
+            self.should_exit = True
+            self.force_exit = sig == signal.SIGINT
+        else:
+            self.drain()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then start the engine beside it."""
+        await super().startup(sockets)
+        if self.state.on_start is not None:
+            self._starting = asyncio.create_task(self._start())
+
+    async def _start(self) -> None:
+        assert self.state.on_start is not None
+        try:
+            await self.state.on_start()
+        except Exception as error:  # edge of the task: handed to `run_server`, which raises it
+            self.state.failure = error
+            self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether it is time to go."""
+        state = self.state
+        if state.is_draining:
+            is_over = time.monotonic() > self._drain_until
+            if is_over and state.num_in_flight:
+                logger.warning("%d calls cut off after the grace period", state.num_in_flight)
+            if is_over or state.num_in_flight == 0:
+                self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, end what is left."""
+        if self._starting is not None:
+            self._starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._starting
+        await super().shutdown(sockets)
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")

@@ -1,0 +1,56 @@
+"""`transformers` as the other side of `octavo bench throughput`. Optional; loads torch into this
+process.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from octavo.core.assets import model_folder
+from octavo.core.config import EngineConfig
+from octavo.core.errors import ConfigError
+
+
+class TransformersPeer:
+    """The same model in transformers: same folder, type and threads; greedy, full length.
+
+    Raises:
+        ConfigError: transformers is not installed.
+    """
+
+    def __init__(self, config: EngineConfig, dtype: str) -> None:
+        try:
+            import torch  # lazy: only this comparison needs it in this process
+            import transformers  # lazy: an optional dependency
+        except ImportError as error:
+            raise ConfigError(
+                f"--compare-transformers needs transformers: {error}.",
+                code="E-DEP-01",
+                fix="Run `pip install transformers`.",
+            ) from error
+        torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+        self._torch: Any = torch
+        self._device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+        folder = str(model_folder(config.model))
+        model_type: Any = transformers.AutoModelForCausalLM
+        torch_dtype = getattr(torch, dtype)
+        if config.load_format == "dummy":
+            loaded = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            model = model_type.from_config(loaded, dtype=torch_dtype)
+        else:
+            model = model_type.from_pretrained(folder, dtype=torch_dtype, local_files_only=True)
+        self._model: Any = model.to(self._device).eval()
+        # A config of its own: the folder's may stop at end tokens or carry penalties.
+        self._config: Any = transformers.GenerationConfig
+
+    def generate(self, prompts: list[list[int]], output_len: int) -> list[list[int]]:
+        """Greedy continuations of prompts of equal length, as one batch."""
+        ids = self._torch.tensor(prompts, device=self._device)
+        config = self._config(do_sample=False, max_new_tokens=output_len, pad_token_id=0)
+        with self._torch.inference_mode():
+            output = self._model.generate(
+                ids, attention_mask=self._torch.ones_like(ids), generation_config=config
+            )
+        continuations: list[list[int]] = output[:, ids.shape[1] :].tolist()
+        return continuations

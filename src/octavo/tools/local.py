@@ -1,0 +1,124 @@
+"""An engine and its API: what `serve` shows the world, and `chat` keeps to itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from octavo.core import env
+from octavo.core.assets import model_folder
+from octavo.core.config import ServerConfig
+from octavo.core.errors import ConfigError
+from octavo.engine.client import EngineClient
+from octavo.engine.frontend import Frontend
+from octavo.meter.metrics import Metrics
+from octavo.server.app import create_app
+from octavo.server.auth import KeyRing
+from octavo.server.serve import Server
+from octavo.server.state import AppState
+from octavo.text.chat import ChatTemplate
+from octavo.text.tokenizer import Tokenizer
+from octavo.tools import openai_client
+from octavo.tools.backend import Backend
+from octavo.tools.flags import Configs
+
+_PRIVATE = ServerConfig(disable_access_log=True, shutdown_timeout=0.0)
+
+
+def make_state(configs: Configs, client: EngineClient) -> AppState:
+    """The server's state over an engine that need not have started yet.
+
+    Raises:
+        ModelError: the model folder or its tokenizer cannot be used.
+        ConfigError: the chat template file cannot be read.
+    """
+    engine, server = configs
+    tokenizer = Tokenizer.load(model_folder(engine.tokenizer or engine.model))
+    names = server.served_model_name or (engine.model,)
+    return AppState(
+        config=server,
+        engine=client,
+        frontend=Frontend(client, tokenizer),
+        chat_template=_chat_template(server, tokenizer),
+        served_names=names,
+        metrics=Metrics(names[0]),
+        keys=KeyRing((*server.api_key, *env.api_keys())),
+        scheduling_policy=engine.scheduling_policy,
+    )
+
+
+def _chat_template(config: ServerConfig, tokenizer: Tokenizer) -> ChatTemplate | None:
+    if config.chat_template is None:
+        templates = tokenizer.chat_templates
+        return ChatTemplate(templates, tokenizer.special_tokens) if templates else None
+    try:
+        source = Path(config.chat_template).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--chat-template {config.chat_template!r}: {error}.", code="E-CFG-03"
+        ) from error
+    return ChatTemplate(source, tokenizer.special_tokens)
+
+
+@contextlib.asynccontextmanager
+async def serving(configs: Configs) -> AsyncIterator[Backend]:
+    """Start an engine and answer for it on a Unix socket that only this user can open.
+
+    Raises:
+        OctavoError: the engine cannot start; the cause.
+    """
+    client = EngineClient(configs.engine)
+    state = make_state(configs, client)
+    state.keys = KeyRing()
+    folder = tempfile.mkdtemp(prefix="octavo-")  # mode 0700
+    path = str(Path(folder) / "api.sock")
+    try:
+        await client.start()
+        await _wait_ready(client)
+        async with (
+            _server(state, path),
+            openai_client.connect("http://localhost", uds=path) as connected,
+        ):
+            yield Backend(connected, state.served_names[0])
+    finally:
+        await client.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.asynccontextmanager
+async def _server(state: AppState, path: str) -> AsyncIterator[None]:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind(path)
+    os.chmod(path, 0o600)
+    sock.listen()
+    server = Server(create_app(state), _PRIVATE)
+    task = asyncio.create_task(server.serve(sockets=[sock]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def _wait_ready(client: EngineClient) -> None:
+    """Wait, and show on a terminal what is being waited for."""
+    ready = asyncio.ensure_future(client.wait_ready())
+    try:
+        while not ready.done():
+            await asyncio.wait({ready}, timeout=0.1)
+            if sys.stderr.isatty():
+                status = client.status()
+                line = f"loading {client.config.model}: {status.phase} {status.fraction:.0%}"
+                text = "" if ready.done() else line
+                sys.stderr.write(f"\r\x1b[K{text}")
+                sys.stderr.flush()
+        ready.result()
+    finally:
+        ready.cancel()

@@ -1,0 +1,84 @@
+"""`octavo serve`: listen, start the engine, say what was decided and how to call it.
+
+The server listens before the engine is ready, so that `/startupz` can tell how far it is. When the
+engine cannot start, the server stops and the last line printed is the cause.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from collections.abc import Awaitable, Callable
+
+from octavo.core import log
+from octavo.core.config import EngineConfig, ServerConfig
+from octavo.engine.ipc import Phase, Ready
+from octavo.tools import startup
+from octavo.tools.flags import add_config_flags, configs
+from octavo.tools.parser import Parser
+from octavo.tools.startup import Address, process_age_s
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the verb's flags."""
+    add_config_flags(parser, EngineConfig, ServerConfig)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal ends it."""
+    entered = process_age_s()
+    parsed = configs(args)
+    # lazy: the server's libraries take half a second that a mistyped flag should not cost
+    from octavo.engine.client import EngineClient
+    from octavo.server.app import create_app
+    from octavo.server.serve import bind, run_server
+    from octavo.tools.local import make_state
+
+    log.configure()
+    sock = bind(parsed.server)
+    client = EngineClient(parsed.engine)
+    state = make_state(parsed, client)
+    address = Address(
+        host=parsed.server.host,
+        port=sock.getsockname()[1],
+        model=state.served_names[0],
+        needs_key=not state.keys.is_open,
+    )
+
+    async def start() -> Ready:
+        await client.start()
+        return await client.wait_ready()
+
+    state.on_start = announcing(start, address, entered)
+    state.on_stop = client.close
+    run_server(create_app(state), parsed.server, sock)
+    return 0
+
+
+def announcing(
+    start: Callable[[], Awaitable[Ready]], address: Address, entered: float
+) -> Callable[[], Awaitable[None]]:
+    """Start an engine, then print all that an operator wants to know. `entered`: age at `run`."""
+
+    async def start_and_tell() -> None:
+        asked = process_age_s()
+        ready = await start()
+        total = process_age_s()
+        before = (
+            Phase(name="python", seconds=entered, detail="interpreter and command line"),
+            Phase(name="server", seconds=asked - entered, detail="imports, tokenizer, socket"),
+        )
+        parts = (
+            startup.memory_text(ready),
+            startup.decisions_text(ready),
+            startup.timeline_text(total, before, ready.phases),
+            startup.ready_text(ready, address, has_openai=has_openai()),
+        )
+        print("\n" + "\n\n".join(part for part in parts if part), flush=True)
+
+    return start_and_tell
+
+
+def has_openai() -> bool:
+    """Whether this interpreter has the official client."""
+    return importlib.util.find_spec("openai") is not None

@@ -1,0 +1,182 @@
+"""The same tokens whatever happens around a request: batch mates, chunks, prefix hits, preemption, cancellation."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from local_engine import LocalEngine, request, write_tiny
+
+from octavo.core.errors import ModelError
+from octavo.core.result import Failed, Finished
+
+PROMPT_LENGTHS = (1, 5, 16, 17, 40, 100, 33, 64)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def prompts(seed: int = 0) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(320) for _ in range(n)] for n in PROMPT_LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: Path) -> dict[str, list[int]]:
+    """Each request run by itself, in an engine of its own state: the truth the others are held against."""
+    engine = LocalEngine(tiny, enable_prefix_caching=False)
+    for i, ids in enumerate(prompts()):
+        engine.run([request(f"g{i}", ids, max_tokens=24)])
+        engine.run([request(f"s{i}", ids, max_tokens=24, temperature=1.0, seed=i)])
+    assert len({tuple(tokens) for tokens in engine.tokens.values()}) > 8, "the tiny model says different things"
+    return engine.tokens
+
+
+def all_requests() -> list:
+    ids = prompts()
+    greedy = [request(f"g{i}", p, max_tokens=24, arrived=i) for i, p in enumerate(ids)]
+    seeded = [
+        request(f"s{i}", p, max_tokens=24, temperature=1.0, seed=i, arrived=i) for i, p in enumerate(ids)
+    ]
+    return greedy + seeded
+
+
+def test_batched_is_single(tiny: Path, alone: dict[str, list[int]]) -> None:
+    assert LocalEngine(tiny, max_num_seqs=16).run(all_requests()) == alone
+
+
+def test_chunked_is_whole(tiny: Path, alone: dict[str, list[int]]) -> None:
+    engine = LocalEngine(tiny, max_num_seqs=3, max_num_batched_tokens=19)
+    assert engine.run(all_requests()) == alone
+
+
+def test_prefix_hit_is_miss(tiny: Path, alone: dict[str, list[int]]) -> None:
+    engine = LocalEngine(tiny)
+    engine.run(all_requests())
+    first = {name: list(tokens) for name, tokens in engine.tokens.items()}
+    engine.tokens.clear()
+    engine.ends.clear()
+    assert engine.run(all_requests()) == first == alone
+    hits = [end.num_cached for end in engine.ends.values() if isinstance(end, Finished)]
+    assert sum(hits) >= 2 * (16 + 32 + 32 + 96 + 48), "every full block but the last is found again"
+
+
+def test_preempted_is_not(tiny: Path, alone: dict[str, list[int]]) -> None:
+    # 2 layers x 2 heads x 8 dims x 4 bytes x 2 = 256 bytes a token; the pool holds about 160 tokens.
+    engine = LocalEngine(tiny, max_model_len=160, kv_cache_memory_bytes=256 * 16 * 11, max_num_seqs=16)
+    assert engine.run(all_requests()) == alone
+    assert engine.engine.scheduler.counters.num_preemptions > 0, "the pool was meant to be too small"
+
+
+def test_sliding_window_frees_and_agrees(tmp_path: Path) -> None:
+    folder = write_tiny(
+        tmp_path,
+        architectures=["Qwen2ForCausalLM"],
+        model_type="qwen2",
+        use_sliding_window=True,
+        sliding_window=24,
+        max_window_layers=1,
+    )
+    ids = prompts()[5] * 2
+    large = LocalEngine(folder, enable_prefix_caching=False)
+    expected = large.run([request("a", ids, max_tokens=64)])["a"]
+    small = LocalEngine(folder, max_num_batched_tokens=26, kv_cache_memory_bytes=1 << 18)
+    small.submit(request("a", ids, max_tokens=64))
+    most_held = 0
+    while small.link.inbox or small.engine.scheduler.has_work:
+        small.step()
+        for sequence in small.engine.scheduler.running:
+            most_held = max(most_held, sum(block != 0 for block in sequence.blocks[1]))
+    assert small.tokens["a"] == expected
+    assert most_held <= -(-(24 + 26) // 16) + 1, "a window layer keeps its window and one chunk only"
+
+
+def test_cancel_at_every_step_returns_the_blocks(tiny: Path, alone: dict[str, list[int]]) -> None:
+    for after in range(30):
+        engine = LocalEngine(tiny, max_num_seqs=4, max_num_batched_tokens=24, enable_prefix_caching=False)
+        free = engine.engine.scheduler.cache.num_free
+        engine.submit(*all_requests()[:6])
+        for _ in range(after):
+            engine.step()
+        engine.cancel("g4")
+        engine.cancel("unknown")
+        engine.run()
+        assert engine.engine.scheduler.cache.num_free == free
+        end = engine.ends["g4"]
+        assert isinstance(end, Finished)
+        for name in ("g0", "g1", "g2", "g3", "g5"):
+            assert engine.tokens[name] == alone[name]
+
+
+def test_tenants_do_not_share_prefixes(tiny: Path) -> None:
+    engine = LocalEngine(tiny)
+    ids = prompts()[5]
+    engine.run([request("a", ids, cache_scope="alice")])
+    engine.run([request("b", ids, cache_scope="bob")])
+    engine.run([request("c", ids, cache_scope="alice")])
+    cached = {name: end.num_cached for name, end in engine.ends.items() if isinstance(end, Finished)}
+    assert cached == {"a": 0, "b": 0, "c": 96}
+
+
+def test_n_choices_compute_the_prompt_once(tiny: Path) -> None:
+    engine = LocalEngine(tiny, max_num_seqs=8)
+    ids = prompts()[5]
+    engine.run([request(f"n{i}", ids, temperature=1.0, seed=7, index=i) for i in range(8)])
+    assert engine.engine.scheduler.stats().prompt_tokens == 100 + 7 * 4
+    assert len({tuple(tokens) for tokens in engine.tokens.values()}) > 1
+
+
+def test_logprobs_and_prompt_logprobs_do_not_depend_on_chunks(tiny: Path) -> None:
+    ids = prompts()[5]
+    seen = []
+    for budget in (9, 24, 512):
+        engine = LocalEngine(tiny, max_num_seqs=1, max_num_batched_tokens=max(budget, 17))
+        engine.run([request("a", ids, logprobs=2, prompt_logprobs=1, max_tokens=4)])
+        outs = engine.outs["a"]
+        prompt = outs[0].prompt_logprobs
+        assert prompt is not None and len(prompt) == len(ids) - 1
+        assert [entry.token_ids[0] for entry in prompt] == ids[1:]
+        assert all(out.prompt_logprobs is None for out in outs[1:])
+        assert all(out.logprobs is not None and len(out.logprobs[0].token_ids) == 3 for out in outs)
+        seen.append([entry.logprobs for entry in prompt])
+    for other in seen[1:]:
+        for one, two in zip(seen[0], other, strict=True):
+            assert one == pytest.approx(two, abs=1e-4)
+
+
+def test_a_failing_step_fails_its_requests_and_the_engine_goes_on(
+    tiny: Path, alone: dict[str, list[int]]
+) -> None:
+    engine = LocalEngine(tiny, enable_prefix_caching=False)
+    free = engine.engine.scheduler.cache.num_free
+    run, engine.engine.runner.run = engine.engine.runner.run, _raise
+    engine.run([request("bad", [1, 2, 3])])
+    end = engine.ends["bad"]
+    assert isinstance(end, Failed) and end.error.code == "step_failed" and "boom" in end.error.message
+    engine.engine.runner.run = run
+    assert engine.run([request("g3", prompts()[3], max_tokens=24)])["g3"] == alone["g3"]
+    assert engine.engine.scheduler.cache.num_free == free
+
+
+def _raise(plan: object) -> object:
+    raise RuntimeError("boom")
+
+
+def test_min_tokens_and_stop_tokens(tiny: Path, alone: dict[str, list[int]]) -> None:
+    stop = alone["g3"][5]
+    first = alone["g3"].index(stop)
+    engine = LocalEngine(tiny, enable_prefix_caching=False)
+    engine.run([request("a", prompts()[3], max_tokens=24, stop_token_ids=(stop,))])
+    end = engine.ends["a"]
+    assert isinstance(end, Finished) and end.reason == "stop" and end.stop_token == stop
+    assert engine.tokens["a"] == alone["g3"][: first + 1]
+    engine.run([request("b", prompts()[3], max_tokens=24, min_tokens=20, stop_token_ids=(stop,))])
+    assert len(engine.tokens["b"]) >= 20 and stop not in engine.tokens["b"][:20]
+
+
+def test_unknown_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config.json"):
+        LocalEngine(tmp_path)

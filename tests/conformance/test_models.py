@@ -108,7 +108,9 @@ class Driver:
     def __post_init__(self) -> None:
         per_sequence = -(-self.max_tokens // BLOCK_SIZE)
         num_blocks = 1 + self.max_sequences * per_sequence
-        groups = tuple(msgspec.structs.replace(g, num_blocks=num_blocks) for g in self.loaded.groups)
+        groups = tuple(
+            msgspec.structs.replace(g, num_blocks=num_blocks) for g in self.loaded.groups
+        )
         dtype = getattr(torch, self.loaded.dtype)
         self.pool = KVPool(groups, self.loaded.facts.num_layers, torch.device("cpu"), dtype)
         self.tables = []
@@ -186,7 +188,9 @@ def prompt(length: int, seed: int = 1) -> list[int]:
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def checkpoint(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Checkpoint:
     name, variant = request.param
     folder = tmp_path_factory.mktemp(f"{name}-{variant}")
     oracle_type = getattr(transformers, name)

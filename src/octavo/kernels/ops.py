@@ -16,7 +16,7 @@ from octavo.kernels.dispatch import Function
 
 
 def rms_norm(x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis (https://arxiv.org/abs/1910.07467).
+    """X / sqrt(mean(x^2) + eps) * weight over the last axis (https://arxiv.org/abs/1910.07467).
 
     Shapes: x [..., D], weight [D] -> [..., D], in x's dtype.
     """
@@ -71,8 +71,10 @@ def embedding(token_ids_T: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tenso
     return F.embedding(token_ids_T, weight_VD)
 
 
-def linear(x_ND: torch.Tensor, weight_OD: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
-    """x @ weight^T + bias. Shapes: [N, D], [O, D], [O] or None -> [N, O]."""
+def linear(
+    x_ND: torch.Tensor, weight_OD: torch.Tensor, bias_O: torch.Tensor | None
+) -> torch.Tensor:
+    """X @ weight^T + bias. Shapes: [N, D], [O, D], [O] or None -> [N, O]."""
     return F.linear(x_ND, weight_OD, bias_O)
 
 

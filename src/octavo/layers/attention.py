@@ -10,7 +10,8 @@ import torch
 from octavo.core.batch import ForwardBatch
 from octavo.core.kvspec import KVSpec
 from octavo.kernels.attention.base import AttentionBackend, AttentionCase
-from octavo.kernels.registry import ATTENTION, KV_STORE, ROPE
+from octavo.kernels.attention.registry import ATTENTION
+from octavo.kernels.registry import KV_STORE, ROPE
 from octavo.layers.build import Build
 from octavo.layers.linear import Linear
 from octavo.layers.norm import RmsNorm
@@ -88,7 +89,7 @@ class Attention:
     def __call__(self, x_TM: torch.Tensor, step: Step) -> torch.Tensor:
         """[T, M] -> [T, M]; the tokens' keys and values are in the cache afterwards."""
         num_tokens, dim = x_TM.shape[0], self.spec.head_dim
-        q_TO, k_TO, v_TO = self.qkv(x_TM).split(self._sizes, dim=-1)
+        q_TO, k_TO, v_TO = self.qkv(x_TM).split_with_sizes(self._sizes, dim=-1)
         q_THD, k_TGD = q_TO.view(num_tokens, -1, dim), k_TO.view(num_tokens, -1, dim)
         if self.q_norm is not None and self.k_norm is not None:
             q_THD, k_TGD = self.q_norm(q_THD), self.k_norm(k_TGD)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from octavo.kernels.registry import LINEAR
+from octavo.kernels.gemm.registry import LINEAR
 from octavo.layers.build import Build
 
 

@@ -69,7 +69,7 @@ class Config:
         return float(value)
 
     def boolean(self, key: str, *, default: bool) -> bool:
-        """true or false."""
+        """A truth value."""
         value = self._get(key, default, "true or false")
         if not isinstance(value, bool):
             self.refuse(key, "true or false")

@@ -40,9 +40,7 @@ class Block:
         self.attention_norm = RmsNorm(build.at("input_layernorm"), size, eps)
         self.attention = Attention(build.at("self_attn"), shape, spec, layer=layer, group=group)
         self.mlp_norm = RmsNorm(build.at("post_attention_layernorm"), size, eps)
-        self.mlp = GatedMlp(
-            build.at("mlp"), size, facts.intermediate_size, has_bias=facts.mlp_bias
-        )
+        self.mlp = GatedMlp(build.at("mlp"), size, facts.intermediate_size, has_bias=facts.mlp_bias)
 
     def __call__(
         self, x_TD: torch.Tensor, residual_TD: torch.Tensor | None, step: Step

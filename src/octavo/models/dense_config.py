@@ -11,9 +11,25 @@ from octavo.models.config import Config
 from octavo.models.facts import ModelFacts
 
 MAX_LAYERS = 1024
+KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
 ROPE_KEYS = frozenset(
-    "rope_type type rope_theta factor original_max_position_embeddings attention_factor beta_fast beta_slow mscale "
-    "mscale_all_dim truncate low_freq_factor high_freq_factor partial_rotary_factor finetuned".split()
+    {
+        "rope_type",
+        "type",
+        "rope_theta",
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+        "low_freq_factor",
+        "high_freq_factor",
+        "partial_rotary_factor",
+        "finetuned",
+    }
 )
 """`finetuned` says that the weights were trained with the scaling; it changes no arithmetic."""
 
@@ -98,11 +114,11 @@ def read_rope(config: Config) -> RopeSpec:
     """
     key = "rope_scaling" if config.has("rope_scaling") else "rope_parameters"
     rope = config.section(key)
-    kind = rope.string("rope_type", rope.string("type", "default"))
-    known = get_args(RopeKind)
-    if kind not in known:
+    named = rope.string("rope_type", rope.string("type", "default"))
+    kind = next((one for one in KINDS if one == named), None)
+    if kind is None:
         raise ModelError(
-            f"{rope.where}: rope type {kind!r} is not supported; known: {', '.join(known)}.",
+            f"{rope.where}: rope type {named!r} is not supported; known: {', '.join(KINDS)}.",
             param=key,
         )
     for name in rope.data:

@@ -77,7 +77,8 @@ def load_weights(
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                for name in file.keys():
+                names = file.keys()
+                for name in names:
                     if name in aliases:
                         copies[name] = file.get_tensor(name)
                     elif name in weights:
@@ -95,9 +96,7 @@ def load_weights(
     _raise_all(folder, problems)
 
 
-def fill_dummy(
-    weights: Mapping[str, Weight], seed: int, progress: Progress | None = None
-) -> None:
+def fill_dummy(weights: Mapping[str, Weight], seed: int, progress: Progress | None = None) -> None:
     """Random weights without a checkpoint: normal with deviation 0.02, norms 1, biases 0.
 
     The same seed and names give the same values on every device. Values come from one pool, read from a place that

@@ -197,7 +197,7 @@ def check_model(name: str) -> Check:
 
 
 def _weights_trouble(file: Path) -> str:
-    """What is wrong with a safetensors file: its header must describe exactly the bytes that follow."""
+    """What is wrong with a safetensors file: its header must describe exactly its bytes."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         head = stream.read(8)

@@ -68,12 +68,10 @@ def flags_of(config: type[msgspec.Struct]) -> tuple[Flag, ...]:
 
 
 def _flag(name: str, hint: object, default: object) -> Flag:
-    meta = msgspec.Meta()
-    if typing.get_origin(hint) is Annotated:
-        hint, meta = typing.get_args(hint)[:2]
-    members = typing.get_args(hint) if typing.get_origin(hint) is types.UnionType else (hint,)
-    is_optional = types.NoneType in members
-    plain = next(member for member in members if member is not types.NoneType)
+    plain, is_optional, metas = _unwrap(hint)
+    meta = msgspec.Meta(
+        **{key: value for key in _META for one in metas if (value := getattr(one, key)) is not None}
+    )
     if typing.get_origin(plain) is Literal:
         return Flag(name, "str", typing.get_args(plain), is_optional, default, meta)
     kinds: dict[object, Kind] = {
@@ -84,6 +82,22 @@ def _flag(name: str, hint: object, default: object) -> Flag:
         tuple[str, ...]: "strings",
     }
     return Flag(name, kinds[plain], (), is_optional, default, meta)
+
+
+_META = ("ge", "gt", "le", "lt", "description")
+
+
+def _unwrap(hint: object) -> tuple[object, bool, list[msgspec.Meta]]:
+    """The plain type within `Annotated` and `| None`, whether None was in it, and all that was said."""
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is Annotated:
+        plain, is_optional, metas = _unwrap(args[0])
+        return plain, is_optional, [*metas, *args[1:]]
+    if types.NoneType in args:
+        (inner,) = (arg for arg in args if arg is not types.NoneType)
+        plain, _, metas = _unwrap(inner)
+        return plain, True, metas
+    return hint, False, []
 
 
 def add_config_flags(parser: argparse.ArgumentParser, *configs: type[msgspec.Struct]) -> None:

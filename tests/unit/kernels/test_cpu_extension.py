@@ -255,7 +255,11 @@ def test_what_does_not_fit_is_refused() -> None:
         (ValueError, "less than its", lambda: cpu.PagedAttention(starts, [16, 0, 255], tables)),
         (ValueError, "more blocks", lambda: cpu.PagedAttention(starts, [16, 17, 999], tables)),
         (ValueError, "negative", lambda: cpu.PagedAttention(starts, contexts, tables - 50)),
-        (TypeError, "incompatible function arguments", lambda: cpu.PagedAttention(starts, contexts, tables.astype(np.int64))),
+        (
+            TypeError,
+            "incompatible function arguments",
+            lambda: cpu.PagedAttention(starts, contexts, tables.astype(np.int64)),
+        ),
         (ValueError, "the plan has 3 tokens", lambda: run(q=case.q[:2])),
         (ValueError, "out", lambda: run(out=out[:2])),
         (ValueError, "one dtype", lambda: run(out=out.astype(np.float64))),

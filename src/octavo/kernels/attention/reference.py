@@ -51,7 +51,9 @@ class ReferenceAttention:
         k_PGD, v_PGD = cache[0].flatten(0, 1), cache[1].flatten(0, 1)
         for piece in plan:
             q_QHD = q_THD[piece.start : piece.end].float()
-            out_QHD = self._attend(q_QHD, k_PGD[piece.slots_L].float(), v_PGD[piece.slots_L].float())
+            out_QHD = self._attend(
+                q_QHD, k_PGD[piece.slots_L].float(), v_PGD[piece.slots_L].float()
+            )
             out_THD[piece.start : piece.end] = out_QHD.to(q_THD.dtype)
         return out_THD
 
@@ -73,7 +75,7 @@ class ReferenceAttention:
 def visible(
     count: int, length: int, q_start: int, k_start: int, window: int | None, device: torch.device
 ) -> torch.Tensor:
-    """bool [count, length]: whether the query at position q_start + i sees the key at position k_start + j."""
+    """Bool [count, length]: whether the query at position q_start + i sees the key at position k_start + j."""
     q_Q1 = torch.arange(q_start, q_start + count, device=device).unsqueeze(1)
     k_L = torch.arange(k_start, k_start + length, device=device)
     seen_QL = k_L <= q_Q1

@@ -122,21 +122,17 @@ class TorchSdpa:
         window = self.case.window
         return 0 if window is None else max(0, position - window + 1)
 
-    def _plan_chunk(
-        self, table_B: torch.Tensor, start: int, end: int, length: int
-    ) -> ChunkPlan:
+    def _plan_chunk(self, table_B: torch.Tensor, start: int, end: int, length: int) -> ChunkPlan:
         count = end - start
         first = self._first_visible(length - count)
-        slots: torch.Tensor | slice = context_slots(table_B, first, length, BLOCK_SIZE)
-        if slots.device.type == "cpu":
-            slots = _as_slice(slots)
+        slots_L = context_slots(table_B, first, length, BLOCK_SIZE)
+        # Elsewhere than on the CPU the look at the values would wait for the device.
+        slots = _as_slice(slots_L) if self.case.device == "cpu" else slots_L
         window = self.case.window
         is_causal = count == length and (window is None or window >= length)
         mask_QL = None
         if count > 1 and not is_causal:
-            mask_QL = visible(
-                count, length - first, length - count, first, window, table_B.device
-            )
+            mask_QL = visible(count, length - first, length - count, first, window, table_B.device)
         return ChunkPlan(start, end, slots, is_causal and count > 1, mask_QL)
 
     def _buckets(self, slices: list[int], lengths: tuple[int, ...]) -> list[list[int]]:

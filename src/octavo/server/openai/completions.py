@@ -157,10 +157,11 @@ def fold(pieces: Sequence[Choice]) -> list[Choice]:
 def _fold_choice(pieces: Sequence[Choice]) -> Choice:
     first, last = pieces[0], pieces[-1]
     logprobs = [piece.logprobs for piece in pieces if piece.logprobs is not None]
+    text = "".join(piece.text for piece in pieces)
     return Choice(
         index=first.index,
-        text="".join(piece.text for piece in pieces),
-        logprobs=_join_logprobs(logprobs) if logprobs else None,
+        text=text,
+        logprobs=_join_logprobs(logprobs, len(text)) if logprobs else None,
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
         token_ids=join_ids([piece.token_ids for piece in pieces]),
@@ -169,12 +170,13 @@ def _fold_choice(pieces: Sequence[Choice]) -> Choice:
     )
 
 
-def _join_logprobs(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
+def _join_logprobs(parts: Sequence[CompletionLogprobs], num_chars: int) -> CompletionLogprobs:
+    # Tokens of a stop string that is cut off begin at the end of the text; a stream could not know that in time.
     return CompletionLogprobs(
         tokens=[token for part in parts for token in part.tokens],
         token_logprobs=[value for part in parts for value in part.token_logprobs],
         top_logprobs=[tops for part in parts for tops in part.top_logprobs],
-        text_offset=[offset for part in parts for offset in part.text_offset],
+        text_offset=[min(at, num_chars) for part in parts for at in part.text_offset],
     )
 
 

@@ -1,0 +1,140 @@
+"""Block pool, hash chain and tables of several groups."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from octavo.cache.blocks import BlockPool
+from octavo.cache.groups import KVCache
+from octavo.cache.prefix import extend_chain, root_digest
+from octavo.core.kvspec import KVGroup, KVSpec, group_layers
+from octavo.core.params import SamplingParams
+from octavo.core.request import Request
+from octavo.core.sequence import Sequence
+
+FULL = KVSpec(num_kv_heads=1, head_dim=8)
+WINDOW = KVSpec(kind="window", num_kv_heads=1, head_dim=8, window=20)
+
+
+def sequence(token_ids: list[int], scope: str = "") -> Sequence:
+    request = Request(
+        id="x",
+        token_ids=tuple(token_ids),
+        params=SamplingParams(),
+        max_tokens=16,
+        seed=0,
+        arrived=0.0,
+        cache_scope=scope,
+    )
+    return Sequence(request=request, token_ids=list(token_ids))
+
+
+def cache(*specs: KVSpec, num_blocks: int = 40, enable: bool = True) -> KVCache:
+    groups = tuple(KVGroup(spec=s, layers=(i,), num_blocks=num_blocks) for i, s in enumerate(specs))
+    return KVCache(groups, enable_prefix_caching=enable)
+
+
+def compute(kv: KVCache, seq: Sequence) -> None:
+    """Admit, extend and advance to the end, as the scheduler would."""
+    kv.admit(seq, kv.match(seq))
+    kv.extend(seq, seq.num_tokens)
+    seq.num_computed = seq.num_tokens
+    kv.advance(seq)
+
+
+def test_allocation_prefers_blank_blocks_then_the_least_recently_used() -> None:
+    pool = BlockPool(5)
+    first = pool.allocate(3)
+    for i, block in enumerate(first):
+        pool.publish(block, bytes([i]) * 16)
+    pool.release(first)
+    assert pool.num_free == 4
+    [blank] = pool.allocate(1)
+    assert blank not in first
+    assert pool.allocate(2) == first[:2], "released first, evicted first"
+    assert pool.lookup(bytes([0]) * 16) is None and pool.lookup(bytes([2]) * 16) == first[2]
+    assert pool.check(Counter([blank, *first[:2]])) == []
+
+
+def test_check_finds_leaks_and_double_frees() -> None:
+    pool = BlockPool(4)
+    [block] = pool.allocate(1)
+    assert pool.check({}) != []
+    pool.release([block])
+    assert pool.check({block: 1}) != []
+    with pytest.raises(AssertionError, match="released more often"):
+        pool.release([block])
+
+
+def test_chain_depends_on_everything_that_keys_and_values_depend_on() -> None:
+    roots = {
+        root_digest(*fields)
+        for fields in [("", "m", None), ("t", "m", None), ("", "m2", None), ("", "m", "a"), ("m", "", None)]
+    }
+    assert len(roots) == 5
+    one: list[bytes] = []
+    two: list[bytes] = []
+    extend_chain(one, b"r" * 16, list(range(64)), 64)
+    extend_chain(two, b"r" * 16, [7, *range(1, 64)], 64)
+    assert len(one) == 4 and all(len(digest) == 16 for digest in one)
+    assert not set(one) & set(two), "a change in the first block changes every digest after it"
+
+
+def test_a_second_prompt_shares_full_blocks_without_copying() -> None:
+    kv = cache(FULL)
+    first, second = sequence(list(range(50))), sequence([*range(40), 99, 98, 97, 96, 95, 94, 93, 92, 91])
+    compute(kv, first)
+    match = kv.match(second)
+    assert match.num_tokens == 32 and list(match.tables[0]) == first.blocks[0][:2]
+    compute(kv, second)
+    assert kv.pools[0].references(first.blocks[0][0]) == 2
+    kv.release(first)
+    kv.release(second)
+    assert kv.num_free == kv.num_blocks
+
+
+def test_at_least_one_token_is_always_computed() -> None:
+    kv = cache(FULL)
+    first = sequence(list(range(32)))
+    compute(kv, first)
+    assert kv.match(sequence(list(range(32)))).num_tokens == 16
+    assert kv.match(sequence(list(range(33)))).num_tokens == 32
+
+
+def test_scopes_and_the_switch_keep_prefixes_apart() -> None:
+    kv = cache(FULL)
+    compute(kv, sequence(list(range(40)), scope="a"))
+    assert kv.match(sequence(list(range(40)), scope="b")).num_tokens == 0
+    off = cache(FULL, enable=False)
+    compute(off, sequence(list(range(40))))
+    assert off.match(sequence(list(range(40)))).num_tokens == 0
+
+
+def test_window_layers_free_what_they_no_longer_see() -> None:
+    kv = cache(FULL, WINDOW)
+    seq = sequence(list(range(100)))
+    compute(kv, seq)
+    # The next query, at 100, sees positions 81 and later: blocks 5 and 6.
+    assert seq.blocks[1][:5] == [0] * 5 and 0 not in seq.blocks[1][5:]
+    assert 0 not in seq.blocks[0]
+
+
+def test_a_hit_needs_only_the_window_of_window_layers() -> None:
+    kv = cache(FULL, WINDOW)
+    first = sequence(list(range(100)))
+    compute(kv, first)
+    kv.release(first)
+    assert kv.forget_prefixes() > 0
+    first = sequence(list(range(100)))
+    compute(kv, first)
+    again = sequence([*range(96), 500, 501])
+    match = kv.match(again)
+    assert match.num_tokens == 96
+    assert match.tables[1][:4] == (0, 0, 0, 0) and match.tables[1][4] == 0 or match.tables[1][4] != 0
+
+
+def test_groups_are_by_spec_with_full_attention_first() -> None:
+    groups = group_layers((WINDOW, FULL, WINDOW, FULL))
+    assert [group.layers for group in groups] == [(1, 3), (0, 2)]

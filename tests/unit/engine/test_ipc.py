@@ -1,0 +1,80 @@
+"""Frames: whole whatever the cuts, and hostile bytes are refused."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octavo.core.errors import EngineError
+from octavo.core.params import SamplingParams
+from octavo.core.request import Request
+from octavo.core.result import EngineStats, TokenOut
+from octavo.engine.ipc import (
+    MAX_FRAME_BYTES,
+    Cancel,
+    Events,
+    FrameBuffer,
+    Submit,
+    decode_from_engine,
+    decode_to_engine,
+    frame,
+)
+from octavo.engine.link import SocketLink
+
+REQUEST = Request(
+    id="a", token_ids=(1, 2, 3), params=SamplingParams(logit_bias={5: 1.0}), max_tokens=4, seed=-3, arrived=1.5
+)
+MESSAGES = [Submit(REQUEST), Cancel(("a", "b")), Cancel(())]
+
+
+@given(st.lists(st.integers(1, 9), max_size=200))
+def test_frames_survive_any_cut(sizes: list[int]) -> None:
+    data = b"".join(frame(message) for message in MESSAGES)
+    buffer, seen, at = FrameBuffer(), [], 0
+    for size in [*sizes, len(data)]:
+        seen += [decode_to_engine(body) for body in buffer.feed(data[at : at + size])]
+        at += size
+    assert seen == MESSAGES
+
+
+def test_events_come_back_as_they_were() -> None:
+    message = Events((TokenOut(id="a", token_ids=(1,)),), EngineStats(num_running=1))
+    [body] = FrameBuffer().feed(frame(message))
+    assert decode_from_engine(body) == message
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\x00", pickle.dumps(print), b"\x81\xa4type\xa4nope", frame(Cancel(("a",)))]
+)
+def test_what_is_no_message_is_refused(body: bytes) -> None:
+    with pytest.raises(EngineError):
+        decode_to_engine(body)
+
+
+def test_a_frame_that_claims_too_much_is_refused_before_it_is_read() -> None:
+    with pytest.raises(EngineError, match="at most"):
+        FrameBuffer().feed(struct.pack("<I", MAX_FRAME_BYTES + 1))
+
+
+def test_a_slow_reader_does_not_stop_the_engine() -> None:
+    ours, theirs = socket.socketpair()
+    link = SocketLink(ours)
+    message = Cancel(("x" * 1000,))
+    for _ in range(5000):  # far more than the socket's buffer: send must not block
+        link.send(message)  # type: ignore[arg-type]  # any frame will do
+    buffer, count = FrameBuffer(), 0
+    theirs.settimeout(10)
+    while count < 5000:
+        count += len(buffer.feed(theirs.recv(1 << 20)))
+        link.receive(wait=False)
+    theirs.sendall(frame(Submit(REQUEST)))
+    assert link.receive(wait=True) == [Submit(REQUEST)]
+    theirs.close()
+    with pytest.raises(ConnectionError):
+        link.receive(wait=True)
+    ours.close()

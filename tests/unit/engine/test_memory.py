@@ -1,0 +1,92 @@
+"""The memory plan: sums, shares, and errors whose advice works."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from octavo.core.errors import MemoryPlanError
+from octavo.core.kvspec import KVGroup, KVSpec
+from octavo.engine import memory
+from octavo.engine.memory import GIB, MemoryPlan, Needs, plan
+
+FULL = KVSpec(num_kv_heads=8, head_dim=128, dtype="float32")
+WINDOW = KVSpec(kind="window", num_kv_heads=8, head_dim=128, dtype="float32", window=1024)
+
+
+def needs(**changes: object) -> Needs:
+    base = Needs(
+        weights=2 * GIB,
+        activations=GIB // 4,
+        groups=(KVGroup(spec=FULL, layers=tuple(range(28))),),
+        max_model_len=8192,
+        is_len_explicit=True,
+        max_num_seqs=16,
+        chunk=512,
+    )
+    return base._replace(**changes)
+
+
+def make(**changes: object) -> MemoryPlan:
+    options: dict[str, object] = {"available": 16 * GIB, "share": 0.5, "kv_bytes": None}
+    asked = needs(**{key: value for key, value in changes.items() if key not in options})
+    return plan(asked, **(options | {k: v for k, v in changes.items() if k in options}))  # type: ignore[arg-type]
+
+
+def test_parts_sum_to_what_is_available() -> None:
+    for result in (make(), make(kv_bytes=3 * GIB), make(groups=(KVGroup(spec=WINDOW, layers=(0, 1)),))):
+        assert sum(size for _, size in result.parts()) == 16 * GIB
+        assert all(size >= 0 for _, size in result.parts()), result.parts()
+
+
+def test_pool_is_no_larger_than_what_all_sequences_can_use() -> None:
+    result = make(available=1024 * GIB)
+    assert result.groups[0].num_blocks == 16 * 512 + 1
+    assert result.unused > 400 * GIB
+
+
+def test_a_window_group_holds_its_window_and_a_chunk_and_does_not_limit_the_context() -> None:
+    groups = (KVGroup(spec=FULL, layers=(0,)), KVGroup(spec=WINDOW, layers=(1,)))
+    result = make(groups=groups, max_num_seqs=2)
+    assert result.groups[0].num_blocks == 2 * 512 + 1
+    assert result.groups[1].num_blocks == 2 * ((1024 + 512) // 16 + 1) + 1
+    assert result.kv_tokens == 2 * 8192
+
+
+def test_a_derived_length_shrinks_and_an_explicit_one_is_an_error() -> None:
+    shrunk = make(max_model_len=131_072, is_len_explicit=False)
+    assert 16 < shrunk.kv_tokens < 131_072
+    with pytest.raises(MemoryPlanError) as caught:
+        make(max_model_len=131_072)
+    assert caught.value.code == "E-MEM-03"
+
+
+@pytest.mark.parametrize("available", [6 * GIB, 8 * GIB, 12 * GIB, 28 * GIB, 40 * GIB])
+def test_each_advised_change_fits(available: int) -> None:
+    asked = {"max_model_len": 131_072, "available": available}
+    with pytest.raises(MemoryPlanError) as caught:
+        make(**asked)
+    advice = caught.value.fix
+    assert advice.count(";") == 2, advice
+    if length := re.search(r"--max-model-len (\d+)", advice):
+        make(**(asked | {"max_model_len": int(length[1])}))
+    if share := re.search(r"--gpu-memory-utilization ([0-9.]+)", advice):
+        make(**(asked | {"share": float(share[1])}))
+    if size := re.search(r"a machine with ([0-9.]+) GiB", advice):
+        make(**(asked | {"available": int((float(size[1]) + 0.1) * GIB)}))
+
+
+def test_kv_bytes_are_taken_at_their_word_or_refused() -> None:
+    assert make(kv_bytes=4 * GIB).kv <= 4 * GIB
+    with pytest.raises(MemoryPlanError):
+        make(kv_bytes=64 * GIB)
+
+
+def test_the_cgroup_limits_what_is_available(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("400\n")
+    assert memory._cgroup_left(tmp_path) == [600]
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._cgroup_left(tmp_path) == []

@@ -1,0 +1,98 @@
+"""Named cases of what the simulator checks in bulk."""
+
+from __future__ import annotations
+
+import pytest
+
+from octavo.cache.groups import KVCache
+from octavo.core.errors import ContextLengthError, OverloadError
+from octavo.core.kvspec import KVGroup, KVSpec
+from octavo.core.params import SamplingParams
+from octavo.core.plan import StepPlan
+from octavo.core.request import Request
+from octavo.core.result import Event, SliceResult, StepResult
+from octavo.scheduler.limits import Limits
+from octavo.scheduler.policies.registry import POLICIES
+from octavo.scheduler.scheduler import Scheduler
+
+
+def make(policy: str = "fcfs", num_blocks: int = 200, **limits: object) -> Scheduler:
+    options = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "max_model_len": 1024} | limits
+    group = KVGroup(spec=KVSpec(num_kv_heads=1, head_dim=8), layers=(0,), num_blocks=num_blocks)
+    return Scheduler(Limits(**options), KVCache((group,)), POLICIES.load(policy)())  # type: ignore[arg-type]
+
+
+def request(name: str, length: int, max_tokens: int = 50, **fields: object) -> Request:
+    base = {"arrived": float(ord(name[0])), "seed": 0, "params": SamplingParams(), "max_tokens": max_tokens}
+    ids = tuple(hash((name, i)) % 1000 for i in range(length))
+    return Request(id=name, token_ids=ids, **(base | fields))  # type: ignore[arg-type]
+
+
+def step(scheduler: Scheduler) -> tuple[StepPlan, list[Event]]:
+    plan = scheduler.schedule(0.0)
+    assert plan is not None
+    results = tuple(
+        SliceResult(row=piece.row, token_ids=(3,) if piece.sample else ()) for piece in plan.slices
+    )
+    return plan, scheduler.apply(plan, StepResult(step=plan.step, slices=results), 0.0)
+
+
+def test_a_long_prompt_never_keeps_decodes_waiting_and_takes_a_bounded_share() -> None:
+    scheduler = make()
+    scheduler.add(request("a", 4, max_tokens=200))
+    step(scheduler)
+    scheduler.add(request("b", 600))
+    while any(sequence.num_pending > 1 for sequence in scheduler.running) or scheduler.waiting:
+        plan, _ = step(scheduler)
+        counts = sorted(piece.count for piece in plan.slices)
+        assert counts[0] == 1, "the decode is in every step"
+        assert sum(counts[1:]) <= 16, "a quarter of 64 tokens beside a decode"
+
+
+def test_alone_a_prompt_takes_the_whole_budget() -> None:
+    scheduler = make()
+    scheduler.add(request("a", 600))
+    assert step(scheduler)[0].slices[0].count == 64
+
+
+def test_without_chunking_prompts_run_whole() -> None:
+    scheduler = make(enable_chunked_prefill=False, max_num_batched_tokens=1100)
+    scheduler.add(request("a", 600))
+    scheduler.add(request("b", 600))
+    assert [piece.count for piece in step(scheduler)[0].slices] == [600]
+    assert sorted(piece.count for piece in step(scheduler)[0].slices) == [1, 600]
+
+
+def test_priority_overtakes_in_the_queue_and_fcfs_does_not() -> None:
+    for policy, first in (("fcfs", "a"), ("priority", "b")):
+        scheduler = make(policy, max_num_seqs=1)
+        scheduler.add(request("a", 4, priority=5))
+        scheduler.add(request("b", 4, priority=-5))
+        assert step(scheduler)[0].starts[0].request.id == first
+
+
+def test_the_youngest_gives_way_and_comes_back_to_its_place() -> None:
+    scheduler = make(num_blocks=6, max_model_len=80)
+    for name in "ab":
+        scheduler.add(request(name, 30, max_tokens=40))
+    ends = []
+    while scheduler.has_work:
+        ends += [event for event in step(scheduler)[1] if hasattr(event, "reason")]
+    assert scheduler.counters.num_preemptions >= 1
+    assert [end.id for end in ends] == ["a", "b"]
+    assert ends[0].num_preemptions == 0, "the oldest is never the victim"
+
+
+def test_a_full_queue_is_an_overload_and_a_too_long_request_is_refused() -> None:
+    scheduler = make(max_num_waiting=2)
+    scheduler.add(request("a", 4))
+    scheduler.add(request("b", 4))
+    with pytest.raises(OverloadError) as caught:
+        scheduler.add(request("c", 4))
+    assert caught.value.retry_after_s is not None
+    with pytest.raises(ContextLengthError, match="1100"):
+        make().add(request("d", 4, max_tokens=1100))
+
+
+def test_idle_means_no_plan() -> None:
+    assert make().schedule(0.0) is None

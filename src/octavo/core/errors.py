@@ -154,10 +154,22 @@ _BY_STATUS: dict[int, type[OctavoError]] = {
     503: EngineDeadError,
 }
 
+_BY_PREFIX: dict[str, type[OctavoError]] = {
+    "E-CFG-": ConfigError,
+    "E-REG-": ConfigError,
+    "E-NET-": ConfigError,
+    "E-MODEL-": ModelError,
+    "E-TOK-": ModelError,
+    "E-MEM-": MemoryPlanError,
+    "E-": OperatorError,
+}
+"""Operator errors by their code; the first prefix that fits."""
+
 
 def from_info(info: ErrorInfo) -> OctavoError:
     """Rebuild an exception from its frozen form."""
-    kind = OperatorError if info.code.startswith("E-") else _BY_STATUS.get(info.status, EngineError)
+    by_code = (kind for prefix, kind in _BY_PREFIX.items() if info.code.startswith(prefix))
+    kind = next(by_code, _BY_STATUS.get(info.status, EngineError))
     return kind(
         info.message,
         code=info.code,

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from octavo.core.params import MAX_LOGPROBS, MAX_TOKENS
 from octavo.server.limits import MAX_MESSAGES, MAX_NAME_CHARS
 
 Name = Annotated[str, Meta(max_length=MAX_NAME_CHARS)]
@@ -76,9 +77,10 @@ class ChatBody(GenerateBody, kw_only=True, frozen=True):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=MAX_MESSAGES)]
-    max_completion_tokens: int | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
+    """Wins over max_tokens; without either, generation runs to the context limit."""
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

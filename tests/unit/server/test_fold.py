@@ -122,13 +122,13 @@ def check(path: str, body: dict[str, Any], chunks: tuple[int, ...]) -> None:
         assert num_ids == whole["usage"]["completion_tokens"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, database=None)
 @given(body=COMPLETION, chunks=CHUNKS)
 def test_completions_fold(body: dict[str, Any], chunks: tuple[int, ...]) -> None:
     check("/v1/completions", body, chunks)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, database=None)
 @given(body=CHAT, chunks=CHUNKS)
 def test_chat_fold(body: dict[str, Any], chunks: tuple[int, ...]) -> None:
     check("/v1/chat/completions", body, chunks)

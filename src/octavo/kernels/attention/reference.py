@@ -67,16 +67,15 @@ class ReferenceAttention:
         if case.soft_cap is not None:
             scores_HQL = case.soft_cap * torch.tanh(scores_HQL / case.soft_cap)
         count, length = q_QHD.shape[0], k_LGD.shape[0]
-        visible_QL = visible(count, length, length - count, 0, case.window, q_QHD.device)
+        queries, keys = range(length - count, length), range(length)
+        visible_QL = visible(queries, keys, case.window, q_QHD.device)
         scores_HQL = scores_HQL.masked_fill(~visible_QL, float("-inf"))
         return torch.einsum("hql,lhd->qhd", scores_HQL.softmax(-1), v_LHD)
 
 
-def visible(
-    count: int, length: int, q_start: int, k_start: int, window: int | None, device: torch.device
-) -> torch.Tensor:
-    """Bool [count, length]: whether the query at position q_start + i sees the key at position k_start + j."""
-    q_Q1 = torch.arange(q_start, q_start + count, device=device).unsqueeze(1)
-    k_L = torch.arange(k_start, k_start + length, device=device)
+def visible(queries: range, keys: range, window: int | None, device: torch.device) -> torch.Tensor:
+    """Bool [len(queries), len(keys)]: whether the query at each position sees the key at each position."""
+    q_Q1 = torch.arange(queries.start, queries.stop, device=device).unsqueeze(1)
+    k_L = torch.arange(keys.start, keys.stop, device=device)
     seen_QL = k_L <= q_Q1
     return seen_QL if window is None else seen_QL & (k_L > q_Q1 - window)

@@ -132,7 +132,8 @@ class TorchSdpa:
         is_causal = count == length and (window is None or window >= length)
         mask_QL = None
         if count > 1 and not is_causal:
-            mask_QL = visible(count, length - first, length - count, first, window, table_B.device)
+            queries, keys = range(length - count, length), range(first, length)
+            mask_QL = visible(queries, keys, window, table_B.device)
         return ChunkPlan(start, end, slots, is_causal and count > 1, mask_QL)
 
     def _buckets(self, slices: list[int], lengths: tuple[int, ...]) -> list[list[int]]:

@@ -7,7 +7,6 @@ from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
 from octavo.core.errors import RequestError
-from octavo.engine.frontend import check_prompt
 from octavo.server.call import Call, json_response
 from octavo.server.openai.prompts import chat_prompt, encode
 from octavo.server.parse import Parser
@@ -62,12 +61,15 @@ async def detokenize(call: Call) -> Response:
     state = call.state
     state.check_model(body.model)
     ready = state.check_accepting()
-    if body.tokens:
-        check_prompt(body.tokens[: ready.max_model_len], ready.vocab_size)
     if len(body.tokens) > ready.max_model_len:
         raise RequestError(
             f"tokens has {len(body.tokens)} ids; expected at most {ready.max_model_len}.",
             param="tokens",
+        )
+    highest = max(body.tokens, default=0)
+    if highest >= ready.vocab_size:
+        raise RequestError(
+            f"tokens holds {highest}; expected ids in [0, {ready.vocab_size}).", param="tokens"
         )
     text = state.frontend.tokenizer.decode(body.tokens, skip_special_tokens=False)
     return json_response(Text(prompt=text))

@@ -1,0 +1,184 @@
+"""Every attention backend of the registry: on a grid of cases it refuses, or it matches the reference."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from octavo.core.batch import ForwardBatch, GroupBatch
+from octavo.core.kvspec import BLOCK_SIZE, KVSpec
+from octavo.kernels.attention.base import AttentionCase
+from octavo.kernels.attention.reference import ReferenceAttention
+from octavo.kernels.attention.registry import ATTENTION
+
+TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 3e-3}
+"""Absolute, for values of deviation 1: a few roundings of the dtype (2^-24, 2^-8, 2^-11) at size 2 to 4."""
+
+HEADS = ((4, 4, 16), (8, 2, 32), (6, 1, 64), (3, 3, 80), (14, 2, 128))
+"""(heads, kv heads, head dim)."""
+WINDOWS = (None, 1, 7, 16, 40)
+SOFT_CAPS = (None, 5.0)
+BATCHES: dict[str, tuple[tuple[int, int], ...]] = {
+    "one-token": ((1, 1),),
+    "one-decode": ((1, 33),),
+    "whole-prompt": ((21, 21),),
+    "block-edges": ((15, 15), (16, 16), (17, 17), (1, 16), (1, 17), (16, 32), (1, 32)),
+    "chunks": ((5, 40), (16, 48), (1, 2), (33, 50)),
+    "decodes": ((1, 5), (1, 64), (1, 31), (1, 1), (1, 90)),
+    "mixed": ((1, 70), (9, 9), (1, 18), (0, 12), (20, 61), (1, 17), (2, 3)),
+    "far-apart": ((1, 600), (1, 20), (1, 400), (1, 3)),
+}
+"""Slices as (count, context length after the step); a count of 0 has no rows and disturbs nobody."""
+
+
+def make(
+    slices: tuple[tuple[int, int], ...], spec: KVSpec, *, adjacent: bool = False
+) -> tuple[ForwardBatch, int]:
+    """A batch whose blocks are shuffled (or adjacent), and the number of blocks. Passed windows have block 0."""
+    per_slice = [-(-length // BLOCK_SIZE) for _, length in slices]
+    ids = list(range(1, 1 + sum(per_slice)))
+    if not adjacent:
+        random.Random(3).shuffle(ids)
+    tables_SB = torch.zeros(len(slices), max(per_slice), dtype=torch.int32)
+    starts, positions, slots = [0], [], []
+    for i, (count, length) in enumerate(slices):
+        blocks = [ids.pop(0) for _ in range(per_slice[i])]
+        own = range(length - count, length)
+        positions += own
+        slots += [blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in own]
+        starts.append(starts[-1] + count)
+        if spec.window is not None:
+            passed = max(0, length - max(count, 1) - spec.window + 1) // BLOCK_SIZE
+            blocks[:passed] = [0] * passed
+        tables_SB[i, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
+    batch = ForwardBatch(
+        token_ids_T=torch.zeros(len(positions), dtype=torch.int64),
+        positions_T=torch.tensor(positions),
+        query_starts=tuple(starts),
+        context_lens=tuple(length for _, length in slices),
+        groups=(GroupBatch(slots_T=torch.tensor(slots), block_tables_SB=tables_SB),),
+        logits_rows_N=torch.zeros(0, dtype=torch.int64),
+    )
+    return batch, 1 + sum(per_slice)
+
+
+def make_tensors(
+    case: AttentionCase, batch: ForwardBatch, num_blocks: int
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """Random queries and cache; slots past each context hold huge values that no output may show."""
+    generator = torch.Generator().manual_seed(5)
+    dtype = getattr(torch, case.dtype)
+    q_THD = torch.randn(batch.num_tokens, case.num_heads, case.head_dim, generator=generator).to(
+        dtype
+    )
+    shape = (num_blocks, BLOCK_SIZE, case.num_kv_heads, case.head_dim)
+    cache = [torch.randn(shape, generator=generator).to(dtype) for _ in "kv"]
+    for table_B, length in zip(batch.groups[0].block_tables_SB, batch.context_lens, strict=True):
+        tail = length % BLOCK_SIZE
+        if tail:
+            for tensor in cache:
+                tensor[int(table_B[length // BLOCK_SIZE]), tail:] = 3e4
+    return q_THD, (cache[0], cache[1])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_case(
+    heads: tuple[int, int, int], dtype: str, window: int | None, soft_cap: float | None
+) -> tuple[AttentionCase, KVSpec]:
+    num_heads, num_kv_heads, head_dim = heads
+    case = AttentionCase(
+        device="cpu",
+        dtype=dtype,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        scale=1.7 * head_dim**-0.5,
+        window=window,
+        soft_cap=soft_cap,
+    )
+    kind = "full" if window is None else "window"
+    spec = KVSpec(
+        kind=kind, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=dtype, window=window
+    )
+    return case, spec
+
+
+@pytest.mark.parametrize("soft_cap", SOFT_CAPS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("backend_name", list(ATTENTION.candidates))
+@torch.inference_mode()
+def test_refuses_or_matches(
+    backend_name: str, heads: tuple[int, int, int], dtype: str, soft_cap: float | None
+) -> None:
+    candidate = ATTENTION.candidates.load(backend_name)
+    for window in WINDOWS:
+        case, spec = make_case(heads, dtype, window, soft_cap)
+        reason = candidate.refuses(case)
+        if reason is not None:
+            assert len(reason) > 10, "a refusal says why"
+            continue
+        backend, reference = candidate(case), ReferenceAttention(case)
+        for name, slices in BATCHES.items():
+            batch, num_blocks = make(slices, spec)
+            q_THD, cache = make_tensors(case, batch, num_blocks)
+            expected_THD = reference.run(q_THD, cache, reference.plan(batch, 0, spec))
+            out_THD = backend.run(q_THD, cache, backend.plan(batch, 0, spec))
+            assert out_THD.dtype == q_THD.dtype
+            error = (out_THD.float() - expected_THD.float()).abs().max().item()
+            assert error <= TOLERANCE[dtype], f"{name} window={window}: {error}"
+
+
+@pytest.mark.parametrize("backend_name", list(ATTENTION.candidates))
+@torch.inference_mode()
+def test_adjacent_blocks_and_batch_mates_change_nothing(backend_name: str) -> None:
+    case, spec = make_case((8, 2, 32), "float32", None, None)
+    backend = ATTENTION.candidates.load(backend_name)(case)
+    batch, num_blocks = make(BATCHES["mixed"], spec, adjacent=True)
+    q_THD, cache = make_tensors(case, batch, num_blocks)
+    together_THD = backend.run(q_THD, cache, backend.plan(batch, 0, spec))
+    for i, length in enumerate(batch.context_lens):
+        start, end = batch.query_starts[i], batch.query_starts[i + 1]
+        alone = ForwardBatch(
+            token_ids_T=batch.token_ids_T[start:end],
+            positions_T=batch.positions_T[start:end],
+            query_starts=(0, end - start),
+            context_lens=(length,),
+            groups=(
+                GroupBatch(
+                    slots_T=batch.groups[0].slots_T[start:end],
+                    block_tables_SB=batch.groups[0].block_tables_SB[i : i + 1],
+                ),
+            ),
+            logits_rows_N=batch.logits_rows_N,
+        )
+        out_THD = backend.run(q_THD[start:end], cache, backend.plan(alone, 0, spec))
+        torch.testing.assert_close(out_THD, together_THD[start:end], atol=2e-6, rtol=0)
+
+
+@torch.inference_mode()
+def test_reference_is_the_definition() -> None:
+    """Against torch's own attention, on one whole prompt laid out by hand."""
+    case, spec = make_case((4, 2, 16), "float32", None, None)
+    batch, num_blocks = make(((37, 37),), spec, adjacent=True)
+    q_THD, cache = make_tensors(case, batch, num_blocks)
+    k_HLD, v_HLD = (
+        t.flatten(0, 1)[BLOCK_SIZE : BLOCK_SIZE + 37].repeat_interleave(2, 1).transpose(0, 1)
+        for t in cache
+    )
+    expected_HTD = torch.nn.functional.scaled_dot_product_attention(
+        q_THD.transpose(0, 1), k_HLD, v_HLD, is_causal=True, scale=case.scale
+    )
+    reference = ReferenceAttention(case)
+    out_THD = reference.run(q_THD, cache, reference.plan(batch, 0, spec))
+    torch.testing.assert_close(out_THD, expected_HTD.transpose(0, 1), atol=2e-6, rtol=1e-5)

@@ -19,7 +19,7 @@ import httpx
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from octavo.core.config import ServerConfig
+from octavo.core.config import EngineConfig, ServerConfig
 from octavo.core.errors import EngineDeadError, ErrorInfo
 from octavo.core.request import Request
 from octavo.core.result import (
@@ -186,9 +186,8 @@ class FakeEngine:
             start = (sum(request.token_ids) + 7 * request.index) % len(SCRIPT)
         tokens: list[int] = []
         while len(tokens) < request.max_tokens:
-            if self.eos_after is not None and len(tokens) == self.eos_after:
-                if EOS in request.eos_token_ids:
-                    return [*tokens, EOS], "stop", None
+            if len(tokens) == self.eos_after and EOS in request.eos_token_ids:
+                return [*tokens, EOS], "stop", None
             tokens.append(SCRIPT[(start + len(tokens)) % len(SCRIPT)])
             if tokens[-1] in request.params.stop_token_ids:
                 return tokens, "stop", tokens[-1]
@@ -244,6 +243,7 @@ def make_state(
         chat_template=ChatTemplate(template) if template is not None else None,
         served_names=(MODEL, "alias/model"),
         metrics=Metrics(MODEL),
+        scheduling_policy=EngineConfig().scheduling_policy,
         keys=KeyRing(keys),
     )
 

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from octavo.kernels.dispatch import Dispatcher, OpCase
-
-if TYPE_CHECKING:
-    from octavo.layers.quant.base import QuantFormat
-
-Init = Literal["normal", "ones", "zeros"]
+from octavo.layers.quant.base import Init, QuantFormat
 
 
 class Weight(NamedTuple):

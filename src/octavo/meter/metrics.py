@@ -69,6 +69,8 @@ class Metrics:
         Counters grow by the difference to the last snapshot; a smaller one means that the engine was restarted.
         """
         last, self._last = self._last, stats
+        if stats is last:
+            return
         restarted = stats.num_steps < last.num_steps
         self.set("vllm:num_requests_running", stats.num_running)
         self.set("vllm:num_requests_waiting", stats.num_waiting)
@@ -77,7 +79,8 @@ class Metrics:
         for name, field in _STAT_COUNTERS:
             now: int = getattr(stats, field)
             before: int = 0 if restarted else getattr(last, field)
-            self.count(name, max(0, now - before))
+            if now > before:
+                self.count(name, now - before)
         if stats.num_steps != last.num_steps and stats.last_step_tokens:
             self._observe("vllm:iteration_tokens_total", stats.last_step_tokens)
 

@@ -35,16 +35,9 @@ ROPE_KEYS = frozenset(
 
 
 def read_dense(
-    config: Config,
-    *,
-    windows: tuple[int | None, ...],
-    qkv_bias: bool = False,
-    output_bias: bool = False,
-    mlp_bias: bool = False,
-    qk_norm: bool = False,
-    default_head_dim: int | None = None,
+    config: Config, windows: tuple[int | None, ...], *, default_head_dim: int | None = None
 ) -> ModelFacts:
-    """Facts of a dense decoder; the arguments are what the family decides.
+    """Facts of a dense decoder without biases and query/key norms; a family replaces what it has otherwise.
 
     Raises:
         ModelError: a key is missing, has a wrong type, contradicts another or asks for what is not supported.
@@ -72,10 +65,6 @@ def read_dense(
         windows=windows,
         rms_eps=config.number("rms_norm_eps", 1e-6),
         is_tied=config.boolean("tie_word_embeddings", default=False),
-        qkv_bias=qkv_bias,
-        output_bias=output_bias,
-        mlp_bias=mlp_bias,
-        qk_norm=qk_norm,
     )
 
 

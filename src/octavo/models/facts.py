@@ -113,4 +113,5 @@ def read_facts(folder: Path) -> ModelFacts:
         read = FAMILIES.load(names[0])
     except ConfigError as error:
         raise unknown_architecture(names[0]) from error
-    return read(config)
+    facts: ModelFacts = read(config)
+    return facts

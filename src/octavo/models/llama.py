@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from octavo.models.config import Config
 from octavo.models.dense_config import num_layers, read_dense
 from octavo.models.facts import ModelFacts
@@ -10,9 +12,8 @@ from octavo.models.facts import ModelFacts
 def read(config: Config) -> ModelFacts:
     """Full attention everywhere; one switch for all four attention biases and one for the MLP's."""
     has_bias = config.boolean("attention_bias", default=False)
-    return read_dense(
-        config,
-        windows=(None,) * num_layers(config),
+    return replace(
+        read_dense(config, (None,) * num_layers(config)),
         qkv_bias=has_bias,
         output_bias=has_bias,
         mlp_bias=config.boolean("mlp_bias", default=False),

@@ -80,10 +80,7 @@ def load_model(
         fill_dummy(model.weight_map(), seed, progress)
     else:
         load_weights(folder, model.weight_map(), build.aliases, progress)
-    # Drop the map first and each finisher after its turn: a kernel that repacks then holds one weight twice, not all.
-    build.weights.clear()
-    while build.finishers:
-        build.finishers.pop(0)()
+    _finish(build)
     return LoadedModel(
         model=model,
         facts=facts,
@@ -92,3 +89,11 @@ def load_model(
         groups=group_layers(model.kv_specs()),
         choices=tuple(dispatch.choices),
     )
+
+
+def _finish(build: Build) -> None:
+    """Let every layer repack its weights."""
+    # Drop the map first and each finisher after its turn: a kernel that repacks then holds one weight twice, not all.
+    build.weights.clear()
+    while build.finishers:
+        build.finishers.pop(0)()

@@ -15,4 +15,4 @@ def read(config: Config) -> ModelFacts:
     window = None
     if not config.is_null("sliding_window"):
         window = config.integer("sliding_window", DEFAULT_WINDOW)
-    return read_dense(config, windows=(window,) * num_layers(config))
+    return read_dense(config, (window,) * num_layers(config))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from octavo.models.config import Config
 from octavo.models.dense_config import read_dense, switched_windows
 from octavo.models.facts import ModelFacts
@@ -9,4 +11,4 @@ from octavo.models.facts import ModelFacts
 
 def read(config: Config) -> ModelFacts:
     """Biases on queries, keys and values always, nowhere else; windows by switch."""
-    return read_dense(config, windows=switched_windows(config), qkv_bias=True)
+    return replace(read_dense(config, switched_windows(config)), qkv_bias=True)

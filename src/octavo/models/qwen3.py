@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from octavo.models.config import Config
 from octavo.models.dense_config import read_dense, switched_windows
 from octavo.models.facts import ModelFacts
@@ -13,11 +15,9 @@ DEFAULT_HEAD_DIM = 128
 def read(config: Config) -> ModelFacts:
     """Queries and keys pass an RMS norm per head; one switch for all four attention biases."""
     has_bias = config.boolean("attention_bias", default=False)
-    return read_dense(
-        config,
-        windows=switched_windows(config),
+    return replace(
+        read_dense(config, switched_windows(config), default_head_dim=DEFAULT_HEAD_DIM),
         qkv_bias=has_bias,
         output_bias=has_bias,
         qk_norm=True,
-        default_head_dim=DEFAULT_HEAD_DIM,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from octavo.core.errors import ModelError, did_you_mean
 from octavo.core.registry import Registry
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from octavo.layers.build import Build
     from octavo.models.base import Model
     from octavo.models.config import Config
-    from octavo.models.facts import ModelFacts
 
-FAMILIES: Registry[Callable[[Config], ModelFacts]] = Registry(
+# Any stands for ModelFacts, whose module imports this one.
+FAMILIES: Registry[Callable[[Config], Any]] = Registry(
     "model",
     {
         "LlamaForCausalLM": "octavo.models.llama:read",
@@ -24,7 +24,7 @@ FAMILIES: Registry[Callable[[Config], ModelFacts]] = Registry(
     },
 )
 
-NETWORKS: Registry[Callable[[ModelFacts, Build], Model]] = Registry(
+NETWORKS: Registry[Callable[[Any, Build], Model]] = Registry(
     "network", {"dense": "octavo.models.dense:DenseModel"}
 )
 

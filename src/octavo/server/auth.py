@@ -16,7 +16,7 @@ class KeyRing:
     """The keys that open the protected routes. Without any, every caller is let in as the one shared tenant."""
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
-        self._hashes = tuple(_digest(key) for key in dict.fromkeys(keys) if key)
+        self._hashes = tuple(_digest(key.encode()) for key in dict.fromkeys(keys) if key)
 
     @property
     def is_open(self) -> bool:
@@ -39,7 +39,8 @@ class KeyRing:
                 f"{given} Authorization header; expected one `Authorization: Bearer KEY`."
             )
         scheme, _, key = authorization[0].strip().partition(" ")
-        given_hash = _digest(key.strip())
+        # Header values are bytes that were read as Latin-1; keys beyond ASCII are sent as UTF-8.
+        given_hash = _digest(key.strip().encode("latin-1", "replace"))
         # Every key is compared, in constant time, so that timing tells neither a prefix nor a position.
         matches = [hmac.compare_digest(given_hash, known) for known in self._hashes]
         if scheme.lower() != "bearer" or not any(matches):
@@ -48,5 +49,5 @@ class KeyRing:
         return Caller(tenant=tenant, cache_scope=tenant)
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

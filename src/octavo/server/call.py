@@ -85,7 +85,7 @@ class Endpoint:
             self._state.metrics.count("octavo:client_disconnects")
             status = status or 499
         except OctavoError as error:
-            if error.status >= 500:
+            if error.status == 500:
                 logger.warning("request %s: %s", request_id, error.info().one_line())
             await error_response(error)(scope, receive, watched)
         except (

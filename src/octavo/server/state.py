@@ -66,8 +66,8 @@ class AppState:
     served_names: tuple[str, ...]
     """Names under which the model answers; at least one, the first is used in answers."""
     metrics: Metrics
+    scheduling_policy: str
     keys: KeyRing = field(default_factory=KeyRing)
-    scheduling_policy: str = "fcfs"
     on_start: Callable[[], Awaitable[None]] | None = None
     """Run beside the server once it listens (starts the engine); its error stops the server."""
     on_stop: Callable[[], Awaitable[None]] | None = None

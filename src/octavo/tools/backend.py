@@ -17,20 +17,12 @@ from octavo.core import env
 from octavo.core.config import EngineConfig
 from octavo.core.errors import ConfigError
 from octavo.tools import openai_client
-from octavo.tools.bench.serve import first_model
 from octavo.tools.flags import add_config_flags, configs, flags_of
-from octavo.tools.openai_client import OpenAIClient
+from octavo.tools.openai_client import Backend, first_model
 from octavo.tools.parser import Parser
 
 _WITH_URL = ("model", "seed")
 """Flags of the engine that mean something to a server that runs already."""
-
-
-class Backend(NamedTuple):
-    """Someone who answers, and under which name."""
-
-    client: OpenAIClient
-    model: str
 
 
 class Answer(NamedTuple):

@@ -5,13 +5,13 @@ servers go on.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import threading
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -39,17 +39,18 @@ class LoopThread:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for `work`. Ctrl-C cancels it, waits for its end, and raises KeyboardInterrupt."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        job = _Job(self._loop, work)
         try:
-            return future.result()
+            job.begin()
+            return job.ended.result()
         except KeyboardInterrupt:
-            _cancel(future)
+            job.cancel()
             raise
 
     @contextlib.contextmanager
     def hold(self, manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
         """Keep an async context open; entered and left by one task, as task groups demand."""
-        entered: concurrent.futures.Future[T] = concurrent.futures.Future()
+        entered: Future[T] = Future()
         leave = asyncio.Event()
 
         async def keep() -> None:
@@ -57,24 +58,60 @@ class LoopThread:
                 entered.set_result(value)
                 await leave.wait()
 
-        task = asyncio.run_coroutine_threadsafe(keep(), self._loop)
+        job = _Job(self._loop, keep())
+        both: tuple[Future[Any], ...] = (job.ended, entered)
         try:
-            both: tuple[concurrent.futures.Future[Any], ...] = (task, entered)
-            concurrent.futures.wait(both, return_when=concurrent.futures.FIRST_COMPLETED)
+            job.begin()
+            wait(both, return_when=FIRST_COMPLETED)
         except KeyboardInterrupt:
-            _cancel(task)
+            job.cancel()
             raise
-        if task.done():
-            task.result()
+        if not entered.done():
+            job.ended.result()
         try:
             yield entered.result()
         finally:
             self._loop.call_soon_threadsafe(leave.set)
-            task.result()
+            job.ended.result()
 
 
-def _cancel(future: concurrent.futures.Future[Any]) -> None:
-    """Cancel, then wait for the end. What the task raises meanwhile is lost: Ctrl-C wins."""
-    future.cancel()
-    with contextlib.suppress(concurrent.futures.CancelledError):
-        future.result()
+class _Job(Generic[T]):
+    """A task on another thread's loop.
+
+    `ended` is done when the task has really ended, which the future of
+    `asyncio.run_coroutine_threadsafe` does not wait for once it is cancelled.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> None:
+        self.ended: Future[T] = Future()
+        self._loop = loop
+        self._work = work
+        self._task: asyncio.Task[T] | None = None
+
+    def begin(self) -> None:
+        """Hand the work to the loop."""
+        self._loop.call_soon_threadsafe(self._begin)
+
+    def cancel(self) -> None:
+        """Cancel and wait. What the task raises meanwhile is lost: Ctrl-C wins."""
+        self._loop.call_soon_threadsafe(self._cancel)
+        wait((self.ended,))
+
+    def _begin(self) -> None:
+        self._task = self._loop.create_task(self._work)
+        self._task.add_done_callback(self._end)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        else:  # Ctrl-C came before `begin`
+            self._work.close()
+            self.ended.set_exception(asyncio.CancelledError())
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            self.ended.set_exception(asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            self.ended.set_exception(error)
+        else:
+            self.ended.set_result(task.result())

@@ -8,8 +8,9 @@ import sys
 
 from octavo.core.errors import ConfigError, OctavoError
 from octavo.tools import openai_client, sampling
-from octavo.tools.backend import Answer, Backend, add_backend_flags, ask, open_backend
+from octavo.tools.backend import Answer, add_backend_flags, ask, open_backend
 from octavo.tools.background import LoopThread
+from octavo.tools.openai_client import Backend
 from octavo.tools.parser import Parser
 from octavo.tools.session import Session
 

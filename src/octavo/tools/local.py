@@ -26,8 +26,8 @@ from octavo.server.state import AppState
 from octavo.text.chat import ChatTemplate
 from octavo.text.tokenizer import Tokenizer
 from octavo.tools import openai_client
-from octavo.tools.backend import Backend
 from octavo.tools.flags import Configs
+from octavo.tools.openai_client import Backend
 
 _PRIVATE = ServerConfig(disable_access_log=True, shutdown_timeout=0.0)
 

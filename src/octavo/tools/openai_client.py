@@ -160,6 +160,25 @@ class OpenAIClient:
                     raise EngineError("the stream ended early.", code="E-NET-03")
 
 
+class Backend(NamedTuple):
+    """Someone who answers, and under which name."""
+
+    client: OpenAIClient
+    model: str
+
+
+async def first_model(client: OpenAIClient) -> str:
+    """The first name of /v1/models.
+
+    Raises:
+        EngineError: the server lists none.
+    """
+    names = await client.models()
+    if not names:
+        raise EngineError("the server lists no model.", code="E-NET-02", fix="Name it: --model.")
+    return names[0]
+
+
 @contextlib.asynccontextmanager
 async def connect(
     base_url: str, *, api_key: str | None = None, uds: str | None = None, timeout_s: float = 600

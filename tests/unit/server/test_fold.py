@@ -37,9 +37,7 @@ CHAT = st.fixed_dictionaries(
         ),
         "logprobs": st.booleans(),
     }
-).flatmap(
-    lambda body: st.just(body) if not body["logprobs"] else _with_tops(body)
-)
+).flatmap(lambda body: st.just(body) if not body["logprobs"] else _with_tops(body))
 
 
 def _with_tops(body: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:

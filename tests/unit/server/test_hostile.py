@@ -371,7 +371,9 @@ def test_body_size_and_type() -> None:
     assert SERVER.call("POST", path, content=b"{}", headers=announced).status_code == 413
     form = SERVER.call("POST", path, content=b"{}", headers={"content-type": "text/plain"})
     assert form.status_code == 415
-    gzip = SERVER.call("POST", path, content=b"{}", headers={**JSON_TYPE, "content-encoding": "gzip"})
+    gzip = SERVER.call(
+        "POST", path, content=b"{}", headers={**JSON_TYPE, "content-encoding": "gzip"}
+    )
     assert gzip.status_code == 415
 
 

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from collections.abc import Callable
+from typing import Literal, Protocol, TypeVar
 
 import torch
 
-from octavo.layers.build import Build
+Init = Literal["normal", "ones", "zeros"]
+"""How dummy weights fill a tensor."""
 
 StoredT = TypeVar("StoredT")
+
+
+class Declares(Protocol):
+    """What a format may use of `layers.build.Build`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layer's tensors live."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations."""
+
+    @property
+    def finishers(self) -> list[Callable[[], None]]:
+        """Called once, in order, when all weights are filled."""
+
+    def note(self, local: str, tensor: torch.Tensor, init: Init) -> None:
+        """Say that the checkpoint tensor `local` of this layer fills `tensor`."""
 
 
 class QuantFormat(Protocol[StoredT]):
@@ -18,7 +39,7 @@ class QuantFormat(Protocol[StoredT]):
         """Whether the linear layer whose parts have these checkpoint names is stored in this format."""
 
     def stored(
-        self, build: Build, parts: tuple[tuple[str, int], ...], num_inputs: int, /
+        self, build: Declares, parts: tuple[tuple[str, int], ...], num_inputs: int, /
     ) -> StoredT:
         """Declare the layer's tensors through `build.note` and return what `apply` needs of them.
 

@@ -61,10 +61,10 @@ def completion_logprobs(
     """Shape for completions. `top_logprobs` holds the token at hand beside the likeliest ones."""
     shaped = CompletionLogprobs()
     for row, offset in zip(rows, offsets, strict=True):
-        names = [tokenizer.token_text(token_id) for token_id in row.token_ids]
+        names = [_name(tokenizer, token_id) for token_id in row.token_ids]
         shaped.tokens.append(names[0])
         shaped.token_logprobs.append(_finite(row.logprobs[0]))
-        # Two tokens may have one text (halves of characters): the likelier one, which comes first, stays.
+        # Two tokens may have one text: the likelier one, which comes first, stays.
         tops: dict[str, float] = {}
         for name, logprob in zip(names[1:], row.logprobs[1:], strict=True):
             tops.setdefault(name, _finite(logprob))
@@ -72,6 +72,15 @@ def completion_logprobs(
         shaped.top_logprobs.append(tops)
         shaped.text_offset.append(offset)
     return shaped
+
+
+def _name(tokenizer: Tokenizer, token_id: int) -> str:
+    r"""The token's text; for a part of a character `bytes:\xe2\x80`, as the OpenAI API spells it."""
+    raw = tokenizer.token_bytes(token_id)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 def chat_logprobs(tokenizer: Tokenizer, rows: Iterable[TokenLogprobs]) -> ChatLogprobs:

@@ -22,18 +22,20 @@ class TransformersPeer:
     def __init__(self, config: EngineConfig, dtype: str) -> None:
         try:
             import torch  # lazy: only this comparison needs it in this process
-            import transformers  # lazy: an optional dependency
+            import transformers as library  # lazy: an optional dependency
         except ImportError as error:
             raise ConfigError(
                 f"--compare-transformers needs transformers: {error}.",
                 code="E-DEP-01",
                 fix="Run `pip install transformers`.",
             ) from error
+        transformers: Any = library
+        transformers.utils.logging.disable_progress_bar()
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
         self._torch: Any = torch
         self._device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
         folder = str(model_folder(config.model))
-        model_type: Any = transformers.AutoModelForCausalLM
+        model_type = transformers.AutoModelForCausalLM
         torch_dtype = getattr(torch, dtype)
         if config.load_format == "dummy":
             loaded = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -41,8 +43,9 @@ class TransformersPeer:
         else:
             model = model_type.from_pretrained(folder, dtype=torch_dtype, local_files_only=True)
         self._model: Any = model.to(self._device).eval()
-        # A config of its own: the folder's may stop at end tokens or carry penalties.
         self._config: Any = transformers.GenerationConfig
+        # The folder's own would be merged into ours: it stops at end tokens and may carry penalties.
+        self._model.generation_config = self._config()
 
     def generate(self, prompts: list[list[int]], output_len: int) -> list[list[int]]:
         """Greedy continuations of prompts of equal length, as one batch."""

@@ -181,7 +181,7 @@ def _trace_line(path: str, number: int, line: str) -> _TraceLine:
             f"--trace {path!r} line {number}: {error}; expected {expected}.", code="E-CFG-03"
         ) from error
     has_one = (row.prompt is None) != (row.prompt_len is None)
-    lengths = (row.output_len, row.prompt_len or 1)
+    lengths = (row.output_len, 1 if row.prompt_len is None else row.prompt_len)
     if not has_one or row.prompt == "" or min(lengths) < 1:
         raise ConfigError(f"--trace {path!r} line {number}; expected {expected}.", code="E-CFG-03")
     return row

@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from octavo.core import env
-from octavo.core.errors import ConfigError, EngineError, OctavoError, did_you_mean
+from octavo.core.errors import ConfigError, OctavoError, did_you_mean
 from octavo.tools import openai_client, output
 from octavo.tools.bench import report, sample
 from octavo.tools.bench.drive import Load, Outcome, drive, send
 from octavo.tools.bench.environment import environment
 from octavo.tools.bench.sample import Work
 from octavo.tools.bench.validity import Declared
-from octavo.tools.openai_client import OpenAIClient
+from octavo.tools.openai_client import OpenAIClient, first_model
 from octavo.tools.parser import Parser, number
 
 OBJECTIVES = ("ttft", "tpot", "e2el")
@@ -252,18 +252,6 @@ def _common_body(args: argparse.Namespace, model: str) -> dict[str, object]:
         raise ConfigError(f"--extra-body {args.extra_body!r}: {error}.") from error
     ignore = {"ignore_eos": True} if args.ignore_eos else {}
     return {"model": model, "temperature": args.temperature, **ignore, **extra}
-
-
-async def first_model(client: OpenAIClient) -> str:
-    """The first name of /v1/models.
-
-    Raises:
-        EngineError: the server lists none.
-    """
-    names = await client.models()
-    if not names:
-        raise EngineError("the server lists no model.", code="E-NET-02", fix="Name it: --model.")
-    return names[0]
 
 
 async def _server_version(client: OpenAIClient) -> str:

@@ -1,0 +1,156 @@
+"""The route table is a fixture: every route, with which key, and no way around."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from fakes import InProcess, make_state
+from octavo.core.errors import AuthError
+from octavo.server.app import ROUTES
+from octavo.server.auth import KeyRing
+
+KEYS = ("right-key", "other-key", "clé")
+SERVER = InProcess(make_state(keys=KEYS))
+OPEN = InProcess(make_state())
+
+# A new route changes this on purpose: method, path, public.
+SNAPSHOT = {
+    ("GET", "/health", True),
+    ("GET", "/livez", True),
+    ("GET", "/load", False),
+    ("GET", "/metrics", True),
+    ("GET", "/ping", True),
+    ("GET", "/readyz", True),
+    ("GET", "/startupz", True),
+    ("GET", "/v1/models", False),
+    ("GET", "/v1/models/{model:path}", False),
+    ("GET", "/version", True),
+    ("POST", "/detokenize", False),
+    ("POST", "/ping", True),
+    ("POST", "/tokenize", False),
+    ("POST", "/v1/chat/completions", False),
+    ("POST", "/v1/completions", False),
+}
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "a", "max_tokens": 1},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
+    "/tokenize": {"prompt": "a"},
+    "/detokenize": {"tokens": [65]},
+}
+
+
+def test_route_table_snapshot() -> None:
+    assert {(row.method, row.path, row.public) for row in ROUTES} == SNAPSHOT
+    served = {
+        (method, route.path)  # type: ignore[attr-defined]  # all routes are Route
+        for route in SERVER.app.routes
+        for method in route.methods - {"HEAD"}  # type: ignore[attr-defined]
+    }
+    assert served == {(method, path) for method, path, _ in SNAPSHOT}
+
+
+@pytest.mark.parametrize(("method", "path", "public"), sorted(SNAPSHOT))
+def test_every_route_with_every_key(method: str, path: str, public: bool) -> None:
+    url = path.replace("{model:path}", "alias/model")
+    body = {"json": BODIES[path]} if path in BODIES else {}
+
+    def status(authorization: str | None) -> int:
+        headers = [] if authorization is None else [(b"authorization", authorization.encode())]
+        return SERVER.call(method, url, headers=headers, **body).status_code
+
+    assert status("Bearer right-key") == 200
+    assert status("bearer other-key") == 200
+    assert status("Bearer clé") == 200
+    refused = 200 if public else 401
+    for wrong in (None, "", "Bearer", "Bearer ", "Bearer wrong", "Bearer right-key2", "right-key"):
+        assert status(wrong) == refused, wrong
+    for wrong in ("Basic right-key", "Bearer right-ke", "Bearer RIGHT-KEY", "Bearer é"):
+        assert status(wrong) == refused, wrong
+
+
+@pytest.mark.parametrize("path", sorted({path for _, path, public in SNAPSHOT if not public}))
+def test_no_spelling_of_a_path_gets_around_the_key(path: str) -> None:
+    url = path.replace("{model:path}", "alias/model")
+    spellings = [
+        url + "/",
+        "/" + url,
+        url.upper(),
+        "/health/.." + url,
+        "/health" + url,
+        url.replace("/", "//"),
+        url + "?x=/health",
+        url + ";/health",
+        url + "%2f",
+        url.replace("/", "/%2e/", 1),
+    ]
+    for spelling in spellings:
+        for host in ("test", "test/health", "health"):
+            for method in ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS"):
+                status = asyncio.run(raw_status(method, spelling, host))
+                assert status in (401, 404, 405), (method, spelling, host)
+
+
+async def raw_status(method: str, target: str, host: str) -> int:
+    """What a server would put into the scope for a target, without a client tidying it up."""
+    path, _, query = target.partition("?")
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path.replace("%2f", "/").replace("%2e", "."),
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": query.encode(),
+        "scheme": "http",
+        "headers": [(b"host", host.encode()), (b"content-type", b"application/json")],
+        "server": ("test", 80),
+    }
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b'{"prompt": "a"}'}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    await SERVER.app(scope, receive, send)
+    return statuses[0]
+
+
+def test_two_authorization_headers_are_refused() -> None:
+    headers = [("authorization", "Bearer right-key"), ("authorization", "Bearer wrong")]
+    answer = SERVER.call("GET", "/v1/models", headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.json()["error"]["type"] == "authentication_error"
+
+
+def test_tenant_and_cache_scope_come_from_the_key() -> None:
+    ring = KeyRing(KEYS)
+    one, other = ring.caller(["Bearer right-key"]), ring.caller(["Bearer other-key"])
+    assert one.tenant and one.tenant == one.cache_scope
+    assert one.cache_scope != other.cache_scope
+    assert "right" not in one.tenant
+    assert KeyRing().caller([]).cache_scope == ""
+    with pytest.raises(AuthError):
+        ring.caller(["Bearer nothing"])
+
+
+def test_ids_are_minted_here() -> None:
+    mine = {"x-request-id": "mine"}
+    ids = {OPEN.call("GET", "/version", headers=mine).headers["x-request-id"] for _ in range(3)}
+    assert len(ids) == 3 and "mine" not in ids
+    for answer in (OPEN.call("GET", "/nowhere"), OPEN.call("GET", "/v1/completions")):
+        assert len(answer.headers["x-request-id"]) == 32
+
+
+def test_unknown_route_and_method() -> None:
+    answer = OPEN.post("/v1/completion", {})
+    assert answer.status_code == 404
+    assert "Did you mean '/v1/completions'?" in answer.json()["error"]["message"]
+    answer = OPEN.call("GET", "/v1/completions")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert answer.json()["error"]["code"] == "method_not_allowed"

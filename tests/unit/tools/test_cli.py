@@ -1,0 +1,123 @@
+import json
+import resource
+import subprocess
+import sys
+import types
+
+import pytest
+
+from octavo.core.errors import ModelError
+from octavo.tools import cli
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "octavo.tools.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_help_names_every_verb_and_loads_nothing_heavy():
+    script = (
+        "import sys, json; from octavo.tools import cli; cli.main(['--help']);"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    text, _, modules = result.stdout.rstrip().rpartition("\n")
+    assert all(name in text for name in cli.VERBS)
+    heavy = {"torch", "msgspec", "aiohttp", "yaml", "rich", "argparse", "asyncio", "tokenizers"}
+    assert not heavy & set(json.loads(modules))
+
+
+def test_help_is_instant():
+    def cpu_s() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert run("--help").returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(cpu_s() for _ in range(3)) < 0.1
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help_without_torch(verb, capsys):
+    assert cli.main([*verb.split(), "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"usage: octavo {verb}" in out
+    assert cli.VERBS[verb].help[:20] in out
+
+
+def test_serve_help_does_not_load_torch():
+    script = (
+        "import sys; from octavo.tools import cli\n"
+        "for verb in cli.VERBS: cli.main([*verb.split(), '--help'])\n"
+        "assert not {'torch', 'transformers', 'aiohttp', 'rich'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_version_and_verb_groups(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("octavo ")
+    assert cli.main(["bench"]) == 0
+    assert "{throughput,latency,serve}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["serv"], "unknown verb 'serv'"),
+        (["serv"], "Did you mean 'serve'?"),
+        (["bench", "latncy"], "Did you mean 'latency'?"),
+        (["serve", "--max-num-seq", "3"], "Did you mean '--max-num-seqs'?"),
+        (["serve", "--max-num-seqs"], "expected one argument"),
+        (["serve", "--max-num-seqs", "0"], "--max-num-seqs is '0'; expected an integer >= 1"),
+        (["complete", "--tempratur", "1"], "Did you mean '--temperature'?"),
+        (["bench", "serve", "--num-prompts", "0"], "expected an integer from 1 to"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(words, expected, capsys):
+    assert cli.main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("E-CFG-0")
+    assert expected in line
+
+
+@pytest.fixture
+def verb(monkeypatch):
+    """A verb whose `run` does what the test says."""
+    module = types.SimpleNamespace(add_arguments=lambda parser: None, run=lambda args: 0)
+    monkeypatch.setitem(sys.modules, "fake_verb", module)
+    monkeypatch.setitem(cli.VERBS, "fake", cli.Verb("fake_verb", "Fake."))
+    return module
+
+
+def test_error_is_the_last_line(verb, capsys):
+    def run(args):
+        print("loading")
+        raise ModelError("no model 'x'.", code="E-MODEL-01", fix="Give a folder.")
+
+    verb.run = run
+    assert cli.main(["fake"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "E-MODEL-01: no model 'x'. Give a folder."
+
+
+def test_interrupt_is_quiet(verb, capsys):
+    def run(args):
+        raise KeyboardInterrupt
+
+    verb.run = run
+    assert cli.main(["fake"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_exit_code_of_the_verb(verb):
+    verb.run = lambda args: 1
+    assert cli.main(["fake"]) == 1
+
+
+def test_closed_pipe_is_quiet():
+    command = f"{sys.executable} -u -m octavo.tools.cli bench serve --help | head -c 1"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in result.stderr

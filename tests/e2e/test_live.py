@@ -64,6 +64,8 @@ def live() -> Iterator[Live]:
     yield server
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(timeout=30) == 0, "SIGTERM drains and exits 0"
+    assert server.process.stdout is not None
+    server.process.stdout.close()
 
 
 def test_the_printed_lines_work_as_printed(live: Live) -> None:

@@ -312,6 +312,7 @@ class Scheduler:
                 token_ids=outcome.token_ids[:taken],
                 logprobs=logprobs,
                 prompt_logprobs=outcome.prompt_logprobs,
+                num_cached=sequence.num_cached if sequence.num_output == taken else 0,
             )
         ]
         if end is not None:

@@ -109,7 +109,11 @@ class LocalEngine:
 
 def request(name: str, token_ids: Sequence[int], **options: Any) -> Request:
     """A request with neutral defaults; `options` are SamplingParams fields, or `arrived`, `cache_scope`, `index`."""
-    fields = {key: options.pop(key) for key in ("arrived", "cache_scope", "index", "priority", "eos_token_ids") if key in options}
+    fields = {
+        key: options.pop(key)
+        for key in ("arrived", "cache_scope", "index", "priority", "eos_token_ids")
+        if key in options
+    }
     params = SamplingParams(**({"temperature": 0.0, "max_tokens": 16} | options))
     return Request(
         id=name,

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from local_engine import request, write_tiny
 
+from local_engine import request, write_tiny
 from octavo.core.config import EngineConfig
 from octavo.core.errors import ConfigError, EngineDeadError, MemoryPlanError, ModelError
 from octavo.core.result import Failed, Finished, TokenOut
@@ -27,7 +27,12 @@ def anyio_backend() -> str:
 
 
 def config(folder: Path, **options: object) -> EngineConfig:
-    base = {"load_format": "dummy", "kv_cache_memory_bytes": 1 << 20, "max_num_seqs": 8, "threads": 1}
+    base = {
+        "load_format": "dummy",
+        "kv_cache_memory_bytes": 1 << 20,
+        "max_num_seqs": 8,
+        "threads": 1,
+    }
     return EngineConfig(model=str(folder), **(base | options))  # type: ignore[arg-type]
 
 
@@ -38,7 +43,9 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engi
         yield started
 
 
-async def collect(client: EngineClient, name: str, length: int = 5, **options: object) -> tuple[list[int], object]:
+async def collect(
+    client: EngineClient, name: str, length: int = 5, **options: object
+) -> tuple[list[int], object]:
     tokens: list[int] = []
     async for event in client.generate(request(name, range(length), **options)):
         if isinstance(event, TokenOut):

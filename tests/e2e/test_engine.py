@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
-from local_engine import LocalEngine, request, write_tiny
 
+from local_engine import LocalEngine, request, write_tiny
 from octavo.core.errors import ModelError
 from octavo.core.result import Failed, Finished
 
@@ -31,7 +31,9 @@ def alone(tiny: Path) -> dict[str, list[int]]:
     for i, ids in enumerate(prompts()):
         engine.run([request(f"g{i}", ids, max_tokens=24)])
         engine.run([request(f"s{i}", ids, max_tokens=24, temperature=1.0, seed=i)])
-    assert len({tuple(tokens) for tokens in engine.tokens.values()}) > 8, "the tiny model says different things"
+    assert len({tuple(tokens) for tokens in engine.tokens.values()}) > 8, (
+        "the tiny model says different things"
+    )
     return engine.tokens
 
 
@@ -39,7 +41,8 @@ def all_requests() -> list:
     ids = prompts()
     greedy = [request(f"g{i}", p, max_tokens=24, arrived=i) for i, p in enumerate(ids)]
     seeded = [
-        request(f"s{i}", p, max_tokens=24, temperature=1.0, seed=i, arrived=i) for i, p in enumerate(ids)
+        request(f"s{i}", p, max_tokens=24, temperature=1.0, seed=i, arrived=i)
+        for i, p in enumerate(ids)
     ]
     return greedy + seeded
 
@@ -66,9 +69,13 @@ def test_prefix_hit_is_miss(tiny: Path, alone: dict[str, list[int]]) -> None:
 
 def test_preempted_is_not(tiny: Path, alone: dict[str, list[int]]) -> None:
     # 2 layers x 2 heads x 8 dims x 4 bytes x 2 = 256 bytes a token; the pool holds about 160 tokens.
-    engine = LocalEngine(tiny, max_model_len=160, kv_cache_memory_bytes=256 * 16 * 11, max_num_seqs=16)
+    engine = LocalEngine(
+        tiny, max_model_len=160, kv_cache_memory_bytes=256 * 16 * 11, max_num_seqs=16
+    )
     assert engine.run(all_requests()) == alone
-    assert engine.engine.scheduler.counters.num_preemptions > 0, "the pool was meant to be too small"
+    assert engine.engine.scheduler.counters.num_preemptions > 0, (
+        "the pool was meant to be too small"
+    )
 
 
 def test_sliding_window_frees_and_agrees(tmp_path: Path) -> None:
@@ -91,12 +98,16 @@ def test_sliding_window_frees_and_agrees(tmp_path: Path) -> None:
         for sequence in small.engine.scheduler.running:
             most_held = max(most_held, sum(block != 0 for block in sequence.blocks[1]))
     assert small.tokens["a"] == expected
-    assert most_held <= -(-(24 + 26) // 16) + 1, "a window layer keeps its window and one chunk only"
+    assert most_held <= -(-(24 + 26) // 16) + 1, (
+        "a window layer keeps its window and one chunk only"
+    )
 
 
 def test_cancel_at_every_step_returns_the_blocks(tiny: Path, alone: dict[str, list[int]]) -> None:
     for after in range(30):
-        engine = LocalEngine(tiny, max_num_seqs=4, max_num_batched_tokens=24, enable_prefix_caching=False)
+        engine = LocalEngine(
+            tiny, max_num_seqs=4, max_num_batched_tokens=24, enable_prefix_caching=False
+        )
         free = engine.engine.scheduler.cache.num_free
         engine.submit(*all_requests()[:6])
         for _ in range(after):
@@ -117,7 +128,9 @@ def test_tenants_do_not_share_prefixes(tiny: Path) -> None:
     engine.run([request("a", ids, cache_scope="alice")])
     engine.run([request("b", ids, cache_scope="bob")])
     engine.run([request("c", ids, cache_scope="alice")])
-    cached = {name: end.num_cached for name, end in engine.ends.items() if isinstance(end, Finished)}
+    cached = {
+        name: end.num_cached for name, end in engine.ends.items() if isinstance(end, Finished)
+    }
     assert cached == {"a": 0, "b": 0, "c": 96}
 
 
@@ -155,7 +168,9 @@ def test_a_failing_step_fails_its_requests_and_the_engine_goes_on(
     run, engine.engine.runner.run = engine.engine.runner.run, _raise
     engine.run([request("bad", [1, 2, 3])])
     end = engine.ends["bad"]
-    assert isinstance(end, Failed) and end.error.code == "step_failed" and "boom" in end.error.message
+    assert (
+        isinstance(end, Failed) and end.error.code == "step_failed" and "boom" in end.error.message
+    )
     engine.engine.runner.run = run
     assert engine.run([request("g3", prompts()[3], max_tokens=24)])["g3"] == alone["g3"]
     assert engine.engine.scheduler.cache.num_free == free

@@ -72,7 +72,9 @@ def test_the_printed_lines_work_as_printed(live: Live) -> None:
     for name in ("curl", "Python"):
         line = re.search(rf"^\s+{name}\s+(.*)$", live.printed, re.M)
         assert line is not None
-        done = subprocess.run(["bash", "-c", line[1]], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            ["bash", "-c", line[1]], capture_output=True, text=True, timeout=60, check=False
+        )
         assert done.returncode == 0, done.stderr
         text = json.loads(done.stdout)["choices"][0]["text"] if name == "curl" else done.stdout
         assert text.strip()
@@ -97,7 +99,10 @@ def test_the_official_client_gets_what_curl_gets(live: Live) -> None:
     assert "".join(piece.choices[0].text for piece in pieces) == whole.choices[0].text
     assert whole.usage is not None and whole.usage.completion_tokens <= 24
     answer = client.chat.completions.create(
-        model="octavo-mini", messages=[{"role": "user", "content": "Who are you?"}], max_tokens=40, temperature=0
+        model="octavo-mini",
+        messages=[{"role": "user", "content": "Who are you?"}],
+        max_tokens=40,
+        temperature=0,
     )
     assert answer.choices[0].message.content
 
@@ -118,9 +123,13 @@ def test_disconnects_give_every_block_back(live: Live) -> None:
 
 def _complete(live: Live) -> str:
     client = OpenAI(base_url=live.url, api_key="none")
-    return client.completions.create(
-        model="octavo-mini", prompt="class Stack:", max_tokens=48, temperature=0
-    ).choices[0].text
+    return (
+        client.completions.create(
+            model="octavo-mini", prompt="class Stack:", max_tokens=48, temperature=0
+        )
+        .choices[0]
+        .text
+    )
 
 
 async def _disconnect_all(port: int, patience: list[float]) -> None:

@@ -79,7 +79,9 @@ class FakeRunner:
             for position in range(piece.start, piece.start + piece.count):
                 block = table[position // BLOCK_SIZE]
                 assert block != 0, "token goes to the null block"
-                self.slots[index][block * BLOCK_SIZE + position % BLOCK_SIZE] = self._content(row, position)
+                self.slots[index][block * BLOCK_SIZE + position % BLOCK_SIZE] = self._content(
+                    row, position
+                )
 
     @staticmethod
     def _content(row: Row, position: int) -> tuple[str, int, tuple[int, ...]]:
@@ -94,7 +96,9 @@ class FakeRunner:
             window = group.spec.window or end
             for position in range(max(0, piece.start - window + 1), end):
                 slot = table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
-                assert self.slots[index].get(slot) == self._content(row, position), "foreign or stale KV read"
+                assert self.slots[index].get(slot) == self._content(row, position), (
+                    "foreign or stale KV read"
+                )
         if not piece.sample:
             return SliceResult(row=piece.row)
         assert end == len(row.token_ids)
@@ -198,13 +202,19 @@ def _drive(
 
 def _verdict(label, requests, output, ends, scheduler, free_at_first, steps) -> Outcome:  # type: ignore[no-untyped-def]
     assert set(ends) == set(requests), f"{label}: not every request ended"
-    assert scheduler.cache.num_free == free_at_first, f"{label}: pool did not return to its first count"
+    assert scheduler.cache.num_free == free_at_first, (
+        f"{label}: pool did not return to its first count"
+    )
     for name, end in ends.items():
         expected = expected_output(requests[name])
         got = output[name]
-        assert got == (expected if end.reason != "abort" else expected[: len(got)]), f"{label}: {name} output"
+        assert got == (expected if end.reason != "abort" else expected[: len(got)]), (
+            f"{label}: {name} output"
+        )
         assert end.num_output == len(got)
-        assert end.num_preemptions <= MAX_PREEMPTIONS, f"{label}: {name} preempted {end.num_preemptions} times"
+        assert end.num_preemptions <= MAX_PREEMPTIONS, (
+            f"{label}: {name} preempted {end.num_preemptions} times"
+        )
     aborted = sum(end.reason == "abort" for end in ends.values())
     return Outcome(
         steps=steps,

@@ -109,7 +109,9 @@ class BlockPool:
         for block in range(1, self.num_blocks):
             counted = held.get(block, 0)
             if self._references[block] != counted:
-                wrong.append(f"block {block}: {self._references[block]} references, {counted} holders")
+                wrong.append(
+                    f"block {block}: {self._references[block]} references, {counted} holders"
+                )
         places = sorted([*self._blank, *self._cached, *(b for b in held if b != NULL_BLOCK)])
         if places != list(range(1, self.num_blocks)):
             wrong.append("blank + cached + held is not every block exactly once")

@@ -31,14 +31,17 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = None
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        _Help(description="Type of weights and activations; auto follows the model and the device."),
+        _Help(
+            description="Type of weights and activations; auto follows the model and the device."
+        ),
     ] = "auto"
     load_format: Annotated[
         Literal["auto", "safetensors", "dummy"],
         _Help(description="dummy makes random weights from config.json alone."),
     ] = "auto"
     max_model_len: Annotated[
-        _Positive | None, _Help(description="Longest prompt plus output, in tokens; default: the model's own."),
+        _Positive | None,
+        _Help(description="Longest prompt plus output, in tokens; default: the model's own."),
     ] = None
     max_num_seqs: Annotated[
         int, _Help(ge=1, le=4096, description="Most sequences in one step.")
@@ -47,7 +50,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _Positive | None, _Help(description="Token budget of one step; default by device.")
     ] = None
     gpu_memory_utilization: Annotated[
-        _Share | None, _Help(description="Share of the device's free memory to use (on CPU: of RAM)."),
+        _Share | None,
+        _Help(description="Share of the device's free memory to use (on CPU: of RAM)."),
     ] = None
     kv_cache_memory_bytes: Annotated[
         _Positive | None, _Help(description="Size of the KV cache in bytes, instead of a share.")
@@ -58,17 +62,21 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     enable_chunked_prefill: Annotated[
         bool, _Help(description="Split long prompts over steps so that decodes never wait.")
     ] = True
-    scheduling_policy: Annotated[
-        str, _Help(description="Who runs next: fcfs or priority.")
-    ] = "fcfs"
+    scheduling_policy: Annotated[str, _Help(description="Who runs next: fcfs or priority.")] = (
+        "fcfs"
+    )
     max_num_waiting: Annotated[
         int, _Help(ge=1, description="Most requests in the queue; more are refused with 429.")
     ] = 4096
     seed: Annotated[
-        int, _Help(ge=0, description="Seed of dummy weights and of requests without a seed of their own.")
+        int,
+        _Help(
+            ge=0, description="Seed of dummy weights and of requests without a seed of their own."
+        ),
     ] = 0
     threads: Annotated[
-        _Positive | None, _Help(description="CPU threads for the model; default: the cores there are.")
+        _Positive | None,
+        _Help(description="CPU threads for the model; default: the cores there are."),
     ] = None
     device: Annotated[
         Literal["auto", "cpu", "cuda"], _Help(description="Where the model runs.")

@@ -62,9 +62,7 @@ def memory_share(asked: float | None, device: str) -> float:
     return CUDA_MEMORY_SHARE if device == "cuda" else CPU_MEMORY_SHARE
 
 
-def context_length(
-    asked: int | None, *, model_limit: int, fits: int
-) -> tuple[int, Decision]:
+def context_length(asked: int | None, *, model_limit: int, fits: int) -> tuple[int, Decision]:
     """Longest prompt plus output. `fits` is what the KV cache can hold for one sequence.
 
     Raises:
@@ -79,6 +77,8 @@ def context_length(
             )
         return asked, Decision("max_model_len", str(asked), "as given")
     if fits < model_limit:
-        reason = f"what the KV cache holds; the model allows {model_limit}. Force with --max-model-len"
+        reason = (
+            f"what the KV cache holds; the model allows {model_limit}. Force with --max-model-len"
+        )
         return fits, Decision("max_model_len", str(fits), reason)
     return model_limit, Decision("max_model_len", str(model_limit), "the model's own")

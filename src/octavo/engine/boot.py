@@ -201,7 +201,7 @@ def _ready(resolved: Resolved, loaded: LoadedModel, phases: tuple[Phase, ...]) -
         block_size=BLOCK_SIZE,
         kv_tokens=min(memory.kv_tokens, 1 << 62),
         memory=memory.parts(),
-        decisions=tuple(tuple(decision) for decision in (*resolved.decisions, *chosen)),
+        decisions=tuple((d.name, d.value, d.reason) for d in (*resolved.decisions, *chosen)),
         phases=phases,
         pid=os.getpid(),
     )

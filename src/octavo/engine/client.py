@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -96,8 +96,9 @@ class EngineClient:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "octavo.engine.worker", path, stdin=asyncio.subprocess.DEVNULL
         )
-        exited = asyncio.ensure_future(self._process.wait())
-        await asyncio.wait({connected, exited}, return_when=asyncio.FIRST_COMPLETED)
+        exited = asyncio.create_task(self._process.wait())
+        either: set[asyncio.Future[Any]] = {connected, exited}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         server.close()
         if not connected.done():
             connected.cancel()

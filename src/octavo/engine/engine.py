@@ -9,7 +9,15 @@ from octavo.core.errors import ErrorInfo, OctavoError
 from octavo.core.log import get_logger
 from octavo.core.plan import StepPlan
 from octavo.core.result import Event, Failed, SliceResult, StepResult
-from octavo.engine.ipc import Cancel, Events, FromEngine, ResetPrefixCache, Shutdown, Submit, ToEngine
+from octavo.engine.ipc import (
+    Cancel,
+    Events,
+    FromEngine,
+    ResetPrefixCache,
+    Shutdown,
+    Submit,
+    ToEngine,
+)
 from octavo.scheduler.scheduler import Scheduler
 
 logger = get_logger(__name__)
@@ -82,7 +90,9 @@ class Engine:
                 self.scheduler.cache.forget_prefixes()
             case Shutdown():
                 self.is_stopping = True
-                return [e for name in list(self.scheduler.by_id) for e in self.scheduler.cancel(name)]
+                return [
+                    e for name in list(self.scheduler.by_id) for e in self.scheduler.cancel(name)
+                ]
         return []
 
     def _run(self, plan: StepPlan) -> StepResult:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -21,7 +21,6 @@ from octavo.core.request import Request
 from octavo.core.result import (
     Event,
     Failed,
-    Finished,
     RequestTiming,
     TokenLogprobs,
     TokenOut,
@@ -160,7 +159,6 @@ class Generation:
         self.usage = Usage(prompt_tokens=requests[0].num_prompt)
         self._client = client
         self._tokenizer = tokenizer
-        self._iterator: AsyncIterator[Delta] | None = None
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         single = len(self.requests) == 1
@@ -175,7 +173,7 @@ class Generation:
                 async for delta in self._choice(request):
                     queue.put_nowait(delta)
                 queue.put_nowait(None)
-            except (RequestError, Exception) as error:  # edge of a task: handed to the reader, who raises it
+            except Exception as error:  # edge of a task: handed to the reader, who raises it
                 queue.put_nowait(error)
 
         tasks = [asyncio.create_task(pump(request)) for request in self.requests]
@@ -219,7 +217,7 @@ class _Choice:
 
     def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
         self._request = request
-                # Before min_tokens outputs the sampler masks these, so that seeing one means the engine ends there.
+        # Before min_tokens outputs the sampler masks these, so that seeing one means the engine ends there.
         self._stop_tokens = frozenset(request.eos_token_ids + request.params.stop_token_ids)
         self._detokenizer = Detokenizer(tokenizer, request.params, request.token_ids)
 
@@ -300,7 +298,7 @@ def output_limit(num_prompt: int, max_tokens: int | None, max_model_len: int) ->
     return room if max_tokens is None else max_tokens
 
 
-async def _closable(events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+async def _closable(events: AsyncIterator[Event]) -> AsyncGenerator[Event, None]:
     """An async generator over any async iterator, so that closing reaches the source."""
     try:
         async for event in events:

@@ -117,9 +117,10 @@ def decode_to_engine(body: bytes | bytearray | memoryview) -> ToEngine:
         EngineError: it is not one of the known messages.
     """
     try:
-        return _to_engine.decode(body)
+        message: ToEngine = _to_engine.decode(body)
     except msgspec.MsgspecError as error:
         raise EngineError(f"bad frame from a client: {error}", code="bad_frame") from error
+    return message
 
 
 def decode_from_engine(body: bytes | bytearray | memoryview) -> FromEngine:
@@ -129,9 +130,10 @@ def decode_from_engine(body: bytes | bytearray | memoryview) -> FromEngine:
         EngineError: it is not one of the known messages.
     """
     try:
-        return _from_engine.decode(body)
+        message: FromEngine = _from_engine.decode(body)
     except msgspec.MsgspecError as error:
         raise EngineError(f"bad frame from the engine: {error}", code="bad_frame") from error
+    return message
 
 
 class FrameBuffer:
@@ -152,7 +154,9 @@ class FrameBuffer:
         while len(self._data) - offset >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._data, offset)
             if length > MAX_FRAME_BYTES:
-                raise EngineError(f"frame of {length} bytes; at most {MAX_FRAME_BYTES}.", code="bad_frame")
+                raise EngineError(
+                    f"frame of {length} bytes; at most {MAX_FRAME_BYTES}.", code="bad_frame"
+                )
             end = offset + _LENGTH.size + length
             if len(self._data) < end:
                 break

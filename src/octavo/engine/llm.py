@@ -76,7 +76,9 @@ class LLM:
         folder = model_folder(self.config.tokenizer or self.config.model)
         self.tokenizer = Tokenizer.load(folder)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="octavo-llm", daemon=True)
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="octavo-llm", daemon=True
+        )
         self._thread.start()
         self._numbers = itertools.count()
         self._is_closed = False
@@ -207,7 +209,10 @@ class LLM:
                 if delta.prompt_logprobs is not None:
                     output.prompt_logprobs = list(delta.prompt_logprobs)
                 if delta.finish_reason is not None:
-                    choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
+                    choice.finish_reason, choice.stop_reason = (
+                        delta.finish_reason,
+                        delta.stop_reason,
+                    )
                     choice.timing = delta.timing
                 progress.tokens(len(delta.token_ids), time.monotonic())
             output.num_cached_tokens = generation.usage.cached_tokens

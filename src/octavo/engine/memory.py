@@ -98,12 +98,15 @@ def plan(needs: Needs, *, available: int, share: float, kv_bytes: int | None) ->
     budget = int(available * share)
     headroom = int(budget * HEADROOM_SHARE)
     room = budget - needs.weights - needs.activations - headroom if kv_bytes is None else kv_bytes
-    least = _kv_for(needs.groups, needs.max_model_len if needs.is_len_explicit else BLOCK_SIZE, needs.chunk)
+    least = _kv_for(
+        needs.groups, needs.max_model_len if needs.is_len_explicit else BLOCK_SIZE, needs.chunk
+    )
     total = needs.weights + needs.activations + headroom + (kv_bytes or 0)
     if room < least or (kv_bytes is not None and total > available):
         raise _does_not_fit(needs, available, share, kv_bytes, room)
     most = sum(
-        group.bytes_per_block * (needs.max_num_seqs * _blocks_per_sequence(group, needs.max_model_len, needs.chunk) + 1)
+        group.bytes_per_block
+        * (needs.max_num_seqs * _blocks_per_sequence(group, needs.max_model_len, needs.chunk) + 1)
         for group in needs.groups
     )
     groups = _share_out(needs, room if kv_bytes is not None else min(room, most))
@@ -132,7 +135,8 @@ def _blocks_per_sequence(group: KVGroup, num_tokens: int, chunk: int) -> int:
 def _kv_for(groups: tuple[KVGroup, ...], num_tokens: int, chunk: int) -> int:
     """Bytes of KV cache in which one sequence of `num_tokens` runs; the null blocks included."""
     return sum(
-        group.bytes_per_block * (_blocks_per_sequence(group, num_tokens, chunk) + 1) for group in groups
+        group.bytes_per_block * (_blocks_per_sequence(group, num_tokens, chunk) + 1)
+        for group in groups
     )
 
 
@@ -142,10 +146,16 @@ def _share_out(needs: Needs, room: int) -> tuple[KVGroup, ...]:
     if not needs.is_len_explicit:
         length = min(length, _longest(needs, room))
     weights = [_blocks_per_sequence(group, length, needs.chunk) for group in needs.groups]
-    unit = sum(group.bytes_per_block * weight for group, weight in zip(needs.groups, weights, strict=True))
+    unit = sum(
+        group.bytes_per_block * weight for group, weight in zip(needs.groups, weights, strict=True)
+    )
     nulls = sum(group.bytes_per_block for group in needs.groups)
     return tuple(
-        KVGroup(spec=g.spec, layers=g.layers, num_blocks=1 + max(weight, int((room - nulls) * weight // unit)))
+        KVGroup(
+            spec=g.spec,
+            layers=g.layers,
+            num_blocks=1 + max(weight, int((room - nulls) * weight // unit)),
+        )
         for g, weight in zip(needs.groups, weights, strict=True)
     )
 
@@ -181,13 +191,18 @@ def _does_not_fit(
     if room >= _kv_for(needs.groups, BLOCK_SIZE, needs.chunk):
         changes.append(f"--max-model-len {min(needs.max_model_len, _longest(needs, room))}")
     need_share = (fixed + wanted) / (1 - HEADROOM_SHARE) / available
-    if kv_bytes is not None and fixed + wanted + int(available * share * HEADROOM_SHARE) <= available:
+    if (
+        kv_bytes is not None
+        and fixed + wanted + int(available * share * HEADROOM_SHARE) <= available
+    ):
         changes.append(f"--kv-cache-memory-bytes {wanted}")
     elif kv_bytes is None and share < need_share <= 0.98:
         changes.append(f"--gpu-memory-utilization {need_share + 0.005:.2f}")
     if any(group.spec.dtype == "float32" for group in needs.groups):
         changes.append("--dtype bfloat16 (halves weights and KV)")
-    changes.append(f"a machine with {(fixed + wanted) / (1 - HEADROOM_SHARE) / share / GIB:.1f} GiB available")
+    changes.append(
+        f"a machine with {(fixed + wanted) / (1 - HEADROOM_SHARE) / share / GIB:.1f} GiB available"
+    )
     changes.append("a smaller model")
     return MemoryPlanError(
         f"weights {needs.weights / GIB:.2f} GiB + activations {needs.activations / GIB:.2f} GiB + KV for one "

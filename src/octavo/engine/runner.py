@@ -113,7 +113,9 @@ class Runner:
             for offset in range(0, count, _PROMPT_LOGITS_ROWS):
                 size = min(_PROMPT_LOGITS_ROWS, count - offset)
                 logits_NV = self.model.logits(hidden_TD[first + offset : first + offset + size])
-                self._prompt_logprobs[piece.row] += _targets(request, piece.start + offset, logits_NV)
+                self._prompt_logprobs[piece.row] += _targets(
+                    request, piece.start + offset, logits_NV
+                )
 
     def _results(
         self, plan: StepPlan, wanted: _Wanted, sampled: SampledTokens

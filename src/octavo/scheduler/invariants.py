@@ -13,9 +13,7 @@ def check(scheduler: Scheduler) -> list[str]:
     """What is wrong, [] when nothing is. O(blocks + sequences)."""
     wrong: list[str] = []
     for index, pool in enumerate(scheduler.cache.pools):
-        held = Counter(
-            block for s in scheduler.running for block in s.blocks[index] if block != 0
-        )
+        held = Counter(block for s in scheduler.running for block in s.blocks[index] if block != 0)
         wrong += [f"group {index}: {text}" for text in pool.check(dict(held))]
     rows = [sequence.row for sequence in scheduler.running]
     if len(set(rows)) != len(rows) or -1 in rows:
@@ -24,7 +22,9 @@ def check(scheduler: Scheduler) -> list[str]:
         if sequence.state is not SequenceState.RUNNING or not sequence.blocks:
             wrong.append(f"{sequence.id} is in running without blocks or state")
         if not 0 <= sequence.num_computed <= sequence.num_tokens:
-            wrong.append(f"{sequence.id}: num_computed {sequence.num_computed} of {sequence.num_tokens}")
+            wrong.append(
+                f"{sequence.id}: num_computed {sequence.num_computed} of {sequence.num_tokens}"
+            )
     for sequence in scheduler.waiting:
         if sequence.state is not SequenceState.WAITING or sequence.blocks or sequence.row != -1:
             wrong.append(f"{sequence.id} waits but holds blocks, a row or another state")
@@ -32,7 +32,9 @@ def check(scheduler: Scheduler) -> list[str]:
     if known != set(scheduler.by_id) or not scheduler.reserved <= known:
         wrong.append("by_id, reserved, running and waiting disagree")
     if len(scheduler.running) > scheduler.limits.max_num_seqs:
-        wrong.append(f"{len(scheduler.running)} sequences run; at most {scheduler.limits.max_num_seqs}")
+        wrong.append(
+            f"{len(scheduler.running)} sequences run; at most {scheduler.limits.max_num_seqs}"
+        )
     return wrong
 
 
@@ -51,7 +53,9 @@ def check_plan(scheduler: Scheduler, plan: StepPlan) -> list[str]:
             wrong.append(f"a slice for row {piece.row}, which nobody owns")
             continue
         if piece.start != sequence.num_computed or piece.count < 1:
-            wrong.append(f"{sequence.id}: slice {piece.start}+{piece.count} at {sequence.num_computed}")
+            wrong.append(
+                f"{sequence.id}: slice {piece.start}+{piece.count} at {sequence.num_computed}"
+            )
         if piece.sample != (piece.start + piece.count == sequence.num_tokens):
             wrong.append(f"{sequence.id}: samples without reaching its end, or the other way")
         wrong += [

@@ -173,7 +173,9 @@ class Scheduler:
 
     # -- admission -----------------------------------------------------------------------------------------------
 
-    def _admit(self, slices: dict[int, Slice], starts: dict[int, SequenceStart], now: float) -> None:
+    def _admit(
+        self, slices: dict[int, Slice], starts: dict[int, SequenceStart], now: float
+    ) -> None:
         """Start waiting sequences, in order, as long as rows, tokens and blocks allow."""
         decodes = sum(1 for piece in slices.values() if piece.count == 1)
         budget = self.limits.prefill_budget(decodes)

@@ -71,7 +71,13 @@ def test_check_finds_leaks_and_double_frees() -> None:
 def test_chain_depends_on_everything_that_keys_and_values_depend_on() -> None:
     roots = {
         root_digest(*fields)
-        for fields in [("", "m", None), ("t", "m", None), ("", "m2", None), ("", "m", "a"), ("m", "", None)]
+        for fields in [
+            ("", "m", None),
+            ("t", "m", None),
+            ("", "m2", None),
+            ("", "m", "a"),
+            ("m", "", None),
+        ]
     }
     assert len(roots) == 5
     one: list[bytes] = []
@@ -84,7 +90,10 @@ def test_chain_depends_on_everything_that_keys_and_values_depend_on() -> None:
 
 def test_a_second_prompt_shares_full_blocks_without_copying() -> None:
     kv = cache(FULL)
-    first, second = sequence(list(range(50))), sequence([*range(40), 99, 98, 97, 96, 95, 94, 93, 92, 91])
+    first, second = (
+        sequence(list(range(50))),
+        sequence([*range(40), 99, 98, 97, 96, 95, 94, 93, 92, 91]),
+    )
     compute(kv, first)
     match = kv.match(second)
     assert match.num_tokens == 32 and list(match.tables[0]) == first.blocks[0][:2]
@@ -132,7 +141,9 @@ def test_a_hit_needs_only_the_window_of_window_layers() -> None:
     again = sequence([*range(96), 500, 501])
     match = kv.match(again)
     assert match.num_tokens == 96
-    assert match.tables[1][:4] == (0, 0, 0, 0) and match.tables[1][4] == 0 or match.tables[1][4] != 0
+    assert (
+        match.tables[1][:4] == (0, 0, 0, 0) and match.tables[1][4] == 0 or match.tables[1][4] != 0
+    )
 
 
 def test_groups_are_by_spec_with_full_attention_first() -> None:

@@ -27,7 +27,12 @@ from octavo.engine.ipc import (
 from octavo.engine.link import SocketLink
 
 REQUEST = Request(
-    id="a", token_ids=(1, 2, 3), params=SamplingParams(logit_bias={5: 1.0}), max_tokens=4, seed=-3, arrived=1.5
+    id="a",
+    token_ids=(1, 2, 3),
+    params=SamplingParams(logit_bias={5: 1.0}),
+    max_tokens=4,
+    seed=-3,
+    arrived=1.5,
 )
 MESSAGES = [Submit(REQUEST), Cancel(("a", "b")), Cancel(())]
 

@@ -36,7 +36,11 @@ def make(**changes: object) -> MemoryPlan:
 
 
 def test_parts_sum_to_what_is_available() -> None:
-    for result in (make(), make(kv_bytes=3 * GIB), make(groups=(KVGroup(spec=WINDOW, layers=(0, 1)),))):
+    for result in (
+        make(),
+        make(kv_bytes=3 * GIB),
+        make(groups=(KVGroup(spec=WINDOW, layers=(0, 1)),)),
+    ):
         assert sum(size for _, size in result.parts()) == 16 * GIB
         assert all(size >= 0 for _, size in result.parts()), result.parts()
 

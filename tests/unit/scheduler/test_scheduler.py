@@ -23,7 +23,12 @@ def make(policy: str = "fcfs", num_blocks: int = 200, **limits: object) -> Sched
 
 
 def request(name: str, length: int, max_tokens: int = 50, **fields: object) -> Request:
-    base = {"arrived": float(ord(name[0])), "seed": 0, "params": SamplingParams(), "max_tokens": max_tokens}
+    base = {
+        "arrived": float(ord(name[0])),
+        "seed": 0,
+        "params": SamplingParams(),
+        "max_tokens": max_tokens,
+    }
     ids = tuple(hash((name, i)) % 1000 for i in range(length))
     return Request(id=name, token_ids=ids, **(base | fields))  # type: ignore[arg-type]
 

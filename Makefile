@@ -9,6 +9,9 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 BUILD  := pyproject.toml CMakeLists.txt $(wildcard csrc/cpu/*)
 ACCEPT := 'import sys; sys.exit(sys.version_info < (3, 11))'
+CHECK_COMPILER = command -v c++ >/dev/null 2>&1 || command -v g++ >/dev/null 2>&1 || \
+  command -v clang++ >/dev/null 2>&1 || \
+  { echo 'octavo needs a C++ compiler (c++, g++ or clang++); none is on PATH.' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check bench format clean
@@ -40,7 +43,7 @@ format: $(VENV)/.installed-test  ## Rewrite the sources as ruff wants them
 	$(BIN)/ruff check --fix .
 
 clean:  ## Remove what was built (not $(VENV))
-	rm -rf build src/octavo/_cpu*.so $(VENV)/.installed $(VENV)/.installed-test
+	rm -rf build dist src/octavo/_cpu*.so $(VENV)/.installed $(VENV)/.installed-test
 
 $(BIN)/python:
 	@for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -53,13 +56,13 @@ $(BIN)/python:
 	echo "python3 here: $$(python3 --version 2>&1 || echo none). Install one and run make again." >&2; \
 	exit 1
 
-# An editable install: changed Python is picked up at once, changed C++ or metadata installs again.
+# Editable installs: changed Python is picked up at once, changed C++ or metadata installs again.
 $(VENV)/.installed: $(BUILD) | $(BIN)/python
-	@command -v c++ >/dev/null 2>&1 || command -v g++ >/dev/null 2>&1 || command -v clang++ >/dev/null 2>&1 || \
-	  { echo 'octavo needs a C++ compiler (c++, g++ or clang++): none found on PATH.' >&2; exit 1; }
+	@$(CHECK_COMPILER)
 	$(PIP) install --quiet --editable .
 	@touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
+$(VENV)/.installed-test: $(BUILD) | $(BIN)/python
+	@$(CHECK_COMPILER)
 	$(PIP) install --quiet --editable '.[test,dev]'
-	@touch $@
+	@touch $(VENV)/.installed $@

@@ -40,6 +40,7 @@ ALIASES = {"complete": "generate"}
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_NO_READER = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,11 +63,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output is gone, as in `octavo bench ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return EXIT_NO_READER
     except SystemExit as end:  # argparse ends --help this way
-        return end.code if isinstance(end.code, int) else 0
+        return 0 if end.code is None else int(end.code)
+
+
+def _reader_is_gone() -> bool:
+    """Whether it is our output that broke, as in `octavo bench ... | head`; if so, drop it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def usage() -> str:

@@ -121,3 +121,12 @@ def test_closed_pipe_is_quiet():
     command = f"{sys.executable} -u -m octavo.tools.cli bench serve --help | head -c 1"
     result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
     assert "Traceback" not in result.stderr
+
+
+def test_a_pipe_broken_elsewhere_is_not_hidden(verb):
+    def run(args):
+        raise BrokenPipeError("the engine's socket")
+
+    verb.run = run
+    with pytest.raises(BrokenPipeError):
+        cli.main(["fake"])

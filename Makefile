@@ -32,7 +32,7 @@ check: $(VENV)/.installed-test  ## Format, lint, types, import contracts, house 
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	PYTHONPATH=src $(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q tests/house
 
 bench: $(VENV)/.installed  ## Measure throughput of MODEL (default: the bundled one)
@@ -43,7 +43,7 @@ format: $(VENV)/.installed-test  ## Rewrite the sources as ruff wants them
 	$(BIN)/ruff check --fix .
 
 clean:  ## Remove what was built (not $(VENV))
-	rm -rf build dist src/octavo/_cpu*.so $(VENV)/.installed $(VENV)/.installed-test
+	rm -rf build dist $(VENV)/.installed $(VENV)/.installed-test
 
 $(BIN)/python:
 	@for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \

@@ -10,6 +10,7 @@ import pytest
 from local_engine import LocalEngine, request, write_tiny
 from octavo.core.errors import ModelError
 from octavo.core.result import Failed, Finished
+from octavo.meter.steplog import read_steplog
 
 PROMPT_LENGTHS = (1, 5, 16, 17, 40, 100, 33, 64)
 
@@ -195,3 +196,17 @@ def test_min_tokens_and_stop_tokens(tiny: Path, alone: dict[str, list[int]]) -> 
 def test_unknown_folder(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no config.json"):
         LocalEngine(tmp_path)
+
+
+def test_the_step_log_accounts_for_every_token(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "steps.jsonl"
+    engine = LocalEngine(tiny, step_log=str(path), max_num_batched_tokens=24)
+    engine.run(all_requests())
+    engine.engine.steps.close()
+    records = read_steplog(path)
+    stats = engine.engine.scheduler.stats()
+    assert len(records) == stats.num_steps
+    sampled = sum(piece.num_sampled for record in records for piece in record.slices)
+    assert (
+        sampled == stats.generation_tokens == sum(len(tokens) for tokens in engine.tokens.values())
+    )

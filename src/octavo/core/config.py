@@ -68,6 +68,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_num_waiting: Annotated[
         int, _Help(ge=1, description="Most requests in the queue; more are refused with 429.")
     ] = 4096
+    step_log: Annotated[
+        str | None, _Help(description="File to which one JSON line per step is appended.")
+    ] = None
     seed: Annotated[
         int,
         _Help(

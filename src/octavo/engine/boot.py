@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,6 @@ from octavo.core.assets import model_folder
 from octavo.core.config import EngineConfig
 from octavo.core.errors import ConfigError
 from octavo.core.kvspec import BLOCK_SIZE, group_layers
-from octavo.core.log import get_logger
 from octavo.core.resolve import Decision
 from octavo.decoding.state import SamplerState
 from octavo.engine.engine import Engine, Link
@@ -27,6 +27,8 @@ from octavo.engine.memory import MemoryPlan, Needs, available_bytes, plan
 from octavo.engine.prepare import Rows
 from octavo.engine.runner import Runner
 from octavo.kernels.dispatch import Choice
+from octavo.meter.steplog import StepLog
+from octavo.meter.timeline import Timeline
 from octavo.models.base import Model
 from octavo.models.facts import ModelFacts, read_facts
 from octavo.models.load import LoadedModel, choose_dtype, load_model
@@ -34,7 +36,7 @@ from octavo.scheduler.limits import Limits
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
 
-logger = get_logger(__name__)
+MIB = 1 << 20
 
 
 class Resolved(NamedTuple):
@@ -49,40 +51,24 @@ class Resolved(NamedTuple):
     decisions: tuple[Decision, ...]
 
 
-class _Clock:
-    """Phases that follow each other without gaps; each change is told to the client."""
-
-    def __init__(self, link: Link, started: float) -> None:
-        self._link = link
-        self._last = started
-        self.phases: list[Phase] = []
-
-    def begin(self, name: str, fraction: float) -> None:
-        """Say what comes now."""
-        self._link.send(Loading(phase=name, fraction=fraction))
-
-    def end(self, name: str, detail: str = "") -> None:
-        """Book the time since the last phase's end under `name`."""
-        now = time.monotonic()
-        self.phases.append(Phase(name=name, seconds=now - self._last, detail=detail))
-        self._last = now
-
-
 def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float) -> Engine:
     """Load the model and build the engine; sends `Loading` on the way and `Ready` at the end.
 
     Raises:
         OperatorError: what was asked for cannot be started.
     """
-    clock = _Clock(link, asked_at)
-    clock.phases.append(Phase(name="process", seconds=process_at - asked_at))
-    clock._last = process_at
-    clock.end("imports", f"torch {torch.__version__}")
-    clock.begin("config", 0.1)
+    timeline = Timeline(started=asked_at)
+    imports = time.monotonic() - process_at
+    timeline.explain([("process", process_at - asked_at), ("imports", imports)])
+
+    def begin(phase: str, fraction: float) -> None:
+        timeline.phase(phase)
+        link.send(Loading(phase=phase, fraction=fraction))
+
+    begin("config", 0.1)
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     resolved = decide(config)
-    clock.end("config")
-    clock.begin("weights", 0.15)
+    begin("weights", 0.15)
     loaded = load_model(
         model_folder(config.model),
         dtype=resolved.dtype,
@@ -91,11 +77,19 @@ def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float
         seed=config.seed,
         progress=lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)),
     )
-    clock.end("weights", f"{resolved.memory.weights / 2**20:.0f} MiB")
-    clock.begin("kv cache", 0.9)
+    begin("kv cache", 0.9)
     engine = _build(resolved, loaded.model, link)
-    clock.end("kv cache", f"{resolved.memory.kv / 2**20:.0f} MiB")
-    link.send(_ready(resolved, loaded, tuple(clock.phases)))
+    timeline.stop()
+    details = {
+        "imports": f"torch {torch.__version__}",
+        "weights": f"{resolved.memory.weights / MIB:.0f} MiB",
+        "kv cache": f"{resolved.memory.kv / MIB:.0f} MiB",
+    }
+    phases = tuple(
+        Phase(name=part.name, seconds=part.seconds, detail=details.get(part.name, ""))
+        for part in timeline.parts()
+    )
+    link.send(_ready(resolved, loaded, phases))
     return engine
 
 
@@ -177,7 +171,9 @@ def _build(resolved: Resolved, model: Model, link: Link) -> Engine:
         revision=f"{resolved.config.model}:{resolved.dtype}:{resolved.config.seed}",
     )
     policy = POLICIES.load(resolved.config.scheduling_policy)()
-    return Engine(Scheduler(limits, cache, policy), runner, link)
+    path = resolved.config.step_log
+    steps = StepLog(path=None if path is None else Path(path))
+    return Engine(Scheduler(limits, cache, policy), runner, link, steps)
 
 
 def _why(choice: Choice) -> str:

@@ -18,6 +18,7 @@ from octavo.engine.ipc import (
     Submit,
     ToEngine,
 )
+from octavo.meter.steplog import StepLog
 from octavo.scheduler.scheduler import Scheduler
 
 logger = get_logger(__name__)
@@ -46,10 +47,13 @@ class StepRunner(Protocol):
 class Engine:
     """Owns the scheduler and a runner; speaks through a link."""
 
-    def __init__(self, scheduler: Scheduler, runner: StepRunner, link: Link) -> None:
+    def __init__(
+        self, scheduler: Scheduler, runner: StepRunner, link: Link, steps: StepLog
+    ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.link = link
+        self.steps = steps
         self.is_stopping = False
 
     def serve(self) -> None:
@@ -67,6 +71,7 @@ class Engine:
         plan = self.scheduler.schedule(time.monotonic())
         if plan is not None:
             result = self._run(plan)
+            self.steps.add(plan, result)
             events += self.scheduler.apply(plan, result, time.monotonic())
         if events or plan is not None:
             self.link.send(Events(events=tuple(events), stats=self.scheduler.stats()))

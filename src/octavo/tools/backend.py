@@ -78,7 +78,7 @@ async def open_backend(args: argparse.Namespace) -> AsyncIterator[Backend]:
         if flag.field not in _WITH_URL and hasattr(args, flag.field):
             raise ConfigError(
                 f"{flag.option} says how to start an engine; with --url none is started.",
-                code="E-CFG-05",
+                code="E-FLAG-02",
                 fix="Leave one of them out.",
             )
     key = args.url_key or next(iter(env.api_keys()), None)

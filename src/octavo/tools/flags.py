@@ -153,7 +153,7 @@ def configs(args: argparse.Namespace) -> Configs:
         if given.get("model", args.model_positional) != args.model_positional:
             raise ConfigError(
                 f"two models: {args.model_positional!r} and --model {given['model']!r}.",
-                code="E-CFG-05",
+                code="E-FLAG-02",
                 fix="Give one.",
             )
         given["model"] = args.model_positional
@@ -178,12 +178,12 @@ def read_config_file(path: str) -> dict[str, object]:
         loaded = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"--config {path!r}: {reason}.", code="E-CFG-03") from error
+        raise ConfigError(f"--config {path!r}: {reason}.", code="E-FILE-01") from error
     if loaded is None:
         return {}
     if not isinstance(loaded, Mapping):
         kind = type(loaded).__name__
-        raise ConfigError(f"--config {path!r} holds a {kind}; expected keys.", code="E-CFG-03")
+        raise ConfigError(f"--config {path!r} holds a {kind}; expected keys.", code="E-FILE-01")
     values = {str(key).replace("-", "_"): value for key, value in loaded.items()}
     known = _known()
     kept: dict[str, object] = {}

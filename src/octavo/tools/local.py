@@ -62,7 +62,7 @@ def _chat_template(config: ServerConfig, tokenizer: Tokenizer) -> ChatTemplate |
         source = Path(config.chat_template).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"--chat-template {config.chat_template!r}: {error}.", code="E-CFG-03"
+            f"--chat-template {config.chat_template!r}: {error}.", code="E-FILE-01"
         ) from error
     return ChatTemplate(source, tokenizer.special_tokens)
 

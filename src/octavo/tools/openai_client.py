@@ -113,7 +113,7 @@ class OpenAIClient:
             return [model.id for model in msgspec.json.decode(body, type=_Models).data]
         except msgspec.MsgspecError as error:
             raise EngineError(
-                f"{self._base_url}/v1/models is not a list of models: {error}.", code="E-NET-02"
+                f"{self._base_url}/v1/models is not a list of models: {error}.", code="E-URL-02"
             ) from error
 
     async def get(self, path: str) -> bytes:
@@ -157,7 +157,7 @@ class OpenAIClient:
                     is_finished = is_finished or piece.finish_reason is not None
                     yield piece
                 if not is_finished:
-                    raise EngineError("the stream ended early.", code="E-NET-03")
+                    raise EngineError("the stream ended early.", code="E-URL-03")
 
 
 class Backend(NamedTuple):
@@ -175,7 +175,7 @@ async def first_model(client: OpenAIClient) -> str:
     """
     names = await client.models()
     if not names:
-        raise EngineError("the server lists no model.", code="E-NET-02", fix="Name it: --model.")
+        raise EngineError("the server lists no model.", code="E-URL-02", fix="Name it: --model.")
     return names[0]
 
 
@@ -203,12 +203,12 @@ def _network_errors(base_url: str) -> Iterator[None]:
     try:
         yield
     except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError) as error:
-        raise EngineError(f"{base_url} hung up in mid-answer.", code="E-NET-03") from error
+        raise EngineError(f"{base_url} hung up in mid-answer.", code="E-URL-03") from error
     except (aiohttp.ClientError, TimeoutError) as error:
         reason = str(error) or type(error).__name__
         raise EngineDeadError(
             f"no answer from {base_url}: {reason}.",
-            code="E-NET-01",
+            code="E-URL-01",
             fix="Is a server running there? Start one with `octavo serve`.",
         ) from error
 
@@ -218,7 +218,7 @@ def _piece(data: bytes) -> Piece:
     try:
         chunk = _chunk.decode(data)
     except msgspec.MsgspecError as error:
-        raise EngineError(f"not a chunk of a stream: {error}.", code="E-NET-02") from error
+        raise EngineError(f"not a chunk of a stream: {error}.", code="E-URL-02") from error
     if chunk.error is not None:
         raise _status_error(500, b'{"error":' + bytes(chunk.error) + b"}")
     if not chunk.choices:

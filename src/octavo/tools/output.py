@@ -35,4 +35,4 @@ def show(target: str | None, text: Callable[[], str], json: Callable[[], str]) -
     try:
         Path(target).expanduser().write_text(json() + "\n", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--json {target!r}: {error.strerror}.", code="E-CFG-03") from error
+        raise ConfigError(f"--json {target!r}: {error.strerror}.", code="E-FILE-01") from error

@@ -132,4 +132,4 @@ def _refuse(row: Row, value: object) -> None:
     if text in row.neutral or (row.takes == "switch" and text == "false"):
         return
     given = row.names[0] if row.takes == "switch" else f"{row.names[0]} {text}"
-    raise ConfigError(f"{given} {row.verdict}.", code="E-CFG-04", fix=row.fix)
+    raise ConfigError(f"{given} {row.verdict}.", code="E-FLAG-01", fix=row.fix)

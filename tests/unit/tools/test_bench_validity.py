@@ -124,8 +124,7 @@ def make(records, **declared) -> report.Report:
         Declared(**declared),
         repeated_share=0.0,
         objectives_ms={"ttft": 500},
-        arguments={"num_prompts": len(records)},
-        environment={"cpu": "x"},
+        origin=report.Origin({"num_prompts": len(records)}, {"cpu": "x"}),
     )
 
 

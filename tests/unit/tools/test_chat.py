@@ -178,4 +178,4 @@ def test_bad_generate(fake, capsys, words, message):
 def test_stream_that_is_cut_off(fake, capsys):
     fake.cut_off = True
     assert cli.main(["generate", "--url", fake.url, "--prompt", "x"]) == 2
-    assert "E-NET-03" in capsys.readouterr().err
+    assert "E-URL-03" in capsys.readouterr().err

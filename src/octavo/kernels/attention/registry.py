@@ -15,6 +15,7 @@ ATTENTION: Op[AttentionCase, AttentionBackend[Any]] = Op(
     Registry(
         "attention backend",
         {
+            "cpu_paged": "octavo.kernels.attention.cpu:CpuAttention",
             "torch_sdpa": "octavo.kernels.attention.torch_sdpa:TorchSdpa",
             "reference": "octavo.kernels.attention.reference:ReferenceAttention",
         },

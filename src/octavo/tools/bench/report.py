@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,6 +19,13 @@ _TITLES = {
     "itl": "ITL (ms)",
     "e2el": "e2e (ms)",
 }
+
+
+class Origin(NamedTuple):
+    """Where a run came from."""
+
+    arguments: Mapping[str, object]
+    environment: Mapping[str, object]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,8 +53,7 @@ def make(
     *,
     repeated_share: float,
     objectives_ms: Mapping[str, float],
-    arguments: Mapping[str, object],
-    environment: Mapping[str, object],
+    origin: Origin,
 ) -> Report:
     """Add a run up and judge it."""
     reasons = validity.invalid_because(records, client, declared, repeated_share)
@@ -59,8 +66,8 @@ def make(
         goodput=stats.goodput(records, objectives_ms) if objectives_ms else None,
         client=client,
         declared=declared,
-        arguments=dict(arguments),
-        environment=dict(environment),
+        arguments=dict(origin.arguments),
+        environment=dict(origin.environment),
         requests=tuple(records),
     )
 

@@ -150,14 +150,14 @@ def read_trace(path: str, *, kind: PromptKind, rng: random.Random) -> tuple[list
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--trace {path!r}: {error}.", code="E-CFG-03") from error
+        raise ConfigError(f"--trace {path!r}: {error}.", code="E-FILE-01") from error
     rows = [_trace_line(path, i, line) for i, line in enumerate(lines, 1) if line.strip()]
     if not rows:
-        raise ConfigError(f"--trace {path!r} is empty.", code="E-CFG-03")
+        raise ConfigError(f"--trace {path!r} is empty.", code="E-FILE-01")
     is_timed = rows[0].timestamp is not None
     if any((row.timestamp is not None) != is_timed for row in rows):
         raise ConfigError(
-            f"--trace {path!r}: some lines have a timestamp and some do not.", code="E-CFG-03"
+            f"--trace {path!r}: some lines have a timestamp and some do not.", code="E-FILE-01"
         )
     make = random_tokens if kind == "tokens" else random_words
     start = min(row.timestamp or 0.0 for row in rows)
@@ -178,12 +178,12 @@ def _trace_line(path: str, number: int, line: str) -> _TraceLine:
         row = msgspec.json.decode(line, type=_TraceLine)
     except msgspec.MsgspecError as error:
         raise ConfigError(
-            f"--trace {path!r} line {number}: {error}; expected {expected}.", code="E-CFG-03"
+            f"--trace {path!r} line {number}: {error}; expected {expected}.", code="E-FILE-01"
         ) from error
     has_one = (row.prompt is None) != (row.prompt_len is None)
     lengths = (row.output_len, 1 if row.prompt_len is None else row.prompt_len)
     if not has_one or row.prompt == "" or min(lengths) < 1:
-        raise ConfigError(f"--trace {path!r} line {number}; expected {expected}.", code="E-CFG-03")
+        raise ConfigError(f"--trace {path!r} line {number}; expected {expected}.", code="E-FILE-01")
     return row
 
 

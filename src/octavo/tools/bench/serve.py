@@ -58,7 +58,8 @@ def add_arguments(parser: Parser) -> None:
         metavar="S",
         help="Longest silence within an answer [600].",
     )
-    _add_load_flags(parser)
+    _add_arrival_flags(parser)
+    _add_request_flags(parser)
     judged = parser.add_argument_group("judgement")
     judged.add_argument(
         "--goodput",
@@ -76,8 +77,8 @@ def add_arguments(parser: Parser) -> None:
     output.add_json_flag(parser)
 
 
-def _add_load_flags(parser: Parser) -> None:
-    load = parser.add_argument_group("load")
+def _add_arrival_flags(parser: Parser) -> None:
+    load = parser.add_argument_group("arrivals")
     count = number(1, 1 << 20, whole=True)
     load.add_argument("--num-prompts", type=count, default=100, metavar="N", help="Requests [100].")
     load.add_argument(
@@ -97,6 +98,10 @@ def _add_load_flags(parser: Parser) -> None:
         "--burst", type=count, default=1, metavar="N", help="Arrivals come N at a time [1]."
     )
     load.add_argument("--max-concurrency", type=count, metavar="N", help="Most requests in flight.")
+
+
+def _add_request_flags(parser: Parser) -> None:
+    load = parser.add_argument_group("requests")
     lengths = "N, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA"
     load.add_argument("--input-len", default="128", metavar="DIST", help=f"{lengths} [128].")
     load.add_argument("--output-len", default="64", metavar="DIST", help=f"{lengths} [64].")
@@ -240,8 +245,7 @@ def _report(
         ),
         repeated_share=sample.repeated_share([work.prompt for work in plan.work]),
         objectives_ms=objectives,
-        arguments=arguments,
-        environment=where,
+        origin=report.Origin(arguments, where),
     )
 
 

@@ -162,7 +162,7 @@ def run_workload(seed: int) -> Outcome:
     )
     groups = make_groups(rng)
     cache = KVCache(groups, enable_prefix_caching=rng.random() < 0.8)
-    scheduler = Scheduler(limits, cache, POLICIES.load(rng.choice(["fcfs", "priority"]))())
+    scheduler = Scheduler(limits, cache, POLICIES.load(rng.choice(list(POLICIES)))())
     pending = [make_request(rng, i, max_model_len) for i in range(rng.randint(1, 24))]
     return _drive(rng, scheduler, FakeRunner(groups), pending, f"seed {seed}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from simulate import Outcome, run_workload
+from sim.simulate import Outcome, run_workload
 
 NUM_WORKLOADS = 2_000
 CHUNK = 100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from octavo.core.config import BUNDLED_MODEL
+from octavo.core.config import BUNDLED_MODEL, EngineConfig
 from octavo.core.errors import ModelError, did_you_mean
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -39,3 +39,18 @@ def model_folder(name: str) -> Path:
         code="E-MODEL-01",
         fix=f"Give a model folder, or leave it out to use {BUNDLED_MODEL}.",
     )
+
+
+def tokenizer_folder(config: EngineConfig) -> Path:
+    """Where the tokenizer is: as given, else beside the model, else (for dummy weights only) the bundled one.
+
+    Raises:
+        ModelError: neither a folder nor a bundled name.
+    """
+    if config.tokenizer is not None:
+        given = Path(config.tokenizer).expanduser()
+        return given if (given / "tokenizer.json").is_file() else model_folder(config.tokenizer)
+    folder = model_folder(config.model)
+    if config.load_format == "dummy" and not (folder / "tokenizer.json").is_file():
+        return bundled()[BUNDLED_MODEL]
+    return folder

@@ -73,9 +73,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = None
     seed: Annotated[
         int,
-        _Help(
-            ge=0, description="Seed of dummy weights and of requests without a seed of their own."
-        ),
+        _Help(ge=0, description="Seed of dummy weights."),
     ] = 0
     threads: Annotated[
         _Positive | None,

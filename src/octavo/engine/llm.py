@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from octavo.core.assets import model_folder
+from octavo.core.assets import tokenizer_folder
 from octavo.core.config import EngineConfig
 from octavo.core.errors import RequestError
 from octavo.core.params import SamplingParams
@@ -73,8 +73,7 @@ class LLM:
         if model is not None:
             options["model"] = model
         self.config = msgspec.convert(options, EngineConfig)
-        folder = model_folder(self.config.tokenizer or self.config.model)
-        self.tokenizer = Tokenizer.load(folder)
+        self.tokenizer = Tokenizer.load(tokenizer_folder(self.config))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="octavo-llm", daemon=True

@@ -185,29 +185,49 @@ def _context_that_fits(groups: tuple[KVGroup, ...], chunk: int) -> int:
 def _does_not_fit(
     needs: Needs, available: int, share: float, kv_bytes: int | None, room: int
 ) -> MemoryPlanError:
-    fixed = needs.weights + needs.activations
-    wanted = _kv_for(needs.groups, needs.max_model_len, needs.chunk)
-    changes: list[str] = []
-    if room >= _kv_for(needs.groups, BLOCK_SIZE, needs.chunk):
-        changes.append(f"--max-model-len {min(needs.max_model_len, _longest(needs, room))}")
-    need_share = (fixed + wanted) / (1 - HEADROOM_SHARE) / available
-    if (
-        kv_bytes is not None
-        and fixed + wanted + int(available * share * HEADROOM_SHARE) <= available
-    ):
-        changes.append(f"--kv-cache-memory-bytes {wanted}")
-    elif kv_bytes is None and share < need_share <= 0.98:
-        changes.append(f"--gpu-memory-utilization {need_share + 0.005:.2f}")
+    length = needs.max_model_len if needs.is_len_explicit else min(needs.max_model_len, 2048)
+    fixed, wanted = needs.weights + needs.activations, _kv_for(needs.groups, length, needs.chunk)
+    spent = f"weights {_gib(needs.weights)} + activations {_gib(needs.activations)}"
+    left = available - fixed - int(available * share * HEADROOM_SHARE)
+    if kv_bytes is None:
+        limit = f"{_gib(available * share)} ({share:.0%} of the {_gib(available)} available, 5 % headroom included)"
+        cause = f"{spent} + KV for one sequence of {length} tokens {_gib(wanted)} exceed {limit}."
+        changes = _shorter(needs, length, room)
+        need_share = (fixed + wanted) / (1 - HEADROOM_SHARE) / available
+        if share < need_share <= 0.98:
+            changes.append(f"--gpu-memory-utilization {need_share + 0.005:.2f}")
+    elif kv_bytes > left:
+        cause = (
+            f"{spent} + headroom leave {_gib(max(left, 0))} of the {_gib(available)} available, and "
+            f"--kv-cache-memory-bytes asks for {_gib(kv_bytes)}."
+        )
+        less = [f"--kv-cache-memory-bytes {left}"]
+        changes = [" ".join(less + _shorter(needs, length, left))] if left > 0 else []
+    else:
+        cause = (
+            f"--kv-cache-memory-bytes is {_gib(kv_bytes)}, and the KV cache of one sequence of {length} tokens "
+            f"needs {_gib(wanted)}."
+        )
+        changes = _shorter(needs, length, kv_bytes)
+        changes += [f"--kv-cache-memory-bytes {wanted}"] if wanted <= left else []
     if any(group.spec.dtype == "float32" for group in needs.groups):
         changes.append("--dtype bfloat16 (halves weights and KV)")
-    changes.append(
-        f"a machine with {(fixed + wanted) / (1 - HEADROOM_SHARE) / share / GIB:.1f} GiB available"
-    )
-    changes.append("a smaller model")
-    return MemoryPlanError(
-        f"weights {needs.weights / GIB:.2f} GiB + activations {needs.activations / GIB:.2f} GiB + KV for one "
-        f"sequence of {needs.max_model_len} tokens {wanted / GIB:.2f} GiB exceed {available * share / GIB:.2f} GiB "
-        f"({share:.0%} of the {available / GIB:.2f} GiB available, 5 % headroom included).",
-        code="E-MEM-03",
-        fix="Any of: " + "; ".join(changes[:3]) + ".",
-    )
+    used = 1 - HEADROOM_SHARE * (1 if kv_bytes is None else share)
+    size = (fixed + max(wanted, kv_bytes or 0)) / used / (share if kv_bytes is None else 1)
+    machine = f"a machine with {size / GIB:.1f} GiB available"
+    if kv_bytes is not None and kv_bytes < wanted:
+        machine += f" and --kv-cache-memory-bytes {wanted}"
+    changes += [machine, "a smaller model"]
+    return MemoryPlanError(cause, code="E-MEM-03", fix="Any of: " + "; ".join(changes[:3]) + ".")
+
+
+def _shorter(needs: Needs, length: int, room: int) -> list[str]:
+    """The context length that `room` bytes of KV allow, as a flag; [] where it would change nothing."""
+    longest = _longest(needs, room)
+    if longest >= length or room < _kv_for(needs.groups, BLOCK_SIZE, needs.chunk):
+        return []
+    return [f"--max-model-len {longest}"]
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f} GiB"

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from octavo.core import env
-from octavo.core.assets import model_folder
+from octavo.core.assets import tokenizer_folder
 from octavo.core.config import ServerConfig
 from octavo.core.errors import ConfigError
 from octavo.engine.client import EngineClient
@@ -40,7 +40,7 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
         ConfigError: the chat template file cannot be read.
     """
     engine, server = configs
-    tokenizer = Tokenizer.load(model_folder(engine.tokenizer or engine.model))
+    tokenizer = Tokenizer.load(tokenizer_folder(engine))
     names = server.served_model_name or (engine.model,)
     return AppState(
         config=server,

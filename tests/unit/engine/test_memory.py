@@ -82,10 +82,34 @@ def test_each_advised_change_fits(available: int) -> None:
         make(**(asked | {"available": int((float(size[1]) + 0.1) * GIB)}))
 
 
-def test_kv_bytes_are_taken_at_their_word_or_refused() -> None:
+def test_kv_bytes_are_taken_at_their_word() -> None:
     assert make(kv_bytes=4 * GIB).kv <= 4 * GIB
-    with pytest.raises(MemoryPlanError):
-        make(kv_bytes=64 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cause"),
+    [
+        ({"kv_bytes": 64 * GIB}, "--kv-cache-memory-bytes asks for 64.00 GiB"),
+        ({"kv_bytes": GIB // 8}, "--kv-cache-memory-bytes is 0.12 GiB"),
+        ({"kv_bytes": 64 * GIB, "max_model_len": 1 << 20}, "leave 13.35 GiB of the 16.00 GiB"),
+        ({"kv_bytes": 2 * GIB, "available": 2 * GIB}, "leave 0.00 GiB of the 2.00 GiB"),
+    ],
+)
+def test_kv_bytes_that_do_not_fit_are_refused_with_the_cause(
+    asked: dict[str, int], cause: str
+) -> None:
+    with pytest.raises(MemoryPlanError) as caught:
+        make(**asked)
+    assert cause in caught.value.message
+    advice = caught.value.fix
+    assert advice.count(";") == 2, advice
+    names = {"--kv-cache-memory-bytes": "kv_bytes", "--max-model-len": "max_model_len"}
+    for change in advice.removeprefix("Any of: ").split("; "):
+        changed = {names[name]: int(value) for name, value in re.findall(r"(--\S+) (\d+)", change)}
+        if size := re.search(r"a machine with ([0-9.]+) GiB", change):
+            changed["available"] = int((float(size[1]) + 0.1) * GIB)
+        if changed:
+            make(**(asked | changed))
 
 
 def test_the_cgroup_limits_what_is_available(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from sim.simulate import Outcome, run_workload
 
 NUM_WORKLOADS = 2_000

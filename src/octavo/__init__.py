@@ -1,0 +1,23 @@
+"""An LLM inference engine and server whose KV cache is kept in pages of sixteen tokens.
+
+`from octavo import LLM, SamplingParams` is all that a script needs; importing this package loads neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from octavo.core.params import SamplingParams
+    from octavo.engine.llm import LLM
+
+__all__ = ["LLM", "SamplingParams"]
+
+_HOMES = {"LLM": "octavo.engine.llm", "SamplingParams": "octavo.core.params"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -18,7 +18,7 @@ from octavo.core.plan import Slice, StepPlan
 from octavo.core.request import Request
 from octavo.core.result import Failed, Finished, SliceResult, StepResult, TokenOut
 from octavo.scheduler import invariants
-from octavo.scheduler.limits import MAX_PREEMPTIONS, Limits
+from octavo.scheduler.limits import MAX_PREEMPTIONS, PREFILL_SHARE, Limits
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
 
@@ -159,6 +159,7 @@ def run_workload(seed: int) -> Outcome:
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=rng.choice([max_num_seqs + 1, max_num_seqs + 16, 64, 512]),
         max_model_len=max_model_len,
+        prefill_share=rng.choice([PREFILL_SHARE, 1.0]),
     )
     groups = make_groups(rng)
     cache = KVCache(groups, enable_prefix_caching=rng.random() < 0.8)

@@ -62,6 +62,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     enable_chunked_prefill: Annotated[
         bool, _Help(description="Split long prompts over steps so that decodes never wait.")
     ] = True
+    performance_mode: Annotated[
+        Literal["auto", "balanced", "throughput"],
+        _Help(
+            description="balanced: bound the prompt tokens beside decodes; throughput: fill every step; "
+            "auto: balanced for a server, throughput offline."
+        ),
+    ] = "auto"
     scheduling_policy: Annotated[str, _Help(description="Who runs next: fcfs or priority.")] = (
         "fcfs"
     )

@@ -32,7 +32,7 @@ from octavo.meter.timeline import Timeline
 from octavo.models.base import Model
 from octavo.models.facts import ModelFacts, read_facts
 from octavo.models.load import LoadedModel, choose_dtype, load_model
-from octavo.scheduler.limits import Limits
+from octavo.scheduler.limits import PREFILL_SHARE, Limits
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
 
@@ -135,6 +135,7 @@ def decide(config: EngineConfig) -> Resolved:
         max_model_len=length,
         max_num_waiting=config.max_num_waiting,
         enable_chunked_prefill=config.enable_chunked_prefill,
+        prefill_share=1.0 if config.performance_mode == "throughput" else PREFILL_SHARE,
     )
     decisions = (
         Decision("device", device, "as given" if config.device != "auto" else "what there is"),

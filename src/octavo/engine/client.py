@@ -72,6 +72,7 @@ class EngineClient:
         self._streams: dict[str, asyncio.Queue[Event]] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._outbox: list[bytes] = []
         self._reader_task: asyncio.Task[None] | None = None
         self._folder: str | None = None
 
@@ -214,8 +215,15 @@ class EngineClient:
     # -- wire ------------------------------------------------------------------------------------------------------
 
     def _send(self, message: ToEngine) -> None:
+        """Queue a frame; those of one turn of the event loop go out together, so a batch starts as one."""
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outbox.append(frame(message))
+
+    def _flush(self) -> None:
+        frames, self._outbox = b"".join(self._outbox), []
         if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(frame(message))
+            self._writer.write(frames)
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         """Read frames until the engine is gone, then say why."""

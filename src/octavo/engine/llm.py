@@ -1,7 +1,6 @@
 """`LLM` for scripts: start an engine, hand it prompts, take the answers back in order.
 
-    from octavo.engine.llm import LLM
-from octavo.core.params import SamplingParams
+    from octavo import LLM, SamplingParams
 
     with LLM() as llm:
         for output in llm.generate(["def add(a, b):"], SamplingParams(max_tokens=32)):
@@ -21,10 +20,11 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from octavo.core.assets import tokenizer_folder
 from octavo.core.config import EngineConfig
-from octavo.core.errors import RequestError
+from octavo.core.errors import ConfigError, RequestError, did_you_mean
 from octavo.core.params import SamplingParams
 from octavo.core.result import RequestTiming, TokenLogprobs
 from octavo.engine.client import EngineClient
@@ -63,16 +63,14 @@ class RequestOutput(msgspec.Struct, kw_only=True):
 class LLM:
     """An engine and its front end, for use from plain Python code.
 
-    Keyword arguments are the fields of `EngineConfig`. Close it (or use `with`) to end the engine process.
+    Keyword arguments are the fields of `EngineConfig`; `performance_mode` is "throughput" unless given. Close it (or use `with`) to end the engine process.
 
     Raises:
         OperatorError: the engine cannot start.
     """
 
     def __init__(self, model: str | None = None, **options: Any) -> None:
-        if model is not None:
-            options["model"] = model
-        self.config = msgspec.convert(options, EngineConfig)
+        self.config = _config(model, options)
         self.tokenizer = Tokenizer.load(tokenizer_folder(self.config))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
@@ -81,7 +79,11 @@ class LLM:
         self._thread.start()
         self._numbers = itertools.count()
         self._is_closed = False
-        self._client = self._call(self._start())
+        try:
+            self._client = self._call(self._start())
+        except BaseException:
+            self._end_loop()
+            raise
         atexit.register(self.close)
 
     async def _start(self) -> EngineClient:
@@ -144,6 +146,9 @@ class LLM:
         self._is_closed = True
         atexit.unregister(self.close)
         self._call(self._client.close())
+        self._end_loop()
+
+    def _end_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -216,6 +221,25 @@ class LLM:
                 progress.tokens(len(delta.token_ids), time.monotonic())
             output.num_cached_tokens = generation.usage.cached_tokens
             progress.finished(len(output.prompt_token_ids))
+
+
+def _config(model: str | None, options: dict[str, Any]) -> EngineConfig:
+    """The engine's config from keyword arguments; offline nobody waits for the next token, so steps are filled."""
+    if model is not None:
+        options["model"] = model
+    for name in options:
+        if name not in EngineConfig.__struct_fields__:
+            raise ConfigError(
+                f"LLM has no option {name!r}.{did_you_mean(name, EngineConfig.__struct_fields__)}",
+                param=name,
+            )
+    try:
+        config = msgspec.convert(options, EngineConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"LLM: {error}.") from error
+    if config.performance_mode == "auto":
+        return replace(config, performance_mode="throughput")
+    return config
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

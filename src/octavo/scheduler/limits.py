@@ -8,7 +8,8 @@ from octavo.core.kvspec import BLOCK_SIZE
 
 PREFILL_SHARE = 0.25
 """Of a step's token budget, what prompt chunks may take while other sequences decode. A decode's step time grows with
-the chunk beside it, so the share bounds the inter-token latency that a long prompt can cause."""
+the chunk beside it, so the share bounds the inter-token latency that a long prompt can cause. Where nobody waits for
+the next token (offline), 1.0 has more rows decode in every step."""
 
 MAX_PREEMPTIONS = 2
 """A sequence preempted this often comes back only with blocks reserved for all it can still need, and is then no
@@ -29,6 +30,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     max_num_waiting: int = 4096
     enable_chunked_prefill: bool = True
+    prefill_share: float = PREFILL_SHARE
+    """Of the token budget, for prompt chunks beside decodes, 0 to 1."""
 
     def __post_init__(self) -> None:
         assert self.max_num_batched_tokens > self.max_num_seqs, "resolve.py guarantees it"
@@ -38,5 +41,5 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         left = self.max_num_batched_tokens - num_decodes
         if num_decodes == 0 or not self.enable_chunked_prefill:
             return left
-        share = max(BLOCK_SIZE, int(self.max_num_batched_tokens * PREFILL_SHARE))
+        share = max(BLOCK_SIZE, int(self.max_num_batched_tokens * self.prefill_share))
         return min(left, share)

@@ -60,6 +60,15 @@ def test_alone_a_prompt_takes_the_whole_budget() -> None:
     assert step(scheduler)[0].slices[0].count == 64
 
 
+def test_offline_prompts_fill_the_step_beside_decodes() -> None:
+    scheduler = make(prefill_share=1.0)
+    scheduler.add(request("a", 4, max_tokens=200))
+    step(scheduler)
+    scheduler.add(request("b", 600))
+    plan, _ = step(scheduler)
+    assert sorted(piece.count for piece in plan.slices) == [1, 63]
+
+
 def test_without_chunking_prompts_run_whole() -> None:
     scheduler = make(enable_chunked_prefill=False, max_num_batched_tokens=1100)
     scheduler.add(request("a", 600))

@@ -5,11 +5,14 @@ process.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from octavo.core.assets import model_folder
 from octavo.core.config import EngineConfig
 from octavo.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from octavo.layers.quant.base import Init
 
 
 class TransformersPeer:
@@ -23,6 +26,9 @@ class TransformersPeer:
         try:
             import torch  # lazy: only this comparison needs it in this process
             import transformers as library  # lazy: an optional dependency
+
+            from octavo.layers.build import Weight  # lazy: loads torch
+            from octavo.models.weights import fill_dummy  # lazy: loads torch
         except ImportError as error:
             raise ConfigError(
                 f"--compare-transformers needs transformers: {error}.",
@@ -40,6 +46,10 @@ class TransformersPeer:
         if config.load_format == "dummy":
             loaded = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
             model = model_type.from_config(loaded, dtype=torch_dtype)
+            fill_dummy(
+                {name: Weight(p.data, _init(name, p.ndim)) for name, p in model.named_parameters()},
+                config.seed,
+            )
         else:
             model = model_type.from_pretrained(folder, dtype=torch_dtype, local_files_only=True)
         self._model: Any = model.to(self._device).eval()
@@ -57,3 +67,10 @@ class TransformersPeer:
             )
         continuations: list[list[int]] = output[:, ids.shape[1] :].tolist()
         return continuations
+
+
+def _init(name: str, num_dimensions: int) -> Init:
+    """How this project fills a dummy weight of that name and shape; the same here makes the same model."""
+    if name.endswith("bias"):
+        return "zeros"
+    return "ones" if num_dimensions == 1 else "normal"

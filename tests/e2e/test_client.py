@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import stat
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -117,8 +118,24 @@ async def test_a_killed_engine_fails_its_streams_with_the_cause(tmp_path: Path) 
         _, end = await running
         assert isinstance(end, Failed) and end.error.status == 503 and "-9" in end.error.message
         assert client.status().state == "dead" and "-9" in client.status().reason
-        with pytest.raises(Exception, match="-9"):
+        with pytest.raises(EngineDeadError, match="-9") as caught:
             await collect(client, "y")
+        assert caught.value.status == 503 and caught.value.code == "engine_unavailable"
+
+
+async def test_a_long_temporary_folder_leaves_the_socket_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    async with EngineClient(config(write_tiny(tmp_path))) as client:
+        await client.wait_ready()
+        folder = Path(client._folder or "")
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert not folder.exists()
+    with pytest.raises(EngineDeadError, match=r"^the engine is dead\.$"):
+        _ = client.ready
 
 
 @pytest.mark.parametrize(
@@ -129,6 +146,7 @@ async def test_a_killed_engine_fails_its_streams_with_the_cause(tmp_path: Path) 
         ({}, {"max_num_batched_tokens": 9}, ConfigError, "E-CFG-03"),
         ({}, {"device": "cuda"}, ConfigError, "E-CFG-06"),
         ({}, {"scheduling_policy": "fcsf"}, ConfigError, "E-REG-01"),
+        ({}, {"step_log": "/nowhere/steps.jsonl"}, ConfigError, "E-CFG-07"),
         ({"architectures": ["Qwen9ForCausalLM"]}, {}, ModelError, None),
     ],
 )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +26,12 @@ def step_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def llm(step_log: Path) -> Iterator[LLM]:
-    options = {"threads": 1, "max_num_seqs": 8, "kv_cache_memory_bytes": 1 << 25}
+    options = {
+        "threads": 1,
+        "max_num_seqs": 8,
+        "max_num_waiting": 20,
+        "kv_cache_memory_bytes": 1 << 25,
+    }
     with LLM("octavo-mini", step_log=str(step_log), **options) as started:
         yield started
 
@@ -71,6 +80,28 @@ def test_a_bad_prompt_is_refused_before_any_runs(llm: LLM, step_log: Path) -> No
     with pytest.raises(RequestError, match="2 sampling params for 1 prompt"):
         llm.generate("fine", [GREEDY, GREEDY], use_tqdm=False)
     assert step_log.read_text() == before
+
+
+def test_choices_of_many_prompts_do_not_overflow_the_queue(llm: LLM) -> None:
+    params = SamplingParams(n=5, max_tokens=2, ignore_eos=True)
+    outputs = llm.generate(["x"] * 6, params, use_tqdm=False)
+    assert [len(choice.token_ids) for one in outputs for choice in one.outputs] == [2] * 30
+
+
+def test_ctrl_c_ends_the_work_in_the_engine_s_thread(llm: LLM) -> None:
+    cancelled = threading.Event()
+
+    async def work() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        llm._call(work())
+    assert cancelled.wait(10)
+    assert llm.generate("x", GREEDY, use_tqdm=False)[0].outputs[0].finish_reason
 
 
 def test_progress_is_drawn_on_a_terminal(

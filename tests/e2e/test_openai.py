@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import random
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,9 @@ import pytest
 
 from fakes import MODEL, FakeEngine, ServerThread, make_state, running
 from octavo.core.errors import ConfigError
-from octavo.server.serve import bind
+from octavo.server.app import create_app
+from octavo.server.protocol import MAX_HEAD_BYTES
+from octavo.server.serve import Server, bind
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hi"}]
 
@@ -187,14 +190,54 @@ def test_draining_finishes_running_calls_and_refuses_new_ones() -> None:
     assert len(engine.submitted) == 1
 
 
-def test_draining_gives_up_after_the_timeout() -> None:
+def test_draining_gives_up_after_the_timeout(caplog: pytest.LogCaptureFixture) -> None:
     engine = FakeEngine()
     engine.pause_after = 0
     with running(engine, shutdown_timeout=0.0) as server:
         connection = post(server.port, "/v1/completions", {"prompt": "a"})
         assert engine.paused.acquire(timeout=10)
     assert engine.cancelled and server.state.num_in_flight == 0
+    assert "1 calls get 0 s to finish; a second signal ends at once" in caplog.text
     connection.close()
+
+
+def test_the_engine_ends_what_did_not_finish_before_connections_are_cut() -> None:
+    engine = FakeEngine()
+    engine.pause_after = 0
+    state = make_state(engine, shutdown_timeout=0.0)
+
+    async def stop() -> None:
+        engine.release.set()
+
+    state.on_stop = stop
+    with ServerThread(state) as server:
+        connection = post(server.port, "/v1/completions", {"prompt": "a", "max_tokens": 2})
+        assert engine.paused.acquire(timeout=10)
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+def test_headers_without_end_are_cut_off(server: ServerThread) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
+        sock.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\nX: " + b"a" * MAX_HEAD_BYTES)
+        assert sock.recv(4096).startswith(b"HTTP/1.1 400")
+    long = {"prompt": "a", "stop": ["b" * 1000] * 16, "allowed_token_ids": [65] * 200_000}
+    connection = post(server.port, "/v1/completions", long)
+    for _ in range(2):  # on one connection, heads are counted one by one
+        assert connection.getresponse().read()
+        connection.request("GET", "/version", headers={"X": "a" * (MAX_HEAD_BYTES - 4096)})
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+def test_signals_drain_then_stop_then_drop() -> None:
+    state = make_state()
+    server = Server(create_app(state), state.config)
+    seen = []
+    for _ in range(3):
+        server.handle_exit(signal.SIGINT, None)
+        seen.append((server.state.is_draining, server.should_exit, server.force_exit))
+    assert seen == [(True, False, False), (True, True, False), (True, True, True)]
 
 
 def test_the_server_answers_while_the_engine_loads() -> None:
@@ -225,7 +268,10 @@ def test_a_taken_port_is_an_operator_error(server: ServerThread) -> None:
     config = type(state.config)(port=server.port)
     with pytest.raises(ConfigError, match=f"127.0.0.1:{server.port}") as taken:
         bind(config)
-    assert taken.value.code == "E-NET-01"
+    assert taken.value.code == "E-NET-01" and "Stop the process" in taken.value.fix
+    with pytest.raises(ConfigError, match="cannot listen on 203") as elsewhere:
+        bind(type(state.config)(host="203.0.113.1"))
+    assert "--host" in elsewhere.value.fix and "Stop the process" not in elsewhere.value.fix
 
 
 def test_metrics_add_up_after_a_chaotic_run() -> None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from octavo.cache.groups import KVCache
+from msgspec.structs import replace
+
+from octavo.cache.groups import KVCache, window_blocks
 from octavo.core.kvspec import BLOCK_SIZE, KVGroup, KVSpec
 from octavo.core.params import SamplingParams
 from octavo.core.plan import Slice, StepPlan
@@ -23,6 +25,8 @@ from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
 
 EOS = 1
+MAX_BLOCKS = 20
+"""Of the longest sequence."""
 
 
 @dataclass
@@ -118,14 +122,16 @@ class Outcome:
     cached_tokens: int
 
 
-def make_groups(rng: random.Random) -> tuple[KVGroup, ...]:
+def make_groups(rng: random.Random, chunk: int) -> tuple[KVGroup, ...]:
     """Full, window, or both; pools that hold between one and a few of the longest sequences."""
     full = KVSpec(num_kv_heads=1, head_dim=8)
     window = KVSpec(kind="window", num_kv_heads=1, head_dim=8, window=rng.choice([5, 16, 33, 64]))
     specs = rng.choice([[full], [full], [full, window], [window]])
+    groups = [KVGroup(spec=spec, layers=(i,)) for i, spec in enumerate(specs)]
     return tuple(
-        KVGroup(spec=spec, layers=(i,), num_blocks=1 + rng.choice([20, 24, 40]))
-        for i, spec in enumerate(specs)
+        replace(group, num_blocks=1 + most + rng.choice([0, 4, 20]))
+        for group in groups
+        for most in [min(MAX_BLOCKS, window_blocks(group, chunk))]
     )
 
 
@@ -153,7 +159,7 @@ def make_request(rng: random.Random, number: int, max_model_len: int) -> Request
 def run_workload(seed: int) -> Outcome:
     """Random limits, pools, arrivals and cancellations; every step checked. Raises AssertionError with the seed."""
     rng = random.Random(seed)
-    max_model_len = 20 * BLOCK_SIZE
+    max_model_len = MAX_BLOCKS * BLOCK_SIZE
     max_num_seqs = rng.choice([1, 4, 8, 12])
     limits = Limits(
         max_num_seqs=max_num_seqs,
@@ -161,7 +167,7 @@ def run_workload(seed: int) -> Outcome:
         max_model_len=max_model_len,
         prefill_share=rng.choice([PREFILL_SHARE, 1.0]),
     )
-    groups = make_groups(rng)
+    groups = make_groups(rng, limits.max_num_batched_tokens)
     cache = KVCache(groups, enable_prefix_caching=rng.random() < 0.8)
     scheduler = Scheduler(limits, cache, POLICIES.load(rng.choice(list(POLICIES)))())
     pending = [make_request(rng, i, max_model_len) for i in range(rng.randint(1, 24))]

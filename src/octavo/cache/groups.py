@@ -45,10 +45,14 @@ class KVCache:
         """Blocks nobody holds, over all groups."""
         return sum(pool.num_free for pool in self.pools)
 
+    def looks_up(self, sequence: Sequence) -> bool:
+        """Whether the sequence may start from cached blocks; prompt_logprobs needs every position computed."""
+        return self.enable_prefix_caching and sequence.request.params.prompt_logprobs is None
+
     def match(self, sequence: Sequence) -> Match:
         """Look up the longest prefix whose keys and values every group still has. Takes nothing."""
         empty = Match(0, tuple(() for _ in self.pools))
-        if not self.enable_prefix_caching or sequence.request.params.prompt_logprobs is not None:
+        if not self.looks_up(sequence):
             return empty
         self.hash_up_to(sequence, sequence.num_tokens)
         most = (sequence.num_tokens - 1) // BLOCK_SIZE
@@ -85,13 +89,13 @@ class KVCache:
     def admission_need(self, sequence: Sequence, match: Match, chunk: int) -> list[int]:
         """Free blocks per group that admitting takes: shared ones nobody holds, plus new ones for all known tokens.
 
-        A window group needs room for its window and one chunk only.
+        A window group never holds more than its window and one chunk, what it shares included.
         """
         needs: list[int] = []
         for group, pool, table in zip(self.groups, self.pools, match.tables, strict=True):
             revived = sum(1 for b in table if b != NULL_BLOCK and pool.references(b) == 0)
             blocks = _num_blocks(sequence.num_tokens) - len(table)
-            needs.append(revived + min(blocks, window_blocks(group, chunk)))
+            needs.append(min(revived + blocks, window_blocks(group, chunk)))
         return needs
 
     def whole_need(self, sequence: Sequence, chunk: int) -> list[int]:

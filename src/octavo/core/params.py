@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import NoReturn
 
 import msgspec
 
@@ -26,6 +27,13 @@ MAX_ALLOWED_TOKEN_IDS = 262_144
 MAX_LOGPROBS = 20
 MAX_TOKENS = 1 << 24
 MAX_SEED = (1 << 63) - 1
+
+_SWITCHES = (
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+)
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,11 +78,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_float("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_open=True)
-        _check_int("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
-        _check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS)
         _check_int("min_tokens", self.min_tokens, 0, MAX_TOKENS)
-        _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        _check_int("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
+        _check_optional_int("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
+        _check_optional_int("max_tokens", self.max_tokens, 1, MAX_TOKENS)
+        _check_optional_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        _check_optional_int("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             _refuse("min_tokens", self.min_tokens, f"at most max_tokens ({self.max_tokens})")
         _check_strings("stop", self.stop, MAX_STOPS, MAX_STOP_CHARS)
@@ -85,9 +93,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             if not self.allowed_token_ids:
                 _refuse("allowed_token_ids", [], "at least one token id")
         if self.logit_bias is not None:
-            _check_ids("logit_bias", self.logit_bias, MAX_LOGIT_BIAS)
-            for bias in self.logit_bias.values():
-                _check_float("logit_bias", bias, -100.0, 100.0)
+            _check_bias(self.logit_bias)
+        for name in _SWITCHES:
+            _check_bool(name, getattr(self, name))
 
     @property
     def is_greedy(self) -> bool:
@@ -119,18 +127,26 @@ class PoolingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     use_activation: bool = True
 
     def __post_init__(self) -> None:
-        _check_int("dimensions", self.dimensions, 1, MAX_TOKENS)
+        _check_optional_int("dimensions", self.dimensions, 1, MAX_TOKENS)
 
 
-def _refuse(name: str, given: object, expected: str) -> None:
+def _refuse(name: str, given: object, expected: str) -> NoReturn:
     raise RequestError(f"{name} is {given!r}; expected {expected}.", param=name)
 
 
-def _check_int(name: str, value: int | None, low: int, high: int) -> None:
-    if value is None:
-        return
+def _check_int(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         _refuse(name, value, f"an integer from {low} to {high}")
+
+
+def _check_optional_int(name: str, value: object, low: int, high: int) -> None:
+    if value is not None:
+        _check_int(name, value, low, high)
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        _refuse(name, value, "true or false")
 
 
 def _check_float(
@@ -143,7 +159,9 @@ def _check_float(
         _refuse(name, value, f"a number in {'(' if low_open else '['}{low:g}, {high:g}]")
 
 
-def _check_strings(name: str, values: tuple[str, ...], most: int, most_chars: int) -> None:
+def _check_strings(name: str, values: object, most: int, most_chars: int) -> None:
+    if not isinstance(values, tuple | list):  # a string, too, has a length and strings in it
+        _refuse(name, values, "a list of strings")
     if len(values) > most:
         _refuse(name, f"a list of {len(values)}", f"at most {most} strings")
     for value in values:
@@ -152,10 +170,19 @@ def _check_strings(name: str, values: tuple[str, ...], most: int, most_chars: in
             _refuse(name, shown, f"non-empty strings of at most {most_chars} characters")
 
 
-def _check_ids(name: str, values: Iterable[int], most: int) -> None:
-    ids = list(values)
-    if len(ids) > most:
-        _refuse(name, f"a list of {len(ids)}", f"at most {most} token ids")
-    for value in ids:
+def _check_bias(bias: object) -> None:
+    if not isinstance(bias, dict):
+        _refuse("logit_bias", bias, "token ids with a number each")
+    _check_ids("logit_bias", list(bias), MAX_LOGIT_BIAS)
+    for value in bias.values():
+        _check_float("logit_bias", value, -100.0, 100.0)
+
+
+def _check_ids(name: str, values: object, most: int) -> None:
+    if not isinstance(values, tuple | list):
+        _refuse(name, values, "a list of token ids")
+    if len(values) > most:
+        _refuse(name, f"a list of {len(values)}", f"at most {most} token ids")
+    for value in values:
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             _refuse(name, value, "non-negative token ids")

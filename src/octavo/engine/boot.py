@@ -68,6 +68,7 @@ def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float
     begin("config", 0.1)
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     resolved = decide(config)
+    steps = _open_step_log(config.step_log)
     begin("weights", 0.15)
     loaded = load_model(
         model_folder(config.model),
@@ -78,7 +79,7 @@ def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float
         progress=lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)),
     )
     begin("kv cache", 0.9)
-    engine = _build(resolved, loaded.model, link)
+    engine = _build(resolved, loaded.model, link, steps)
     timeline.stop()
     details = {
         "imports": f"torch {torch.__version__}",
@@ -99,6 +100,7 @@ def decide(config: EngineConfig) -> Resolved:
     Raises:
         OperatorError: it cannot work.
     """
+    POLICIES.load(config.scheduling_policy)  # for its error: an unknown name
     facts = read_facts(model_folder(config.model))
     device = _device(config.device)
     dtype = choose_dtype(facts, config.dtype, device)
@@ -159,7 +161,18 @@ def _device(asked: str) -> str:
     return asked
 
 
-def _build(resolved: Resolved, model: Model, link: Link) -> Engine:
+def _open_step_log(path: str | None) -> StepLog:
+    try:
+        return StepLog(path=None if path is None else Path(path))
+    except OSError as error:
+        raise ConfigError(
+            f"--step-log {path} cannot be written: {error.strerror}.",
+            code="E-CFG-07",
+            fix="Name a file in a folder that exists and may be written.",
+        ) from error
+
+
+def _build(resolved: Resolved, model: Model, link: Link, steps: StepLog) -> Engine:
     limits, facts = resolved.limits, resolved.facts
     groups = resolved.memory.groups
     device = torch.device(resolved.device)
@@ -172,8 +185,6 @@ def _build(resolved: Resolved, model: Model, link: Link) -> Engine:
         revision=f"{resolved.config.model}:{resolved.dtype}:{resolved.config.seed}",
     )
     policy = POLICIES.load(resolved.config.scheduling_policy)()
-    path = resolved.config.step_log
-    steps = StepLog(path=None if path is None else Path(path))
     return Engine(Scheduler(limits, cache, policy), runner, link, steps)
 
 

@@ -81,7 +81,7 @@ class EngineClient:
     async def start(self) -> None:
         """Start the process; returns when it is connected. Loading goes on; see `wait_ready`."""
         asked_at = time.monotonic()
-        self._folder = tempfile.mkdtemp(prefix="octavo-")  # mode 0700
+        self._folder = tempfile.mkdtemp(prefix="octavo-", dir=_socket_home())  # mode 0700
         path = str(Path(self._folder) / "engine.sock")
         connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
         connected = asyncio.get_running_loop().create_future()
@@ -161,10 +161,10 @@ class EngineClient:
         if self._ready is not None and self._state == "ready":
             return self._ready
         if self.fatal is not None:
-            raise from_info(self.fatal)
+            raise from_info(self.fatal if self._ready is None else _unavailable(self.fatal))
         status = self.status()
         raise EngineDeadError(
-            f"the engine is {status.state}: {status.reason or status.phase}.",
+            f"the engine is {status.state}{': ' if status.phase else ''}{status.phase}.",
             fix="Try again later.",
             retry_after_s=1.0,
         )
@@ -272,7 +272,18 @@ class EngineClient:
         info = self.fatal or ErrorInfo(
             code="engine_unavailable", message="the engine is shutting down.", status=503
         )
-        info = msgspec.structs.replace(info, code="engine_unavailable", status=503)
         for request_id, queue in self._streams.items():
-            queue.put_nowait(Failed(id=request_id, error=info))
+            queue.put_nowait(Failed(id=request_id, error=_unavailable(info)))
         self._ready_event.set()
+
+
+def _socket_home() -> str:
+    """Where the socket's folder goes: the temporary folder, unless its name leaves a socket's path no room."""
+    home = tempfile.gettempdir()
+    longest = 107 - len("/octavo-12345678/engine.sock")  # sun_path, unix(7), less the final zero
+    return home if len(os.fsencode(home)) <= longest else "/tmp"
+
+
+def _unavailable(cause: ErrorInfo) -> ErrorInfo:
+    """Why the engine ended, as what a request is told of it."""
+    return msgspec.structs.replace(cause, code="engine_unavailable", status=503)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import operator
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -108,14 +109,19 @@ class Frontend:
         """Check a prompt against the model and make one request per choice.
 
         Raises:
-            ContextLengthError: prompt plus max_tokens exceeds the context.
-            RequestError: an empty prompt, or an id outside the vocabulary.
+            ContextLengthError: prompt plus max_tokens or min_tokens exceeds the context.
+            RequestError: an empty prompt, or what is no id of the vocabulary.
         """
         ready = self.client.ready
-        check_prompt(token_ids, ready.vocab_size)
+        ids = check_prompt(token_ids, ready.vocab_size)
         params.check_token_ids(ready.vocab_size)
-        max_tokens = output_limit(len(token_ids), params.max_tokens, ready.max_model_len)
-        ids = tuple(token_ids)
+        max_tokens = output_limit(len(ids), params.max_tokens, ready.max_model_len)
+        if params.min_tokens > max_tokens:
+            raise ContextLengthError(
+                f"min_tokens is {params.min_tokens}; after {len(ids)} prompt tokens this model's context of "
+                f"{ready.max_model_len} tokens has room for {max_tokens}.",
+                param="min_tokens",
+            )
         seed = secrets.randbits(62) if params.seed is None else params.seed
         eos = () if params.ignore_eos else tuple(self.tokenizer.eos_token_ids)
         bad_words = self.tokenizer.bad_word_ids(params.bad_words) if params.bad_words else ()
@@ -258,20 +264,25 @@ _MAX_CHARS_PER_TOKEN = 64
 """No tokenizer yields fewer than one token for this many characters of ordinary text; longer prompts cannot fit."""
 
 
-def check_prompt(token_ids: Sequence[int], vocab_size: int) -> None:
-    """Refuse an empty prompt and ids outside the vocabulary.
+def check_prompt(token_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
+    """The prompt as plain integers; refuses an empty one and what is no id of the vocabulary.
 
     Raises:
         RequestError: with `param` "prompt".
     """
-    if not token_ids:
+    try:
+        ids = tuple(map(operator.index, token_ids))
+    except TypeError as error:
+        raise RequestError(f"prompt token ids: {error}.", param="prompt") from error
+    if not ids:
         raise RequestError("the prompt is empty; expected at least one token.", param="prompt")
-    low, high = min(token_ids), max(token_ids)
+    low, high = min(ids), max(ids)
     if low < 0 or high >= vocab_size:
         bad = low if low < 0 else high
         raise RequestError(
             f"prompt token id {bad} is outside the vocabulary [0, {vocab_size}).", param="prompt"
         )
+    return ids
 
 
 def output_limit(num_prompt: int, max_tokens: int | None, max_model_len: int) -> int:

@@ -15,7 +15,8 @@ from octavo.core.errors import EngineError, ErrorInfo
 from octavo.core.request import Request
 from octavo.core.result import EngineStats, Failed, Finished, TokenOut
 
-MAX_FRAME_BYTES = 64 << 20
+MAX_FRAME_BYTES = 1 << 30
+"""Above the largest honest one: prompt_logprobs of 20 over a million tokens are 300 MB."""
 _LENGTH = struct.Struct("<I")
 
 

@@ -160,7 +160,12 @@ class LLM:
         self.close()
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:  # what runs for it in the engine ends, too
+            future.cancel()
+            raise
 
     async def _run(
         self,
@@ -179,7 +184,8 @@ class LLM:
             )
             for prompt, tokens, one in zip(prompts, ids, params, strict=True)
         ]
-        limit = asyncio.Semaphore(self.config.max_num_waiting // 2 or 1)
+        most_choices = max((one.n for one in params), default=1)
+        limit = asyncio.Semaphore(self.config.max_num_waiting // 2 // most_choices or 1)
         work = [
             asyncio.ensure_future(self._one(frontend, output, one, progress, limit))
             for output, one in zip(outputs, params, strict=True)

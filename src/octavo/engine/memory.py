@@ -77,16 +77,33 @@ def _mem_available(meminfo: Path) -> int:
 
 def _cgroup_left(root: Path) -> list[int]:
     """What the cgroup (v2 or v1) still allows; [] without a limit."""
-    for limit_name, used_name in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for limit_name, used_name, stat_name, prefix in (
+        ("memory.max", "memory.current", "memory.stat", ""),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_",
+        ),
     ):
         limit_file, used_file = root / limit_name, root / used_name
         if limit_file.is_file() and used_file.is_file():
             limit = limit_file.read_text().strip()
             if limit != "max":
-                return [max(0, int(limit) - int(used_file.read_text()))]
+                used = int(used_file.read_text()) - _file_cache(root / stat_name, prefix)
+                return [max(0, int(limit) - max(0, used))]
     return []
+
+
+def _file_cache(stat: Path, prefix: str) -> int:
+    """Bytes of cached files that count as used and are given up under pressure, as MemAvailable has it.
+
+    Without this a container that has just copied or read its weights would seem full.
+    """
+    if not stat.is_file():
+        return 0
+    sizes = dict(line.split() for line in stat.read_text().splitlines())
+    return sum(int(sizes.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
 
 
 def plan(needs: Needs, *, available: int, share: float, kv_bytes: int | None) -> MemoryPlan:

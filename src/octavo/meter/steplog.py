@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
+from octavo.core.log import get_logger
 from octavo.core.plan import StepPlan
 from octavo.core.result import StepResult
+
+logger = get_logger(__name__)
 
 
 class SliceRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -51,7 +53,8 @@ class StepLog:
     def __init__(self, capacity: int = 4096, path: Path | None = None) -> None:
         self._records: deque[StepRecord] = deque(maxlen=capacity)
         self._rows: dict[int, str] = {}
-        self._file: BinaryIO | None = path.open("ab") if path is not None else None
+        # Unbuffered: whoever follows the file sees each step at once, and a killed engine loses none.
+        self._file = path.open("ab", buffering=0) if path is not None else None
 
     def add(self, plan: StepPlan, result: StepResult) -> StepRecord:
         """Append one step that has run."""
@@ -80,9 +83,17 @@ class StepLog:
             ended=ended,
         )
         self._records.append(record)
-        if self._file is not None:
-            self._file.write(msgspec.json.encode(record) + b"\n")
+        self._write(record)
         return record
+
+    def _write(self, record: StepRecord) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(msgspec.json.encode(record) + b"\n")
+        except OSError as error:  # a full disk ends the log, not the engine
+            logger.error("the step log ends here: %s", error)
+            self.close()
 
     def tail(self, count: int) -> list[StepRecord]:
         """The last `count` steps, oldest first."""

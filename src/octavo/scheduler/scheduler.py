@@ -236,9 +236,7 @@ class Scheduler:
         Waiting for it a step or a few saves computing the same prompt twice (n choices, bursts with one system prompt).
         """
         index = match.num_tokens // BLOCK_SIZE
-        if not self.cache.enable_prefix_caching or index >= (sequence.num_tokens - 1) // BLOCK_SIZE:
-            return False
-        if sequence.request.params.prompt_logprobs is not None:
+        if not self.cache.looks_up(sequence) or index >= (sequence.num_tokens - 1) // BLOCK_SIZE:
             return False
         wanted = sequence.hashes[index]
         return any(
@@ -257,8 +255,9 @@ class Scheduler:
         if sequence.admitted_at is None:
             sequence.admitted_at = now
             sequence.num_cached = match.num_tokens
-            self.counters.prefix_queries += sequence.num_tokens
-            self.counters.prefix_hits += match.num_tokens
+            if self.cache.looks_up(sequence):
+                self.counters.prefix_queries += sequence.num_tokens
+                self.counters.prefix_hits += match.num_tokens
         if sequence.num_preemptions >= MAX_PREEMPTIONS:
             self.reserved.add(sequence.id)
         bisect.insort(self.running, sequence, key=self.policy.order)

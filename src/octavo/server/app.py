@@ -74,12 +74,16 @@ def _route(row: RouteRow, state: AppState) -> Route:
 async def _refuse(request: Request, error: Exception) -> Response:
     """No such route, or not with this method."""
     path = request.url.path[:256]
-    status = error.status_code if isinstance(error, HTTPException) else 404
+    assert isinstance(error, HTTPException), "registered for these alone"
+    headers = dict(error.headers or {})
     known = dict.fromkeys(row.path for row in ROUTES)
-    refusal: RequestError = NotFoundError(f"no route {path!r}.{did_you_mean(path, known)}")
-    if status == 405:
-        refusal = MethodError(f"{request.method} does not go with {path!r}.")
+    nearest = did_you_mean(path, known)
+    fix = "" if nearest else f"Routes: {', '.join(known)}."
+    refusal: RequestError = NotFoundError(f"no route {path!r}.{nearest}", fix=fix)
+    if error.status_code == 405:
+        refusal = MethodError(
+            f"{request.method} does not go with {path!r}; expected {headers['Allow']}."
+        )
     response = error_response(refusal)
-    if isinstance(error, HTTPException) and error.headers:
-        response.headers.update(error.headers)
+    response.headers.update(headers)
     return response

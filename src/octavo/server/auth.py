@@ -6,17 +6,28 @@ import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
 
-from octavo.core.errors import AuthError
+from octavo.core.errors import AuthError, ConfigError
 from octavo.engine.frontend import Caller
 
 _TENANT_CHARS = 16
 
 
 class KeyRing:
-    """The keys that open the protected routes. Without any, every caller is let in as the one shared tenant."""
+    """The keys that open the protected routes. Without any, every caller is let in as the one shared tenant.
+
+    Raises:
+        ConfigError: a key of nothing but space.
+    """
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
-        self._hashes = tuple(_digest(key.encode()) for key in dict.fromkeys(keys) if key)
+        # A key out of a file or a list comes with its line break or space; no header could hold those.
+        bare = dict.fromkeys(key.strip() for key in keys if key)
+        if "" in bare:
+            raise ConfigError(
+                "an API key is blank, which would lock nobody out or everybody.",
+                fix="Look at OCTAVO_API_KEY and --api-key.",
+            )
+        self._hashes = tuple(_digest(key.encode()) for key in bare)
 
     @property
     def is_open(self) -> bool:

@@ -48,7 +48,10 @@ async def read_body(receive: Receive, headers: Mapping[str, str]) -> bytes:
     # Asking for application/json keeps web pages from posting here without a CORS preflight.
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise MediaTypeError(f"content-type is {kind!r}; expected 'application/json'.")
+        raise MediaTypeError(
+            f"content-type is {kind!r}; expected 'application/json'.",
+            fix="With curl: -H 'Content-Type: application/json'.",
+        )
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise MediaTypeError("the body is compressed; expected plain JSON.")
     announced = headers.get("content-length", "0")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, NoReturn, TypeVar
 
 import msgspec
@@ -35,6 +36,7 @@ class Parser(Generic[T]):
         self._kind = kind
         self._neutral = NEUTRAL[kind.__name__]
         self._decoders = {field.name: msgspec.json.Decoder(field.type).decode for field in fields}
+        self._below = {field.name: _names_below(field.type) for field in fields}
         self._required = tuple(field.name for field in fields if field.required)
 
     def __call__(self, body: bytes) -> T:
@@ -50,7 +52,7 @@ class Parser(Generic[T]):
         for name, raw in fields.items():
             decode = self._decoders.get(name)
             if decode is not None:
-                values[name] = _decode(name, raw, decode)
+                values[name] = _decode(name, raw, decode, self._below[name])
         for name in self._required:
             if name not in values:
                 raise RequestError(f"{name} is missing; it is required.", param=name)
@@ -80,6 +82,8 @@ class Parser(Generic[T]):
 
 
 def _split(body: bytes) -> dict[str, Raw]:
+    if not body.strip():
+        raise RequestError("the body is empty; expected a JSON object.", code="invalid_json")
     try:
         fields = _top_level.decode(body)
     except msgspec.ValidationError as error:
@@ -126,18 +130,25 @@ def _is_neutral(raw: Raw, neutral: tuple[Any, ...]) -> bool:
     return value is None or value in neutral
 
 
-def _decode(name: str, raw: Raw, decode: Callable[[Raw], Any]) -> Any:
+def _names_below(kind: object) -> tuple[str, ...]:
+    """The field names of the objects that a field of this type may hold."""
+    kinds = [one for one in (kind, *typing.get_args(kind)) if isinstance(one, type)]
+    structs = [one for one in kinds if issubclass(one, msgspec.Struct)]
+    return tuple(name for struct in structs for name in struct.__struct_fields__)
+
+
+def _decode(name: str, raw: Raw, decode: Callable[[Raw], Any], below: Iterable[str]) -> Any:
     try:
         return decode(raw)
     except msgspec.ValidationError as error:
-        _refuse_value(name, raw, str(error))
+        _refuse_value(name, raw, str(error), below)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"{name} is not valid JSON: {error}.", param=name) from error
     except RecursionError as error:
         raise RequestError(f"{name} is nested too deeply.", param=name) from error
 
 
-def _refuse_value(name: str, raw: Raw, reason: str) -> NoReturn:
+def _refuse_value(name: str, raw: Raw, reason: str, below: Iterable[str]) -> NoReturn:
     complaint, _, path = reason.partition(" - at `$")
     where = name + path.rstrip("`")
     unknown = re.search(r"unknown field `(.*)`", complaint)
@@ -146,9 +157,10 @@ def _refuse_value(name: str, raw: Raw, reason: str) -> NoReturn:
         shown = shown[:_MAX_SHOWN_CHARS] + "..."
     if unknown:
         raise RequestError(
-            f"unknown field {unknown[1]!r} in {where}.",
+            f"unknown field {unknown[1]!r} in {where}.{did_you_mean(unknown[1], below)}",
             param=f"{where}.{unknown[1]}",
             code="unknown_field",
         )
     expected = complaint.replace("`", "").replace("Expected", "expected", 1)
-    raise RequestError(f"{where} in {name}={shown}: {expected}.", param=where)
+    given = f"{name} is {shown}" if where == name else f"{where} in {name}={shown}"
+    raise RequestError(f"{given}; {expected}.", param=where)

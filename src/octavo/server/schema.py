@@ -7,7 +7,7 @@ for what happens anyway (`unsupported.py`); any other is refused with the neares
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -26,6 +26,8 @@ class StreamOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
     """A last chunk with empty choices and the usage of the call."""
     continuous_usage_stats: bool | None = None
     """Usage so far on every chunk."""
+    include_obfuscation: Literal[False] | None = None
+    """Padding against eavesdroppers who measure chunks; there is none here to leave out."""
 
 
 class GenerateBody(msgspec.Struct, kw_only=True, frozen=True):
@@ -39,6 +41,10 @@ class GenerateBody(msgspec.Struct, kw_only=True, frozen=True):
     stream_options: StreamOptions | None = None
     user: Name | None = None
     """Accepted for those who send it; it changes nothing by definition."""
+    safety_identifier: Name | None = None
+    """What `user` is called now; as above."""
+    prompt_cache_key: Name | None = None
+    """A hint which calls share a prefix; here prefixes are found by their tokens alone."""
     priority: Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)] | None = None
     return_token_ids: bool | None = None
     add_special_tokens: bool | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import math
 import signal
 import socket
@@ -16,6 +17,7 @@ from starlette.applications import Starlette
 from octavo.core.config import ServerConfig
 from octavo.core.errors import ConfigError
 from octavo.core.log import get_logger
+from octavo.server.protocol import Protocol
 from octavo.server.state import AppState
 
 logger = get_logger(__name__)
@@ -42,11 +44,19 @@ def bind(config: ServerConfig) -> socket.socket:
         raise ConfigError(
             f"cannot listen on {config.host}:{config.port}: {error.strerror or error}.",
             code="E-NET-01",
-            fix="Stop the process that has the port, or give another --port (0 takes a free one).",
+            fix=_bind_fix(error.errno),
         ) from error
     sock.listen(_BACKLOG)
     sock.setblocking(False)
     return sock
+
+
+def _bind_fix(number: int | None) -> str:
+    if number == errno.EADDRINUSE:
+        return "Stop the process that has the port, or give another --port (0 takes a free one)."
+    if number == errno.EACCES:
+        return "Give a --port from 1024 up, or the right to use a lower one."
+    return "Give an address of this machine as --host (0.0.0.0 listens on all)."
 
 
 def run_server(app: Starlette, config: ServerConfig, sock: socket.socket) -> None:
@@ -76,12 +86,13 @@ class Server(uvicorn.Server):
         self.state = state
         self._grace_s = config.shutdown_timeout
         self._drain_until = math.inf
+        self._has_told = False
         self._starting: asyncio.Task[None] | None = None
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http="httptools",
+                http=Protocol,
                 lifespan="on",
                 log_level="warning" if config.disable_access_log else "info",
                 access_log=not config.disable_access_log,
@@ -99,10 +110,10 @@ class Server(uvicorn.Server):
         self._drain_until = time.monotonic() + self._grace_s
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain at the first signal, stop at the second."""
+        """Drain at the first signal, stop at the second, drop everything at a third Ctrl-C."""
         if self.state.is_draining:
+            self.force_exit = self.should_exit and sig == signal.SIGINT
             self.should_exit = True
-            self.force_exit = sig == signal.SIGINT
         else:
             self.drain()
 
@@ -124,6 +135,7 @@ class Server(uvicorn.Server):
         """Ten times a second: whether it is time to go."""
         state = self.state
         if state.is_draining:
+            self._tell()
             is_over = time.monotonic() > self._drain_until
             if is_over and state.num_in_flight:
                 logger.warning("%d calls cut off after the grace period", state.num_in_flight)
@@ -131,12 +143,25 @@ class Server(uvicorn.Server):
                 self.should_exit = True
         return await super().on_tick(counter)
 
+    def _tell(self) -> None:
+        """Say once what is being waited for: a server that does not end on Ctrl-C seems to hang."""
+        if not self._has_told and self.state.num_in_flight:
+            logger.warning(
+                "shutting down: %d calls get %g s to finish; a second signal ends at once",
+                self.state.num_in_flight,
+                self._grace_s,
+            )
+        self._has_told = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, end what is left."""
         if self._starting is not None:
             self._starting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._starting
+        if self.state.num_in_flight and self.state.on_stop is not None:
+            # First the engine: what still runs then ends with an error that says so, not in mid-air.
+            await self.state.on_stop()
         await super().shutdown(sockets)
 
 

@@ -13,7 +13,13 @@ import jinja2
 from jinja2 import meta
 
 from octavo.core.errors import ModelError, RequestError
-from octavo.text.messages import ContentFormat, content_format_of, prepare, tells_strings_apart
+from octavo.text.messages import (
+    ContentFormat,
+    content_format_of,
+    knows_developer,
+    prepare,
+    tells_strings_apart,
+)
 from octavo.text.template_env import RenderLimits, TemplateEnvironment
 
 _CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
@@ -100,7 +106,12 @@ class ChatTemplate:
                 fix="Set add_generation_prompt to false.",
             )
         compiled = self._choose(has_tools=bool(tools))
-        prepared = prepare(messages, compiled.content_format, wraps_strings=compiled.wraps_strings)
+        prepared = prepare(
+            messages,
+            compiled.content_format,
+            wraps_strings=compiled.wraps_strings,
+            knows_developer=compiled.knows_developer,
+        )
         final = _tag_final(prepared[-1]) if continue_final_message else ""
         variables = {
             **self._specials,
@@ -137,6 +148,7 @@ class _Compiled:
             ) from error
         self.content_format = content_format_of(tree)
         self.wraps_strings = self.content_format == "parts" and not tells_strings_apart(tree)
+        self.knows_developer = knows_developer(tree)
         self.variables = frozenset(meta.find_undeclared_variables(tree))
 
     def render(self, variables: dict[str, Any], limits: RenderLimits) -> str:

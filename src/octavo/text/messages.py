@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from jinja2 import nodes
 
-from octavo.core.errors import RequestError
+from octavo.core.errors import RequestError, did_you_mean
 
 ContentFormat = Literal["string", "parts"]
 
@@ -24,13 +24,23 @@ _TEXT_PARTS = {
     "refusal": "refusal",
     "thinking": "thinking",
 }
+_PART_HINTS = frozenset({"type", "cache_control", "annotations", "logprobs"})
+"""What clients send beside the text: marks for caching, which goes by tokens here, and parts of earlier answers."""
 _REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
+_INSTEAD_OF_CONTENT = ("tool_calls", *_REASONING_NAMES)
+_DEVELOPER, _SYSTEM = "developer", "system"
 
 
 def prepare(
-    messages: Sequence[dict[str, Any]], content_format: ContentFormat, *, wraps_strings: bool
+    messages: Sequence[dict[str, Any]],
+    content_format: ContentFormat,
+    *,
+    wraps_strings: bool,
+    knows_developer: bool = False,
 ) -> list[dict[str, Any]]:
     """Fresh messages for a template; the caller's are left as they are.
+
+    A template that does not know the role `developer` gets it as `system`, which it stands for.
 
     Raises:
         RequestError: a message is malformed, or holds a part that is not text.
@@ -43,6 +53,13 @@ def prepare(
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise RequestError(f"{where} is not an object with a role.", param=where)
         fresh = _with_reasoning(dict(message))
+        if fresh["role"] == _DEVELOPER and not knows_developer:
+            fresh["role"] = _SYSTEM
+        if fresh.get("content") is None and not any(map(fresh.get, _INSTEAD_OF_CONTENT)):
+            raise RequestError(
+                f"{where}.content is missing; expected a string or a list of parts.",
+                param=f"{where}.content",
+            )
         if "content" in fresh:
             fresh["content"] = _content(fresh["content"], content_format, where, wraps_strings)
         if isinstance(fresh.get("tool_calls"), list):
@@ -81,6 +98,14 @@ def _part_text(part: object, where: str) -> str:
             code="unsupported_content",
             param=f"{where}.type",
         )
+    known = _PART_HINTS | {_TEXT_PARTS[kind]}
+    for name in part:
+        if name not in known:
+            raise RequestError(
+                f"unknown field {name[:40]!r} in {where}.{did_you_mean(name[:40], known)}",
+                param=f"{where}.{name[:40]}",
+                code="unknown_field",
+            )
     text = part.get(_TEXT_PARTS[kind])
     if not isinstance(text, str):
         raise RequestError(
@@ -132,6 +157,11 @@ def content_format_of(tree: nodes.Template) -> ContentFormat:
         if _reads_content(loop.iter, items) or _base_name(loop.iter) in contents:
             return "parts"
     return "string"
+
+
+def knows_developer(tree: nodes.Template) -> bool:
+    """Whether a template treats the role `developer` on its own."""
+    return any(const.value == _DEVELOPER for const in tree.find_all(nodes.Const))
 
 
 def tells_strings_apart(tree: nodes.Template) -> bool:

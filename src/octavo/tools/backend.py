@@ -74,13 +74,16 @@ async def open_backend(args: argparse.Namespace) -> AsyncIterator[Backend]:
         async with serving(configs(args)) as local:
             yield local
         return
-    for flag in flags_of(EngineConfig):
-        if flag.field not in _WITH_URL and hasattr(args, flag.field):
-            raise ConfigError(
-                f"{flag.option} says how to start an engine; with --url none is started.",
-                code="E-FLAG-02",
-                fix="Leave one of them out.",
-            )
+    fields = {flag.field: flag.option for flag in flags_of(EngineConfig)}
+    given = [fields[name] for name in fields if name not in _WITH_URL and hasattr(args, name)]
+    if args.config is not None:
+        given.append("--config")
+    if given:
+        raise ConfigError(
+            f"{given[0]} says how to start an engine; with --url none is started.",
+            code="E-FLAG-02",
+            fix="Leave one of them out.",
+        )
     key = args.url_key or next(iter(env.api_keys()), None)
     async with openai_client.connect(args.url, api_key=key) as client:
         named = args.model_positional or getattr(args, "model", None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, cast
@@ -41,11 +42,26 @@ ALIASES = {"complete": "generate"}
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_NO_READER = 141
+_STDOUT = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the process's exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(words)
+        # What is still buffered is written here, where a reader that has gone is no surprise.
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return EXIT_NO_READER
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -61,24 +77,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         print(error.info().one_line(), file=sys.stderr)
         return EXIT_ERROR
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        if not _reader_is_gone():
-            raise
-        return EXIT_NO_READER
     except SystemExit as end:  # argparse ends --help this way
         return 0 if end.code is None else int(end.code)
 
 
 def _reader_is_gone() -> bool:
     """Whether it is our output that broke, as in `octavo bench ... | head`; if so, drop it."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    watch = select.poll()
+    watch.register(_STDOUT, 0)  # errors are told unasked
+    if not watch.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+    return True
 
 
 def usage() -> str:
@@ -136,9 +146,9 @@ def _find(words: list[str]) -> tuple[str | None, list[str]]:
     if not below:
         _unknown(first, {name.split()[0] for name in VERBS} | set(ALIASES), "verb")
     if len(words) < 2 or words[1] in ("-h", "--help"):
-        rows = "\n".join(
-            f"  {name}  {verb.help}" for name, verb in VERBS.items() if name.startswith(f"{first} ")
-        )
+        group = {name: verb for name, verb in VERBS.items() if name.startswith(f"{first} ")}
+        width = max(map(len, group))
+        rows = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in group.items())
         print(f"usage: octavo {first} {{{','.join(below)}}} [options]\n\n{rows}")
         return None, []
     if words[1] not in below:

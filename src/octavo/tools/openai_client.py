@@ -183,7 +183,10 @@ async def first_model(client: OpenAIClient) -> str:
 async def connect(
     base_url: str, *, api_key: str | None = None, uds: str | None = None, timeout_s: float = 600
 ) -> AsyncIterator[OpenAIClient]:
-    """A client of `base_url`, or of the Unix socket `uds`; `timeout_s` bounds every silence."""
+    """A client of `base_url` (http:// unless it says), or of the Unix socket `uds`.
+
+    `timeout_s` bounds every silence.
+    """
     # lazy: aiohttp costs 200 ms, which only verbs that talk HTTP should pay
     import aiohttp
 
@@ -192,7 +195,8 @@ async def connect(
     async with aiohttp.ClientSession(
         connector=connector, timeout=timeout, read_bufsize=_MAX_LINE_BYTES
     ) as session:
-        yield OpenAIClient(session, base_url, api_key)
+        url = base_url if "://" in base_url else f"http://{base_url}"
+        yield OpenAIClient(session, url, api_key)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import argparse
 import importlib.util
 from collections.abc import Awaitable, Callable
 
-from octavo.core import log
+from octavo.core import env, log
 from octavo.core.config import EngineConfig, ServerConfig
 from octavo.engine.ipc import Phase, Ready
 from octavo.tools import startup
@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         port=sock.getsockname()[1],
         model=state.served_names[0],
         needs_key=not state.keys.is_open,
+        has_keys=len(env.api_keys()) > 1,
     )
 
     async def start() -> Ready:

@@ -29,6 +29,8 @@ class Address(NamedTuple):
     port: int
     model: str
     needs_key: bool
+    has_keys: bool = False
+    """Whether OCTAVO_API_KEY holds several keys, of which a caller sends one."""
 
     @property
     def url(self) -> str:
@@ -75,7 +77,8 @@ def timeline_text(total_s: float, before: Sequence[Phase], engine: Iterable[Phas
 
 def ready_text(ready: Ready, address: Address, *, has_openai: bool) -> str:
     """The URL, and a curl and a Python line that work as printed, in this interpreter."""
-    key = "$OCTAVO_API_KEY" if address.needs_key else ""
+    variable = "${OCTAVO_API_KEY%%,*}" if address.has_keys else "$OCTAVO_API_KEY"
+    key = variable if address.needs_key else ""
     header = f' -H "Authorization: Bearer {key}"' if key else ""
     body = json.dumps({"model": address.model, "prompt": PROMPT, "max_tokens": 32})
     call = _openai_call(address) if has_openai else _urllib_call(address)
@@ -96,7 +99,7 @@ def ready_text(ready: Ready, address: Address, *, has_openai: bool) -> str:
 
 def _openai_call(address: Address) -> str:
     imports = "import os; " if address.needs_key else ""
-    secret = 'os.environ["OCTAVO_API_KEY"]' if address.needs_key else '"none"'
+    secret = _secret(address) if address.needs_key else '"none"'
     base_url, model = json.dumps(f"{address.url}/v1"), json.dumps(address.model)
     return (
         f"{imports}from openai import OpenAI; "
@@ -106,8 +109,12 @@ def _openai_call(address: Address) -> str:
     )
 
 
+def _secret(address: Address) -> str:
+    return 'os.environ["OCTAVO_API_KEY"]' + '.split(",")[0]' * address.has_keys
+
+
 def _urllib_call(address: Address) -> str:
-    key = ', "Authorization": "Bearer " + os.environ["OCTAVO_API_KEY"]' * address.needs_key
+    key = f', "Authorization": "Bearer " + {_secret(address)}' * address.needs_key
     url, model = json.dumps(f"{address.url}/v1/completions"), json.dumps(address.model)
     return (
         "import json, os, urllib.request as u; "

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from octavo.core.errors import EngineError
 from octavo.core.params import SamplingParams
 from octavo.core.request import Request
-from octavo.core.result import EngineStats, TokenOut
+from octavo.core.result import EngineStats, TokenLogprobs, TokenOut
 from octavo.engine.ipc import (
     MAX_FRAME_BYTES,
     Cancel,
@@ -83,3 +83,11 @@ def test_a_slow_reader_does_not_stop_the_engine() -> None:
     with pytest.raises(ConnectionError):
         link.receive(wait=True)
     ours.close()
+
+
+def test_the_prompt_logprobs_of_a_whole_long_context_fit_a_frame() -> None:
+    one = TokenLogprobs(tuple(range(100_000, 100_021)), (-1.5,) * 21, 7)
+    out = TokenOut(id="a", token_ids=(1,), prompt_logprobs=(one,) * 262_144)
+    sent = frame(Events((out,), EngineStats()))
+    [body] = FrameBuffer().feed(sent)
+    assert len(body) > 64 << 20

@@ -116,5 +116,7 @@ def test_the_cgroup_limits_what_is_available(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("400\n")
     assert memory._cgroup_left(tmp_path) == [600]
+    (tmp_path / "memory.stat").write_text("anon 250\nactive_file 50\ninactive_file 100\n")
+    assert memory._cgroup_left(tmp_path) == [750], "cached files are given up under pressure"
     (tmp_path / "memory.max").write_text("max\n")
     assert memory._cgroup_left(tmp_path) == []

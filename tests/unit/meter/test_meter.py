@@ -88,6 +88,18 @@ def test_step_log_knows_who_sat_in_which_row(tmp_path: Path) -> None:
         assert record.num_tokens == sum(piece.num_tokens for piece in record.slices)
 
 
+def test_the_step_log_is_on_file_at_once_and_a_full_disk_ends_it_alone(tmp_path: Path) -> None:
+    path = tmp_path / "steps.jsonl"
+    log = StepLog(path=path)
+    log.add(plan(1, [], {}, []), StepResult(step=1, slices=()))
+    assert len(read_steplog(path)) == 1, "nobody closed it yet"
+    log.close()
+    full = StepLog(path=Path("/dev/full"))
+    for step in (1, 2):
+        full.add(plan(step, [], {}, []), StepResult(step=step, slices=()))
+    assert len(full) == 2
+
+
 def test_counters_grow_by_differences_and_survive_a_restart() -> None:
     metrics = Metrics("m")
     first = EngineStats(num_steps=5, generation_tokens=10, prefix_hits=3, last_step_tokens=2)

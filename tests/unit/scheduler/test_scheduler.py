@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octavo.cache.groups import KVCache
+from octavo.cache.groups import KVCache, window_blocks
 from octavo.core.errors import ContextLengthError, OverloadError
 from octavo.core.kvspec import KVGroup, KVSpec
 from octavo.core.params import SamplingParams
@@ -110,3 +110,36 @@ def test_a_full_queue_is_an_overload_and_a_too_long_request_is_refused() -> None
 
 def test_idle_means_no_plan() -> None:
     assert make().schedule(0.0) is None
+
+
+def test_a_hit_is_admitted_where_the_pool_just_holds_one_window_and_a_chunk() -> None:
+    spec = KVSpec(kind="window", num_kv_heads=1, head_dim=8, window=64)
+    group = KVGroup(spec=spec, layers=(0,))
+    group = KVGroup(spec=spec, layers=(0,), num_blocks=1 + window_blocks(group, chunk=144))
+    limits = Limits(max_num_seqs=8, max_num_batched_tokens=144, max_model_len=1024)
+    scheduler = Scheduler(limits, KVCache((group,)), POLICIES.load("fcfs")())
+    prompt = tuple(range(800))
+    for name, ids in (("a", prompt[:200]), ("b", prompt[:190] + (5,) * 600)):
+        scheduler.add(
+            Request(
+                id=name,
+                token_ids=ids,
+                params=SamplingParams(),
+                max_tokens=2,
+                seed=0,
+                arrived=0.0,
+            )
+        )
+        while scheduler.has_work:
+            step(scheduler)
+    assert scheduler.counters.prefix_hits > 0
+
+
+def test_prompts_that_are_not_looked_up_are_no_queries_of_the_prefix_cache() -> None:
+    scheduler = make()
+    scheduler.add(request("a", 40, params=SamplingParams(prompt_logprobs=0)))
+    step(scheduler)
+    assert scheduler.stats().prefix_queries == 0
+    scheduler.add(request("b", 40))
+    step(scheduler)
+    assert scheduler.stats().prefix_queries == 40

@@ -99,6 +99,10 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
     ({"stream": True, "stream_options": []}, "stream_options"),
+    (
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        "stream_options.include_obfuscation",
+    ),
     ({"user": "x" * 257}, "user"),
     ({"user": 1}, "user"),
     ({"priority": 1}, "priority"),
@@ -168,6 +172,10 @@ NEUTRAL_CHAT: dict[str, Any] = {
     "store": False,
     "service_tier": "auto",
     "user": "someone",
+    "safety_identifier": "someone",
+    "prompt_cache_key": "a",
+    "stream": True,
+    "stream_options": {"include_obfuscation": False},
     "top_logprobs": 0,
 }
 DEEP: Any = {}
@@ -183,6 +191,13 @@ BAD_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "", "content": "a"}]}, "messages[0].role"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
     ({"messages": [{**USER, "contnet": "a"}]}, "messages[0].contnet"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ({"messages": [USER, {"role": "assistant", "content": None}]}, "messages[1].content"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}]},
+        "messages[0].content[0].x",
+    ),
+    ({"max_completion_tokens": MAX_MODEL_LEN}, "max_completion_tokens"),
     ({"messages": [{**USER, "audio": {"id": 1}}]}, "messages[0].audio"),
     ({"messages": [USER, {"role": "user", "content": [7]}]}, "messages[1].content[0]"),
     (
@@ -343,6 +358,23 @@ def test_unknown_field_names_the_nearest() -> None:
     assert error["code"] == "unknown_field"
 
 
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"", "the body is empty; expected a JSON object."),
+        (b'{"prompt": "a", "n": true}', "n is true; expected int | null, got bool."),
+        (b'{"prompt": "a", "stop": [1]}', "stop[0] in stop=[1]; expected str, got int."),
+        (
+            b'{"prompt": "a", "stream": true, "stream_options": {"include_usag": true}}',
+            "unknown field 'include_usag' in stream_options. Did you mean 'include_usage'?",
+        ),
+    ],
+)
+def test_messages_say_what_was_given(raw: bytes, message: str) -> None:
+    answer = SERVER.call("POST", "/v1/completions", content=raw, headers=JSON_TYPE)
+    assert answer.json()["error"]["message"] == message
+
+
 def test_context_refusal_has_both_numbers() -> None:
     error = SERVER.post("/v1/completions", {"prompt": "a" * 3000}).json()["error"]
     assert error["code"] == "context_length_exceeded"
@@ -371,6 +403,7 @@ def test_body_size_and_type() -> None:
     assert SERVER.call("POST", path, content=b"{}", headers=announced).status_code == 413
     form = SERVER.call("POST", path, content=b"{}", headers={"content-type": "text/plain"})
     assert form.status_code == 415
+    assert "-H 'Content-Type: application/json'" in form.json()["error"]["message"]
     gzip = SERVER.call(
         "POST", path, content=b"{}", headers={**JSON_TYPE, "content-encoding": "gzip"}
     )

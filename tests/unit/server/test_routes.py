@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fakes import InProcess, make_state
-from octavo.core.errors import AuthError
+from octavo.core.errors import AuthError, ConfigError
 from octavo.server.app import ROUTES
 from octavo.server.auth import KeyRing
 
@@ -128,6 +128,13 @@ def test_two_authorization_headers_are_refused() -> None:
     assert answer.json()["error"]["type"] == "authentication_error"
 
 
+def test_a_key_from_a_file_or_a_list_has_no_space_around_it() -> None:
+    ring = KeyRing(("a\n", " b"))
+    assert ring.caller(["Bearer a"]) != ring.caller(["Bearer b"])
+    with pytest.raises(ConfigError, match="blank"):
+        KeyRing(("\n",))
+
+
 def test_tenant_and_cache_scope_come_from_the_key() -> None:
     ring = KeyRing(KEYS)
     one, other = ring.caller(["Bearer right-key"]), ring.caller(["Bearer other-key"])
@@ -151,6 +158,10 @@ def test_unknown_route_and_method() -> None:
     answer = OPEN.post("/v1/completion", {})
     assert answer.status_code == 404
     assert "Did you mean '/v1/completions'?" in answer.json()["error"]["message"]
+    answer = OPEN.call("GET", "/")
+    assert answer.status_code == 404
+    assert "/v1/chat/completions" in answer.json()["error"]["message"]
     answer = OPEN.call("GET", "/v1/completions")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert "expected POST." in answer.json()["error"]["message"]
     assert answer.json()["error"]["code"] == "method_not_allowed"

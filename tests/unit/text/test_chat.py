@@ -124,7 +124,7 @@ def test_continue_final_message(name):
     with pytest.raises(RequestError, match="leaves the last message out"):
         render("x", chat, **options)
     with pytest.raises(RequestError, match="no content"):
-        render(source, [{"role": "user", "content": None}], **options)
+        render(source, [{"role": "assistant", "content": None, "thinking": "x"}], **options)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +213,25 @@ def test_parts_are_brought_into_the_templates_form(name):
     assert "Hi" in render(source_of(name))
 
 
+def test_marks_beside_the_text_of_a_part_are_no_mistake():
+    part = {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}
+    assert render(source_of("chatml"), [{"role": "user", "content": [part]}]) == render(
+        source_of("chatml")
+    )
+
+
+def test_a_developer_speaks_as_the_system_unless_the_template_knows_better():
+    chat = [{"role": "developer", "content": "Be kind."}, *HELLO]
+    as_system = [{**chat[0], "role": "system"}, *HELLO]
+    for name in ("chatml", "llama3", "qwen3"):
+        assert render(source_of(name), chat) == render(source_of(name), as_system)
+    assert chat[0]["role"] == "developer"
+    source = (
+        "{% for m in messages %}{% if m.role == 'developer' %}<{{ m.role }}>{% endif %}{% endfor %}"
+    )
+    assert render(source, chat) == "<developer>"
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
@@ -243,6 +262,9 @@ def test_content_format(source, expected):
         ([{"role": "user", "content": [{"text": "x"}]}], r"content\[0\]"),
         ([{"role": "user", "content": [{"type": "text"}]}], r"content\[0\]\.text"),
         ([{"role": "assistant", "tool_calls": ["x"]}], "tool_calls"),
+        ([*HELLO, {"role": "assistant"}], r"messages\[1\]\.content is missing"),
+        ([{"role": "user", "content": None}], r"messages\[0\]\.content is missing"),
+        ([{"role": "user", "content": [{"type": "text", "text": "a", "txt": "b"}]}], "'text'"),
     ],
 )
 def test_malformed_messages_are_named(messages, names):

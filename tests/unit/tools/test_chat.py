@@ -168,11 +168,18 @@ def test_generate_reads_standard_input(fake, capsys, monkeypatch):
         (["--prompt", ""], "the prompt is empty"),
         (["--prompt", "x", "--top-p", "2"], "top_p is 2.0; expected a number in (0, 1]"),
         (["--prompt", "x", "--max-num-seqs", "3"], "--max-num-seqs says how to start an engine"),
+        (["--prompt", "x", "--config", "a.yaml"], "--config says how to start an engine"),
     ],
 )
 def test_bad_generate(fake, capsys, words, message):
     assert cli.main(["generate", "--url", fake.url, *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_url_without_its_scheme(fake, capsys):
+    url = fake.url.removeprefix("http://")
+    assert cli.main(["generate", "--url", url, "--prompt", "x", "--max-tokens", "2"]) == 0
+    assert capsys.readouterr().out == "w0 w1 \n"
 
 
 def test_stream_that_is_cut_off(fake, capsys):

@@ -117,10 +117,21 @@ def test_exit_code_of_the_verb(verb):
     assert cli.main(["fake"]) == 1
 
 
-def test_closed_pipe_is_quiet():
-    command = f"{sys.executable} -u -m octavo.tools.cli bench serve --help | head -c 1"
+@pytest.mark.parametrize("flags", ["-u", ""])
+@pytest.mark.parametrize("words", ["bench serve --help", "--help", "bench"])
+def test_closed_pipe_is_quiet(flags, words):
+    command = f"{sys.executable} {flags} -m octavo.tools.cli {words} | true"
     result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
-    assert "Traceback" not in result.stderr
+    assert result.stderr == ""
+
+
+def test_interrupt_is_quiet_from_the_first_import_on(monkeypatch, capsys):
+    def interrupt(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupt)
+    assert cli.main(["serve"]) == 130
+    assert capsys.readouterr().err == ""
 
 
 def test_a_pipe_broken_elsewhere_is_not_hidden(verb):

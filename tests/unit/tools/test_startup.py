@@ -81,6 +81,14 @@ def test_curl_line():
 
 
 @pytest.mark.parametrize("has_openai", [True, False])
+def test_of_several_keys_the_lines_send_one(has_openai):
+    address = ADDRESS._replace(needs_key=True, has_keys=True)
+    printed = lines(address, has_openai=has_openai)
+    assert "Bearer ${OCTAVO_API_KEY%%,*}" in printed["curl"]
+    assert 'os.environ["OCTAVO_API_KEY"].split(",")[0]' in printed["Python"]
+
+
+@pytest.mark.parametrize("has_openai", [True, False])
 @pytest.mark.parametrize("needs_key", [True, False])
 def test_python_line_works_as_printed(fake, has_openai, needs_key):
     host, port = fake.url.removeprefix("http://").split(":")

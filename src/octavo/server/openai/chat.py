@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.types import ASGIApp
 
-from octavo.core.errors import RequestError
+from octavo.core.errors import ContextLengthError, RequestError
 from octavo.engine.frontend import Delta, Generation, output_limit
 from octavo.server.call import Call
 from octavo.server.openai.answer import Usage, check_body, respond
@@ -112,7 +112,12 @@ async def chat_completions(call: Call) -> ASGIApp:
         most = min(int(defaults["max_new_tokens"]), room)
         params = sampling_params(body, defaults, logprobs=logprobs, max_tokens=most)
     answer_id = f"chatcmpl-{call.id}"
-    generation = state.frontend.start(ids, params, caller=caller, request_id=answer_id)
+    try:
+        generation = state.frontend.start(ids, params, caller=caller, request_id=answer_id)
+    except ContextLengthError as error:
+        if error.param == "max_tokens" and body.max_completion_tokens is not None:
+            error.param = "max_completion_tokens"  # the name under which the caller asked
+        raise
     form = _Form(answer_id, model, state.frontend.tokenizer, body, generation)
     return respond(call, body, [generation], form)
 

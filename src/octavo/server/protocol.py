@@ -1,0 +1,33 @@
+"""uvicorn's HTTP/1.1 with a cap on what comes before a body: request line and headers. Knows no route, no key."""
+
+from __future__ import annotations
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 64 << 10
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection. The parser below keeps a header until it ends, however long that takes."""
+
+    _is_in_head = True
+    _head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; hang up when the head goes on and on."""
+        if self._is_in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        # Looked at afterwards: what completes a head may bring a long body with it.
+        if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES:
+            self.send_400_response(f"The headers are longer than {MAX_HEAD_BYTES} bytes.")
+
+    def on_headers_complete(self) -> None:
+        """Its headers are over."""
+        self._is_in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Its body is over; the next head follows."""
+        self._is_in_head, self._head_bytes = True, 0
+        super().on_message_complete()

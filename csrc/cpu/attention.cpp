@@ -2,34 +2,16 @@
 #include "attention.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
 #include <vector>
 
 #include "pool.h"
+#include "scratch.h"
 
 namespace octavo {
 namespace {
 
 // Rows (token x head) per piece: their accumulators, 32 x 128 floats, share the L1 with one block of K and V.
 constexpr int kRowsPerPiece = 32;
-
-struct Freer {
-  void operator()(float* p) const { std::free(p); }
-};
-
-// A thread keeps its scratch from call to call.
-float* thread_scratch(int64_t num_floats) {
-  thread_local std::unique_ptr<float, Freer> scratch;
-  thread_local int64_t size = 0;
-  if (size < num_floats) {
-    const size_t bytes = (static_cast<size_t>(num_floats) * sizeof(float) + 63) / 64 * 64;
-    scratch.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-    if (!scratch) std::abort();  // out of memory inside a worker: nothing to return to
-    size = num_floats;
-  }
-  return scratch.get();
-}
 
 struct Step {
   const Attention* attention;

@@ -6,11 +6,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
 #include "attention.h"
+#include "gemm.h"
 #include "isa.h"
+#include "rows.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -33,7 +38,10 @@ std::string shape_of(const Tensor3& t) {
   return "[" + std::to_string(t.shape(0)) + ", " + std::to_string(t.shape(1)) + ", " + std::to_string(t.shape(2)) + "]";
 }
 
-bool has_kernels(Isa isa) { return isa <= octavo::best_isa() && octavo::attention_kernel(isa) != nullptr; }
+bool has_kernels(Isa isa) {
+  return isa <= octavo::best_isa() && octavo::attention_kernel(isa) != nullptr && octavo::gemm_kernel(isa) != nullptr &&
+         octavo::row_kernels(isa) != nullptr;
+}
 
 // Best first.
 std::vector<std::string> runnable_isas() {
@@ -44,11 +52,12 @@ std::vector<std::string> runnable_isas() {
   return names;
 }
 
-octavo::AttentionKernel find_kernel(const std::string& name) {
-  octavo::AttentionKernel best = nullptr;
+template <class Kernel>
+Kernel find_kernel(const std::string& name, Kernel (*kernel_of)(Isa)) {
+  Kernel best = nullptr;
   for (Isa isa : kAllIsas) {
     if (!has_kernels(isa)) continue;
-    best = octavo::attention_kernel(isa);
+    best = kernel_of(isa);
     if (name == octavo::isa_name(isa)) return best;
   }
   if (name.empty()) return best;
@@ -90,10 +99,11 @@ struct AttentionPlan {
   }
 };
 
-octavo::DType dtype_of(const Tensor3& q) {
-  if (q.dtype() == nb::dtype<float>()) return octavo::DType::float32;
-  const bool bf16 = q.dtype().code == uint8_t(nb::dlpack::dtype_code::Bfloat) && q.dtype().bits == 16;
-  require(bf16 && q.dtype().lanes == 1, "q: expected float32 or bfloat16");
+template <class Array>
+octavo::DType dtype_of(const Array& array, const std::string& name) {
+  if (array.dtype() == nb::dtype<float>()) return octavo::DType::float32;
+  const bool bf16 = array.dtype().code == uint8_t(nb::dlpack::dtype_code::Bfloat) && array.dtype().bits == 16;
+  require(bf16 && array.dtype().lanes == 1, name + ": expected float32 or bfloat16");
   return octavo::DType::bfloat16;
 }
 
@@ -101,7 +111,7 @@ void paged_attention(const AttentionPlan& plan, const Tensor3& q, const Cache& k
                      const Output& out, double scale, int window, double soft_cap, int num_threads,
                      const std::string& isa) {
   octavo::Attention a{};
-  a.dtype = dtype_of(q);
+  a.dtype = dtype_of(q, "q");
   require(k_cache.dtype() == q.dtype() && v_cache.dtype() == q.dtype() && out.dtype() == q.dtype(),
           "q, k_cache, v_cache and out: expected one dtype");
   require(int64_t(q.shape(0)) == plan.query_starts.back(), "q " + shape_of(q) + ": the plan has " +
@@ -116,7 +126,7 @@ void paged_attention(const AttentionPlan& plan, const Tensor3& q, const Cache& k
                                                         " is outside a cache of " + std::to_string(k_cache.shape(0)));
   require(window >= 0 && num_threads >= 1, "window, num_threads: expected >= 0 and >= 1");
   require(std::isfinite(scale) && std::isfinite(soft_cap) && soft_cap >= 0, "scale, soft_cap: expected finite numbers");
-  const octavo::AttentionKernel kernel = find_kernel(isa);
+  const octavo::AttentionKernel kernel = find_kernel(isa, octavo::attention_kernel);
   a.q = q.data();
   a.k_cache = k_cache.data();
   a.v_cache = v_cache.data();
@@ -134,6 +144,80 @@ void paged_attention(const AttentionPlan& plan, const Tensor3& q, const Cache& k
   a.soft_cap = static_cast<float>(soft_cap);
   nb::gil_scoped_release released;
   octavo::paged_attention(a, kernel, num_threads);
+}
+
+using Weight = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// A weight in the kernels' layout. Owns its memory.
+struct PackedWeight {
+  octavo::PackedWeight packed{};
+  std::unique_ptr<char, void (*)(void*)> data{nullptr, std::free};
+
+  PackedWeight(const Weight& weight, int num_threads) {
+    const octavo::DType from = dtype_of(weight, "weight");
+    require(weight.shape(0) <= INT32_MAX && weight.shape(1) <= INT32_MAX, "weight: too large");
+    require(num_threads >= 1, "num_threads: expected >= 1");
+    packed.num_outputs = static_cast<int>(weight.shape(0));
+    packed.num_inputs = static_cast<int>(weight.shape(1));
+    nb::gil_scoped_release released;
+    const bool is_narrow = from == octavo::DType::bfloat16 ||
+                           octavo::all_bfloat16(static_cast<const float*>(weight.data()), int64_t(weight.size()));
+    packed.dtype = is_narrow ? octavo::DType::bfloat16 : octavo::DType::float32;
+    const size_t bytes = size_t(num_bytes()) / 64 * 64 + 64;
+    data.reset(static_cast<char*>(std::aligned_alloc(64, bytes)));
+    if (!data) throw std::bad_alloc();
+    packed.data = data.get();
+    octavo::pack_weight(weight.data(), from, packed.num_outputs, packed.num_inputs, data.get(), packed.dtype, num_threads);
+  }
+
+  int64_t num_bytes() const { return octavo::packed_bytes(packed.num_outputs, packed.num_inputs, packed.dtype); }
+};
+
+// The hot path: called many times per step, so the arrays come as addresses, checked by octavo.kernels.cpu.
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void linear(const PackedWeight& weight, uintptr_t x, uintptr_t bias, uintptr_t out, int num_rows, int num_threads,
+            const std::string& isa) {
+  const octavo::GemmKernel kernel = find_kernel(isa, octavo::gemm_kernel);
+  nb::gil_scoped_release released;
+  octavo::gemm(weight.packed, pointer<const float>(x), num_rows, pointer<const float>(bias), pointer<float>(out), kernel,
+               num_threads);
+}
+
+const octavo::RowKernels& find_rows(const std::string& isa) { return *find_kernel(isa, octavo::row_kernels); }
+
+void rms_norm(uintptr_t x, uintptr_t residual, uintptr_t weight, uintptr_t out, int64_t rows, int features, double eps,
+              int num_threads, const std::string& isa) {
+  const octavo::RmsNorm op{pointer<const float>(x), pointer<float>(residual), pointer<const float>(weight),
+                           pointer<float>(out), rows, features, static_cast<float>(eps)};
+  const octavo::RowKernels& kernels = find_rows(isa);
+  nb::gil_scoped_release released;
+  octavo::rms_norm(op, kernels, num_threads);
+}
+
+void silu_and_mul(uintptr_t x, uintptr_t out, int64_t rows, int features, int num_threads, const std::string& isa) {
+  const octavo::SiluAndMul op{pointer<const float>(x), pointer<float>(out), rows, features};
+  const octavo::RowKernels& kernels = find_rows(isa);
+  nb::gil_scoped_release released;
+  octavo::silu_and_mul(op, kernels, num_threads);
+}
+
+void attention_inputs(uintptr_t qkv, uintptr_t q_weight, uintptr_t k_weight, uintptr_t cos, uintptr_t sin,
+                      uintptr_t slots, uintptr_t q_out, uintptr_t k_cache, uintptr_t v_cache, int64_t num_tokens,
+                      int num_heads, int num_kv_heads, int head_dim, int num_rotated, double eps, int num_threads,
+                      const std::string& isa) {
+  require(head_dim <= octavo::kMaxHeadDim && num_rotated <= head_dim, "head_dim: at most 1024, and all rotated within");
+  const octavo::AttentionInputs op{pointer<const float>(qkv), pointer<const float>(q_weight),
+                                   pointer<const float>(k_weight), pointer<const float>(cos),
+                                   pointer<const float>(sin), pointer<const int64_t>(slots), pointer<float>(q_out),
+                                   pointer<float>(k_cache), pointer<float>(v_cache), num_tokens, num_heads,
+                                   num_kv_heads, head_dim, num_rotated, static_cast<float>(eps)};
+  const octavo::RowKernels& kernels = find_rows(isa);
+  nb::gil_scoped_release released;
+  octavo::attention_inputs(op, kernels, num_threads);
 }
 
 nb::dict features() {
@@ -163,4 +247,11 @@ NB_MODULE(_cpu, m) {
   m.def("paged_attention", &paged_attention, "plan"_a, nb::arg("q").noconvert(), nb::arg("k_cache").noconvert(),
         nb::arg("v_cache").noconvert(), nb::arg("out").noconvert(), nb::kw_only(), "scale"_a, "window"_a = 0,
         "soft_cap"_a = 0.0, "num_threads"_a = 1, "isa"_a = "", "Attention of every query token over its cached keys.");
+  nb::class_<PackedWeight>(m, "PackedWeight", "A weight [O, D] in the kernels' layout.")
+      .def(nb::init<const Weight&, int>(), nb::arg("weight").noconvert(), "num_threads"_a)
+      .def_prop_ro("num_bytes", &PackedWeight::num_bytes);
+  m.def("linear", &linear, "out = x * weight^T + bias.");
+  m.def("rms_norm", &rms_norm, "RMS norm of rows, with a residual sum where there is one.");
+  m.def("silu_and_mul", &silu_and_mul, "silu(first half) * second half of rows.");
+  m.def("attention_inputs", &attention_inputs, "Norm, rotate and store projected rows.");
 }

@@ -30,3 +30,50 @@ def paged_attention(  # arrays: numpy or torch CPU, C-contiguous; never copied
     num_threads: int = 1,
     isa: str = "",
 ) -> None: ...
+
+class PackedWeight:
+    """A weight in the kernels' layout."""
+
+    def __init__(self, weight: Any, num_threads: int) -> None: ...  # [O, D], C-contiguous
+    @property
+    def num_bytes(self) -> int: ...
+
+# Below, tensors are addresses of float32 (slots: int64) on the CPU, C-contiguous; 0 where there is none.
+def linear(
+    weight: PackedWeight, x: int, bias: int, out: int, rows: int, num_threads: int, isa: str, /
+) -> None: ...
+def rms_norm(
+    x: int,
+    residual: int,
+    weight: int,
+    out: int,
+    rows: int,
+    features: int,
+    eps: float,
+    num_threads: int,
+    isa: str,
+    /,
+) -> None: ...
+def silu_and_mul(
+    x: int, out: int, rows: int, features: int, num_threads: int, isa: str, /
+) -> None: ...
+def attention_inputs(
+    qkv: int,
+    q_weight: int,
+    k_weight: int,
+    cos: int,
+    sin: int,
+    slots: int,
+    q_out: int,
+    k_cache: int,
+    v_cache: int,
+    num_tokens: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    num_rotated: int,
+    eps: float,
+    num_threads: int,
+    isa: str,
+    /,
+) -> None: ...

@@ -160,3 +160,13 @@ async def test_what_cannot_start_says_why(
         assert code is None or getattr(caught.value, "code", "") == code
         with pytest.raises((error, EngineDeadError)):
             _ = client.ready
+
+
+async def test_told_to_stop_while_loading_is_no_crash(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = EngineClient(config(write_tiny(tmp_path)))
+    await client.start()
+    await client.close()
+    assert client.fatal is None, "asked to stop, it stopped"
+    assert "E-ENGINE-02" not in caplog.text

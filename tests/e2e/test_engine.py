@@ -79,6 +79,28 @@ def test_preempted_is_not(tiny: Path, alone: dict[str, list[int]]) -> None:
     )
 
 
+def test_log_probabilities_are_the_same_bits_in_any_company(tiny: Path) -> None:
+    """Tokens could agree by luck; log-probabilities show every bit of the logits. 100 random compositions."""
+    options = {"logprobs": 2, "max_tokens": 6, "ignore_eos": True}
+    reference = LocalEngine(tiny, enable_prefix_caching=False)
+    for i, ids in enumerate(prompts()):
+        reference.run([request(f"r{i}", ids, **options)])
+    rng = random.Random(2)
+    for turn in range(100):
+        engine = LocalEngine(
+            tiny,
+            max_num_seqs=rng.choice([2, 5, 16]),
+            max_num_batched_tokens=rng.choice([32, 45, 512]),
+            threads=rng.choice([1, 2, 3]),
+        )
+        chosen = rng.choices(range(len(PROMPT_LENGTHS)), k=rng.randint(2, 12))
+        ids = prompts()
+        engine.run([request(f"{k}-{i}", ids[i], **options) for k, i in enumerate(chosen)])
+        for k, i in enumerate(chosen):
+            got = [out.logprobs for out in engine.outs[f"{k}-{i}"]]
+            assert got == [out.logprobs for out in reference.outs[f"r{i}"]], (turn, i)
+
+
 def test_sliding_window_frees_and_agrees(tmp_path: Path) -> None:
     folder = write_tiny(
         tmp_path,

@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from octavo import LLM, SamplingParams
-from octavo.core.errors import ConfigError, ContextLengthError, ModelError, RequestError
+from octavo.core.errors import (
+    ConfigError,
+    ContextLengthError,
+    EngineDeadError,
+    ModelError,
+    RequestError,
+)
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
 
@@ -133,3 +139,12 @@ def test_an_engine_that_cannot_start_raises_the_cause(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError):
         LLM(str(tmp_path), load_format="dummy")
+
+
+def test_a_closed_llm_says_so() -> None:
+    llm = LLM("octavo-mini", threads=1, max_num_seqs=1, kv_cache_memory_bytes=1 << 24)
+    llm.close()
+    llm.close()
+    llm.reset_prefix_cache()
+    with pytest.raises(EngineDeadError, match="this LLM is closed"):
+        llm.generate("x", GREEDY)

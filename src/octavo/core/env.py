@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+from octavo.core.errors import ConfigError, did_you_mean
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 NAMES = ("OCTAVO_API_KEY", "OCTAVO_LOG_LEVEL")
 
 
@@ -13,5 +16,16 @@ def api_keys() -> tuple[str, ...]:
 
 
 def log_level() -> str:
-    """OCTAVO_LOG_LEVEL, default INFO."""
-    return os.environ.get("OCTAVO_LOG_LEVEL", "INFO").upper()
+    """OCTAVO_LOG_LEVEL, default INFO.
+
+    Raises:
+        ConfigError: no such level.
+    """
+    given = os.environ.get("OCTAVO_LOG_LEVEL", "INFO")
+    if given.upper() not in LOG_LEVELS:
+        raise ConfigError(
+            f"OCTAVO_LOG_LEVEL is {given!r}; expected one of {', '.join(LOG_LEVELS)}."
+            f"{did_you_mean(given.upper(), LOG_LEVELS)}",
+            code="E-CFG-08",
+        )
+    return given.upper()

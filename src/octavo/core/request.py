@@ -35,8 +35,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     adapter: str | None = None
     cache_scope: str = ""
     """Who may share cached prefixes with this request; derived from the API key, never from the body."""
-    deadline: float | None = None
-    """`time.monotonic()` after which the answer is of no use to the caller."""
 
     @property
     def num_prompt(self) -> int:

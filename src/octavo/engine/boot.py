@@ -31,7 +31,7 @@ from octavo.meter.steplog import StepLog
 from octavo.meter.timeline import Timeline
 from octavo.models.base import Model
 from octavo.models.facts import ModelFacts, read_facts
-from octavo.models.load import LoadedModel, choose_dtype, load_model
+from octavo.models.load import LoadedModel, choose_dtype, choose_storage, load_model
 from octavo.scheduler.limits import PREFILL_SHARE, Limits
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
@@ -104,6 +104,7 @@ def decide(config: EngineConfig) -> Resolved:
     facts = read_facts(model_folder(config.model))
     device = _device(config.device)
     dtype = choose_dtype(facts, config.dtype, device)
+    storage = choose_storage(facts, dtype.dtype, device)
     asked_len = config.max_model_len
     if asked_len is not None:
         resolve.context_length(asked_len, model_limit=facts.max_context, fits=asked_len)
@@ -116,7 +117,7 @@ def decide(config: EngineConfig) -> Resolved:
     )
     memory = plan(
         Needs(
-            weights=facts.weight_bytes(dtype.dtype),
+            weights=facts.weight_bytes(storage.dtype, has_own_head=storage.is_repacked),
             activations=facts.activation_bytes(tokens, dtype.dtype, num_logits=config.max_num_seqs),
             groups=group_layers(facts.kv_specs(dtype.dtype)),
             max_model_len=wanted_len,

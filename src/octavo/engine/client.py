@@ -253,7 +253,8 @@ class EngineClient:
                 self._loading = message
             case Ready():
                 self._ready = message
-                self._state = "ready"
+                if self._state == "loading":  # it may have been told to stop meanwhile
+                    self._state = "ready"
                 self._ready_event.set()
             case Fatal(error):
                 self.fatal = error

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from octavo.core.assets import tokenizer_folder
 from octavo.core.config import EngineConfig
-from octavo.core.errors import ConfigError, RequestError, did_you_mean
+from octavo.core.errors import ConfigError, EngineDeadError, RequestError, did_you_mean
 from octavo.core.params import SamplingParams
 from octavo.core.result import RequestTiming, TokenLogprobs
 from octavo.engine.client import EngineClient
@@ -112,7 +112,10 @@ class LLM:
 
         Raises:
             RequestError: a prompt or its parameters cannot be honoured; nothing has run then.
+            EngineDeadError: the engine is gone, or this object is closed.
         """
+        if self._is_closed:
+            raise EngineDeadError("this LLM is closed.", fix="Make another.")
         listed = _as_list(prompts)
         params = _params_for(sampling_params, len(listed))
         frontend = Frontend(self._client, self.tokenizer)
@@ -137,6 +140,8 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         """Forget cached prefixes, as before a measurement."""
+        if self._is_closed:
+            return
         self._loop.call_soon_threadsafe(self._client.reset_prefix_cache)
 
     def close(self) -> None:
@@ -160,11 +165,23 @@ class LLM:
         self.close()
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        tasks: list[asyncio.Task[Any] | None] = []
+
+        async def run() -> T:
+            tasks.append(asyncio.current_task())
+            return await work
+
+        def cancel() -> None:
+            for task in tasks:
+                assert task is not None
+                task.cancel()
+
         try:
-            return future.result()
-        except KeyboardInterrupt:  # what runs for it in the engine ends, too
-            future.cancel()
+            return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+        except KeyboardInterrupt:
+            # What runs for it in the engine ends, too. One turn later, because the task's first turn may be to come;
+            # and by way of the list, because the interrupt may come before a future could be kept.
+            self._loop.call_soon_threadsafe(self._loop.call_soon, cancel)
             raise
 
     async def _run(

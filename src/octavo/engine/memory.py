@@ -231,7 +231,7 @@ def _does_not_fit(
         changes.append("--dtype bfloat16 (halves weights and KV)")
     used = 1 - HEADROOM_SHARE * (1 if kv_bytes is None else share)
     size = (fixed + max(wanted, kv_bytes or 0)) / used / (share if kv_bytes is None else 1)
-    machine = f"a machine with {size / GIB:.1f} GiB available"
+    machine = f"a machine with {_gib(size * 1.01)} available"
     if kv_bytes is not None and kv_bytes < wanted:
         machine += f" and --kv-cache-memory-bytes {wanted}"
     changes += [machine, "a smaller model"]
@@ -247,4 +247,4 @@ def _shorter(needs: Needs, length: int, room: int) -> list[str]:
 
 
 def _gib(size: float) -> str:
-    return f"{size / GIB:.2f} GiB"
+    return f"{size / GIB:.2f} GiB" if size >= GIB or not size else f"{size * 1024 / GIB:.1f} MiB"

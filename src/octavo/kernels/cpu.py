@@ -1,16 +1,20 @@
 """Typed wrappers over the compiled CPU kernels (`octavo._cpu`, built from csrc/cpu).
 
-Arrays pass through DLPack, so numpy arrays and torch CPU tensors do alike and nothing is copied; the extension checks
-shape, dtype and contiguity and raises ValueError or TypeError. Knows neither torch nor models. Where the extension
-was not built, `missing()` says so and the other functions must not be called.
+Nothing is copied; shape, dtype and contiguity are checked, in the extension where arrays pass through DLPack and here
+where they pass as addresses. Knows no models. Where the extension was not built, `missing()` says so and the other
+functions must not be called.
 
-Shape letters: T tokens in the step, H query heads, G key/value heads, D head size, S slices, B table width.
+Shape letters: T tokens in the step, H query heads, G key/value heads, D head size, S slices, B table width; of a product
+N rows, D inputs, O outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
+
+import torch
+from torch import Tensor
 
 try:
     from octavo import _cpu
@@ -99,3 +103,153 @@ class PagedAttention:
             num_threads=num_threads,
             isa=isa,
         )
+
+
+class PackedWeight:
+    """A weight in the kernels' own layout: panels of sixteen outputs, one input after the other.
+
+    Kept as bfloat16 where that loses nothing (a bfloat16 weight, or a float32 one whose values all are bfloat16), else
+    as float32. Products are float32: each output is one chain of fused multiply-adds over the inputs in order, so that a
+    row's result depends neither on the other rows nor on the number of threads or the instruction set.
+    """
+
+    def __init__(self, weight_OD: Tensor, *, num_threads: int = 1) -> None:
+        """Copy and repack (`weight_OD` float32 or bfloat16 [O, D], C-contiguous).
+
+        Raises:
+            ValueError: another dtype.
+            TypeError: not on the CPU, or not contiguous.
+        """
+        self._packed = _cpu.PackedWeight(weight_OD, num_threads=num_threads)
+        self.num_outputs, self.num_inputs = weight_OD.shape
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the packed form; outputs are filled up to whole panels."""
+        return int(self._packed.num_bytes)
+
+    def multiply(
+        self,
+        x_ND: Tensor,
+        out_NO: Tensor,
+        bias_O: Tensor | None = None,
+        *,
+        num_threads: int = 1,
+        isa: str = "",
+    ) -> None:
+        """Write x @ weight^T + bias into `out_NO`; all float32 and C-contiguous.
+
+        Raises:
+            ValueError: shapes, dtypes or layout do not fit.
+        """
+        rows = x_ND.shape[0]
+        x = _address("x", x_ND, (rows, self.num_inputs))
+        out = _address("out", out_NO, (rows, self.num_outputs))
+        bias = 0 if bias_O is None else _address("bias", bias_O, (self.num_outputs,))
+        _cpu.linear(self._packed, x, bias, out, rows, num_threads, isa)
+
+
+def rms_norm(
+    x_ND: Tensor,
+    weight_D: Tensor,
+    out_ND: Tensor,
+    eps: float,
+    *,
+    residual_ND: Tensor | None = None,
+    num_threads: int = 1,
+    isa: str = "",
+) -> None:
+    """Write x / sqrt(mean(x^2) + eps) * weight into `out_ND`; with a residual, x is added to it first, in place.
+
+    Shapes: [..., D], weight [D]; all float32 and C-contiguous.
+
+    Raises:
+        ValueError: shapes, dtypes or layout do not fit.
+    """
+    shape = x_ND.shape
+    residual = 0 if residual_ND is None else _address("residual", residual_ND, shape)
+    _cpu.rms_norm(
+        _address("x", x_ND, shape),
+        residual,
+        _address("weight", weight_D, shape[-1:]),
+        _address("out", out_ND, shape),
+        x_ND.numel() // max(1, shape[-1]),
+        shape[-1],
+        eps,
+        num_threads,
+        isa,
+    )
+
+
+def silu_and_mul(x_NE: Tensor, out_ND: Tensor, *, num_threads: int = 1, isa: str = "") -> None:
+    """Write silu(first half) * second half into `out_ND`. Shapes: [N, 2 D] -> [N, D], float32 and C-contiguous.
+
+    Raises:
+        ValueError: shapes, dtypes or layout do not fit.
+    """
+    rows, features = out_ND.shape
+    out = _address("out", out_ND, (rows, features))
+    _cpu.silu_and_mul(
+        _address("x", x_NE, (rows, 2 * features)), out, rows, features, num_threads, isa
+    )
+
+
+def attention_inputs(
+    qkv_TO: Tensor,
+    norms: tuple[Tensor, Tensor, float] | None,
+    angles: tuple[Tensor, Tensor],
+    slots_T: Tensor,
+    cache: tuple[Tensor, Tensor],
+    q_THD: Tensor,
+    *,
+    num_threads: int = 1,
+    isa: str = "",
+) -> None:
+    """Norm queries and keys per head (`norms`: weights [D] and eps), rotate them, store keys and values.
+
+    Shapes: qkv [T, (H + 2 G) D], `angles` cos and sin [T, K], slots int64 [T] below blocks * 16, `cache` keys and values
+    [num_blocks, 16, G, D]; the queries are written to `q_THD`. All float32 and C-contiguous. The slots are not checked.
+
+    Raises:
+        ValueError: shapes, dtypes or layout do not fit.
+    """
+    num_tokens, heads, dim = q_THD.shape
+    kv_heads, half = cache[0].shape[2], angles[0].shape[1]
+    q_norm = 0 if norms is None else _address("q_norm", norms[0], (dim,))
+    k_norm = 0 if norms is None else _address("k_norm", norms[1], (dim,))
+    _cpu.attention_inputs(
+        _address("qkv", qkv_TO, (num_tokens, (heads + 2 * kv_heads) * dim)),
+        q_norm,
+        k_norm,
+        _address("cos", angles[0], (num_tokens, half)),
+        _address("sin", angles[1], (num_tokens, half)),
+        _address("slots", slots_T, (num_tokens,), torch.int64),
+        _address("q", q_THD, q_THD.shape),
+        _address("k_cache", cache[0], cache[0].shape),
+        _address("v_cache", cache[1], cache[0].shape),
+        num_tokens,
+        heads,
+        kv_heads,
+        dim,
+        2 * half,
+        0.0 if norms is None else norms[2],
+        num_threads,
+        isa,
+    )
+
+
+def _address(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> int:
+    """Where a tensor's data lie. DLPack would check this, too, at forty times the cost."""
+    if (
+        tensor.dtype is not dtype
+        or tensor.shape != shape
+        or not tensor.is_contiguous()
+        or not tensor.is_cpu
+    ):
+        raise ValueError(
+            f"{name}: expected {dtype} {list(shape)}, contiguous on cpu; "
+            f"given {tensor.dtype} {list(tensor.shape)} on {tensor.device}, strides {tensor.stride()}."
+        )
+    return tensor.data_ptr()

@@ -9,6 +9,8 @@ P slots in the pool (blocks * BLOCK_SIZE).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
@@ -94,9 +96,39 @@ def kv_store(
     v_cache.flatten(0, 1).index_copy_(0, slots_T, v_THD)
 
 
+class QkNorm(NamedTuple):
+    """RMS norms of queries and keys, per head."""
+
+    q_weight_D: torch.Tensor
+    k_weight_D: torch.Tensor
+    eps: float
+
+
+def attention_inputs(
+    qkv_TO: torch.Tensor,
+    norms: QkNorm | None,
+    angles: tuple[torch.Tensor, torch.Tensor],
+    slots_T: torch.Tensor,
+    cache: tuple[torch.Tensor, torch.Tensor],
+) -> torch.Tensor:
+    """Split projected rows, norm queries and keys where asked, rotate both, store keys and values; the queries.
+
+    Shapes: qkv [T, (H + 2 G) D], `angles` cos and sin as in `rope`, slots and cache as in `kv_store` -> [T, H, D].
+    """
+    kv_heads, dim = cache[0].shape[2:]
+    rows_THD = qkv_TO.view(qkv_TO.shape[0], qkv_TO.shape[1] // dim, dim)
+    sizes = (rows_THD.shape[1] - 2 * kv_heads, kv_heads, kv_heads)
+    q_THD, k_THD, v_THD = rows_THD.split_with_sizes(sizes, dim=1)
+    if norms is not None:
+        q_THD = rms_norm(q_THD, norms.q_weight_D, norms.eps)
+        k_THD = rms_norm(k_THD, norms.k_weight_D, norms.eps)
+    q_THD, k_THD = rope(q_THD, k_THD, *angles)
+    kv_store(k_THD, v_THD, *cache, slots_T)
+    return q_THD
+
+
 TORCH_RMS_NORM = Function(rms_norm)
 TORCH_ADD_RMS_NORM = Function(add_rms_norm)
-TORCH_ROPE = Function(rope)
 TORCH_SILU_AND_MUL = Function(silu_and_mul)
 TORCH_EMBEDDING = Function(embedding)
-TORCH_KV_STORE = Function(kv_store)
+TORCH_ATTENTION_INPUTS = Function(attention_inputs)

@@ -13,28 +13,53 @@ from octavo.kernels.gemm.registry import LINEAR
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from octavo.kernels.ops import QkNorm
+
     Pair: TypeAlias = tuple[Tensor, Tensor]
 
 RMS_NORM: Op[OpCase, Callable[[Tensor, Tensor, float], Tensor]] = Op(
-    "rms_norm", Registry("rms_norm kernel", {"torch": "octavo.kernels.ops:TORCH_RMS_NORM"})
+    "rms_norm",
+    Registry(
+        "rms_norm kernel",
+        {
+            "cpu": "octavo.kernels.cpu_rows:RMS_NORM",
+            "torch": "octavo.kernels.ops:TORCH_RMS_NORM",
+        },
+    ),
 )
 ADD_RMS_NORM: Op[OpCase, Callable[[Tensor, Tensor, Tensor, float], Pair]] = Op(
     "add_rms_norm",
-    Registry("add_rms_norm kernel", {"torch": "octavo.kernels.ops:TORCH_ADD_RMS_NORM"}),
+    Registry(
+        "add_rms_norm kernel",
+        {
+            "cpu": "octavo.kernels.cpu_rows:ADD_RMS_NORM",
+            "torch": "octavo.kernels.ops:TORCH_ADD_RMS_NORM",
+        },
+    ),
 )
-ROPE: Op[OpCase, Callable[[Tensor, Tensor, Tensor, Tensor], Pair]] = Op(
-    "rope", Registry("rope kernel", {"torch": "octavo.kernels.ops:TORCH_ROPE"})
+ATTENTION_INPUTS: Op[OpCase, Callable[[Tensor, QkNorm | None, Pair, Tensor, Pair], Tensor]] = Op(
+    "attention_inputs",
+    Registry(
+        "attention_inputs kernel",
+        {
+            "cpu": "octavo.kernels.cpu_rows:ATTENTION_INPUTS",
+            "torch": "octavo.kernels.ops:TORCH_ATTENTION_INPUTS",
+        },
+    ),
 )
 SILU_AND_MUL: Op[OpCase, Callable[[Tensor], Tensor]] = Op(
     "silu_and_mul",
-    Registry("silu_and_mul kernel", {"torch": "octavo.kernels.ops:TORCH_SILU_AND_MUL"}),
+    Registry(
+        "silu_and_mul kernel",
+        {
+            "cpu": "octavo.kernels.cpu_rows:SILU_AND_MUL",
+            "torch": "octavo.kernels.ops:TORCH_SILU_AND_MUL",
+        },
+    ),
 )
 EMBEDDING: Op[OpCase, Callable[[Tensor, Tensor], Tensor]] = Op(
     "embedding", Registry("embedding kernel", {"torch": "octavo.kernels.ops:TORCH_EMBEDDING"})
 )
-KV_STORE: Op[OpCase, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]] = Op(
-    "kv_store", Registry("kv_store kernel", {"torch": "octavo.kernels.ops:TORCH_KV_STORE"})
-)
 
-OPS = (RMS_NORM, ADD_RMS_NORM, ROPE, SILU_AND_MUL, EMBEDDING, KV_STORE, LINEAR, ATTENTION)
+OPS = (RMS_NORM, ADD_RMS_NORM, ATTENTION_INPUTS, SILU_AND_MUL, EMBEDDING, LINEAR, ATTENTION)
 """Every op, for `check_forced` and for reports."""

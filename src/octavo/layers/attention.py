@@ -11,10 +11,10 @@ from octavo.core.batch import ForwardBatch
 from octavo.core.kvspec import KVSpec
 from octavo.kernels.attention.base import AttentionBackend, AttentionCase
 from octavo.kernels.attention.registry import ATTENTION
-from octavo.kernels.registry import KV_STORE, ROPE
+from octavo.kernels.ops import QkNorm
+from octavo.kernels.registry import ATTENTION_INPUTS
 from octavo.layers.build import Build
 from octavo.layers.linear import Linear
-from octavo.layers.norm import RmsNorm
 
 
 class LayerCaches(Protocol):
@@ -64,14 +64,16 @@ class Attention:
     ) -> None:
         heads, kv_heads, dim = shape.num_heads, spec.num_kv_heads, spec.head_dim
         self.layer, self.group, self.spec = layer, group, spec
-        self._sizes = (heads * dim, kv_heads * dim, kv_heads * dim)
-        parts = tuple(zip(("q_proj", "k_proj", "v_proj"), self._sizes, strict=True))
+        sizes = (heads * dim, kv_heads * dim, kv_heads * dim)
+        parts = tuple(zip(("q_proj", "k_proj", "v_proj"), sizes, strict=True))
         self.qkv = Linear(build, parts, shape.hidden_size, has_bias=shape.qkv_bias)
         out = (("o_proj", shape.hidden_size),)
         self.out = Linear(build, out, heads * dim, has_bias=shape.output_bias)
-        eps = shape.qk_norm_eps
-        self.q_norm = None if eps is None else RmsNorm(build.at("q_norm"), dim, eps)
-        self.k_norm = None if eps is None else RmsNorm(build.at("k_norm"), dim, eps)
+        self.norms: QkNorm | None = None
+        if shape.qk_norm_eps is not None:
+            q_weight_D = build.parameter("q_norm.weight", dim, init="ones")
+            k_weight_D = build.parameter("k_norm.weight", dim, init="ones")
+            self.norms = QkNorm(q_weight_D, k_weight_D, shape.qk_norm_eps)
         case = AttentionCase(
             device=build.device.type,
             dtype=build.dtype_name,
@@ -83,19 +85,13 @@ class Attention:
             soft_cap=shape.soft_cap,
         )
         self.backend = build.dispatch.choose(ATTENTION, case)
-        self._rope = build.dispatch.choose(ROPE, build.case(heads, kv_heads, dim))
-        self._store = build.dispatch.choose(KV_STORE, build.case(kv_heads, dim))
+        self._prepare = build.dispatch.choose(ATTENTION_INPUTS, build.case(heads, kv_heads, dim))
 
     def __call__(self, x_TM: torch.Tensor, step: Step) -> torch.Tensor:
         """[T, M] -> [T, M]; the tokens' keys and values are in the cache afterwards."""
-        num_tokens, dim = x_TM.shape[0], self.spec.head_dim
-        q_TO, k_TO, v_TO = self.qkv(x_TM).split_with_sizes(self._sizes, dim=-1)
-        q_THD, k_TGD = q_TO.view(num_tokens, -1, dim), k_TO.view(num_tokens, -1, dim)
-        if self.q_norm is not None and self.k_norm is not None:
-            q_THD, k_TGD = self.q_norm(q_THD), self.k_norm(k_TGD)
-        q_THD, k_TGD = self._rope(q_THD, k_TGD, step.cos_TK, step.sin_TK)
         cache = step.kv.layer(self.layer)
         slots_T = step.batch.groups[self.group].slots_T
-        self._store(k_TGD, v_TO.view(num_tokens, -1, dim), cache[0], cache[1], slots_T)
+        angles = (step.cos_TK, step.sin_TK)
+        q_THD = self._prepare(self.qkv(x_TM), self.norms, angles, slots_T, cache)
         plan = step.plan(self.backend, self.group, self.spec)
         return self.out(self.backend.run(q_THD, cache, plan).flatten(1))

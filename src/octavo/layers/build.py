@@ -30,6 +30,8 @@ class Build:
 
     dtype: torch.dtype
     device: torch.device
+    weight_dtype: torch.dtype
+    """Of tables and linear weights until they are packed; the rest has `dtype`."""
     dispatch: Dispatcher = field(default_factory=Dispatcher)
     quant: QuantFormat[Any] | None = None
     prefix: str = ""
@@ -57,13 +59,15 @@ class Build:
         """The case of a simple op with these sizes."""
         return OpCase(device=self.device.type, dtype=self.dtype_name, sizes=sizes)
 
-    def empty(self, *shape: int) -> torch.Tensor:
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """An unfilled parameter that is in no map yet."""
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
+        return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
 
-    def parameter(self, local: str, *shape: int, init: Init = "normal") -> torch.Tensor:
+    def parameter(
+        self, local: str, *shape: int, init: Init = "normal", dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
         """A parameter filled from the checkpoint tensor `prefix.local`."""
-        tensor = self.empty(*shape)
+        tensor = self.empty(*shape, dtype=dtype)
         self.note(local, tensor, init)
         return tensor
 

@@ -19,7 +19,7 @@ class Head:
         if is_tied:
             build.aliases[build.name("weight")] = embedding.weight_name
         else:
-            weight_VD = build.parameter("weight", *weight_VD.shape)
+            weight_VD = build.parameter("weight", *weight_VD.shape, dtype=build.weight_dtype)
         self._kernel = build.dispatch.choose(LINEAR, build.case(*weight_VD.shape))
         self._packed: Any = None
 

@@ -45,7 +45,7 @@ class Linear:
         return self._kernel.run(x_ND, self._packed, self._bias_O)
 
     def _declare_weight(self, build: Build) -> None:
-        weight_OD = build.empty(self.num_outputs, self.num_inputs)
+        weight_OD = build.empty(self.num_outputs, self.num_inputs, dtype=build.weight_dtype)
         start = 0
         for name, size in self.parts:
             build.note(f"{name}.weight", weight_OD[start : start + size], "normal")

@@ -60,9 +60,12 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         tables = (1 if self.is_tied else 2) * self.vocab_size * size
         return self.num_layers * (attention + mlp + 2 * size) + tables + size
 
-    def weight_bytes(self, dtype: str) -> int:
-        """Bytes of all weights in `dtype`, unquantized."""
-        return self.num_parameters * DTYPE_BYTES[dtype]
+    def weight_bytes(self, dtype: str, *, has_own_head: bool = False) -> int:
+        """Bytes of all weights in `dtype`, unquantized; `has_own_head` counts a tied head apart from the embedding."""
+        count = self.num_parameters
+        if has_own_head and self.is_tied:
+            count += self.vocab_size * self.hidden_size
+        return count * DTYPE_BYTES[dtype]
 
     def activation_bytes(self, num_tokens: int, dtype: str, *, num_logits: int = 1) -> int:
         """Estimated peak of one step's temporaries beside weights and cache.

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
 from octavo.core.errors import ConfigError
 from octavo.core.kvspec import DTYPE_BYTES, KVGroup, group_layers
 from octavo.kernels.cpu_facts import DtypeChoice, read_cpu_flags, resolve_dtype
-from octavo.kernels.dispatch import Choice, Dispatcher, check_forced
+from octavo.kernels.dispatch import Choice, Dispatcher, OpCase, check_forced
+from octavo.kernels.gemm.registry import LINEAR
 from octavo.kernels.registry import OPS
 from octavo.layers.build import Build
 from octavo.models.base import Model
@@ -50,6 +51,26 @@ def choose_dtype(facts: ModelFacts, asked: str, device: str) -> DtypeChoice:
     return resolve_dtype(asked, facts.dtype, device=kind, cpu_flags=read_cpu_flags())
 
 
+class WeightStorage(NamedTuple):
+    """How weights are kept in memory."""
+
+    dtype: str
+    is_repacked: bool
+    """Whether kernels hold copies of their own, so that a tied head does not share the embedding's table."""
+
+
+def choose_storage(facts: ModelFacts, dtype: str, device: str) -> WeightStorage:
+    """How `load_model` would keep the weights; for planning memory before it."""
+    return _storage(facts, Dispatcher(), dtype, device)
+
+
+def _storage(facts: ModelFacts, dispatch: Dispatcher, dtype: str, device: str) -> WeightStorage:
+    sizes = (facts.vocab_size, facts.hidden_size)
+    kind = torch.device(device).type
+    kernel = dispatch.choose(LINEAR, OpCase(device=kind, dtype=dtype, sizes=sizes))
+    return WeightStorage(kernel.stores(facts.dtype), kernel.repacks)
+
+
 def load_model(
     folder: Path,
     *,
@@ -74,10 +95,16 @@ def load_model(
     check_forced(kernels or {}, OPS)
     dispatch = Dispatcher(kernels)
     torch_dtype: torch.dtype = getattr(torch, chosen.dtype)
-    build = Build(dtype=torch_dtype, device=torch.device(device), dispatch=dispatch)
+    storage = _storage(facts, dispatch, chosen.dtype, device)
+    build = Build(
+        dtype=torch_dtype,
+        device=torch.device(device),
+        weight_dtype=getattr(torch, storage.dtype),
+        dispatch=dispatch,
+    )
     model = NETWORKS.load(facts.network)(facts, build)
     if load_format == "dummy":
-        fill_dummy(model.weight_map(), seed, progress)
+        fill_dummy(model.weight_map(), seed, progress, dtype=getattr(torch, facts.dtype))
     else:
         load_weights(folder, model.weight_map(), build.aliases, progress)
     _finish(build)

@@ -96,14 +96,21 @@ def load_weights(
     _raise_all(folder, problems)
 
 
-def fill_dummy(weights: Mapping[str, Weight], seed: int, progress: Progress | None = None) -> None:
+def fill_dummy(
+    weights: Mapping[str, Weight],
+    seed: int,
+    progress: Progress | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Random weights without a checkpoint: normal with deviation 0.02, norms 1, biases 0.
 
-    The same seed and names give the same values on every device. Values come from one pool, read from a place that
+    The same seed, names and `dtype` (the checkpoint's, to which values are rounded) give the same values on every
+    device and in every wider dtype. Values come from one pool, read from a place that
     the name decides: drawing each afresh would take most of a minute per billion.
     """
     generator = torch.Generator().manual_seed(seed)
-    pool = torch.empty(DUMMY_POOL).normal_(0.0, DUMMY_STD, generator=generator)
+    pool = torch.empty(DUMMY_POOL).normal_(0.0, DUMMY_STD, generator=generator).to(dtype)
     total = sum(weight.tensor.numel() for weight in weights.values())
     done = 0
     for name, weight in weights.items():

@@ -15,7 +15,7 @@ PARTS = (("q", 6), ("k", 2), ("v", 2))
 
 
 def make_build() -> Build:
-    return Build(dtype=torch.float32, device=torch.device("cpu"))
+    return Build(dtype=torch.float32, device=torch.device("cpu"), weight_dtype=torch.float32)
 
 
 def fill(build: Build) -> None:
@@ -62,7 +62,9 @@ def test_a_quant_format_takes_the_layers_it_claims() -> None:
             assert bias is None
             return x @ (2.0 * stored.float()).T
 
-    build = Build(dtype=torch.float32, device=torch.device("cpu"), quant=Doubled())
+    build = Build(
+        dtype=torch.float32, device=torch.device("cpu"), weight_dtype=torch.float32, quant=Doubled()
+    )
     claimed = Linear(build, (("q", 4),), 3)
     plain = Linear(build, (("o", 4),), 3)
     assert set(build.weights) == {"q.qweight", "o.weight"}

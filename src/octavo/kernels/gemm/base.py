@@ -10,6 +10,12 @@ import torch
 class LinearKernel(Protocol):
     """x @ weight^T + bias for one (out, in) size. Shape letters: N rows, D in, O out."""
 
+    repacks: bool
+    """Whether `pack` copies, so that a head tied to the embedding needs memory of its own."""
+
+    def stores(self, checkpoint: str, /) -> str:
+        """The dtype in which it wants a checkpoint's weights, by name; at least as precise as the case's or theirs."""
+
     def pack(self, weight_OD: torch.Tensor, /) -> Any:
         """The weight in the kernel's own layout; called once, after loading. The caller drops `weight_OD`."""
 

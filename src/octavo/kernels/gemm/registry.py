@@ -11,5 +11,12 @@ if TYPE_CHECKING:
     from octavo.kernels.gemm.base import LinearKernel
 
 LINEAR: Op[OpCase, LinearKernel] = Op(
-    "linear", Registry("linear kernel", {"torch": "octavo.kernels.gemm.torch_linear:TorchLinear"})
+    "linear",
+    Registry(
+        "linear kernel",
+        {
+            "cpu_packed": "octavo.kernels.gemm.cpu:CpuLinear",
+            "torch": "octavo.kernels.gemm.torch_linear:TorchLinear",
+        },
+    ),
 )

@@ -11,6 +11,8 @@ from octavo.kernels.dispatch import OpCase
 class TorchLinear:
     """The reference, wrapped. Takes every case."""
 
+    repacks = False
+
     def __init__(self, case: OpCase) -> None:
         self.case = case
 
@@ -18,6 +20,10 @@ class TorchLinear:
     def refuses(case: OpCase, /) -> str | None:
         """Never refuses."""
         return None
+
+    def stores(self, checkpoint: str, /) -> str:
+        """The activations' dtype; torch multiplies like with like."""
+        return self.case.dtype
 
     def pack(self, weight_OD: torch.Tensor, /) -> torch.Tensor:
         """The weight itself."""

@@ -5,6 +5,7 @@ process.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo.core.assets import model_folder
@@ -28,6 +29,7 @@ class TransformersPeer:
             import transformers as library  # lazy: an optional dependency
 
             from octavo.layers.build import Weight  # lazy: loads torch
+            from octavo.models.facts import read_facts  # lazy: only for this comparison
             from octavo.models.weights import fill_dummy  # lazy: loads torch
         except ImportError as error:
             raise ConfigError(
@@ -49,6 +51,7 @@ class TransformersPeer:
             fill_dummy(
                 {name: Weight(p.data, _init(name, p.ndim)) for name, p in model.named_parameters()},
                 config.seed,
+                dtype=getattr(torch, read_facts(Path(folder)).dtype),
             )
         else:
             model = model_type.from_pretrained(folder, dtype=torch_dtype, local_files_only=True)

@@ -1,0 +1,68 @@
+// Matrix product with a weight that is repacked once: out = x * weight^T + bias. No Python, no torch.
+//
+// Shape letters: N rows of x, D inputs, O outputs, P panels of kPanel outputs.
+//
+// Every output element is one chain of fused multiply-adds over d = 0 .. D - 1, begun at the bias, in float32. So a row's
+// result depends on its own inputs alone: not on other rows, tiles, threads, or the instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "attention.h"  // DType
+#include "isa.h"
+
+namespace octavo {
+
+constexpr int kPanel = 16;      // outputs that lie together
+constexpr int kMaxTileRows = 6;  // rows whose accumulators, 6 x 16 floats, fill twelve of sixteen AVX2 registers
+
+// Weights as [P, D, kPanel], the last panel filled up with zeros. In float32 a panel's outputs lie in order; in bfloat16
+// output i lies at 2i for i < 8 and at 2(i - 8) + 1 otherwise, so that a shift and a mask widen them.
+struct PackedWeight {
+  DType dtype;
+  int num_outputs;
+  int num_inputs;
+  const void* data;
+};
+
+inline int num_panels(int num_outputs) { return (num_outputs + kPanel - 1) / kPanel; }
+inline int element_size(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
+
+// Up to kMaxTileRows rows times some panels over a range of inputs.
+struct GemmTile {
+  DType dtype;
+  const float* x;        // of the first row and input
+  int64_t row_stride;    // floats from one row of x to the next
+  int64_t input_stride;  // floats from one input of x to the next
+  const char* panel;     // of the first panel and input
+  int64_t panel_stride;  // bytes from one panel to the next
+  int num_rows;
+  int num_panels;
+  int num_inputs;
+  float* out;  // [num_rows, num_panels * kPanel] in rows of out_stride; holds the chains so far
+  int64_t out_stride;
+};
+
+using GemmKernel = void (*)(const GemmTile& tile);
+
+// The kernel compiled for `isa`, or null if there is none in this build.
+GemmKernel gemm_kernel(Isa isa);
+
+// Bytes of the packed form.
+int64_t packed_bytes(int num_outputs, int num_inputs, DType dtype);
+
+// Whether every value is a bfloat16 in float32's clothes, so that packing as bfloat16 loses nothing.
+bool all_bfloat16(const float* values, int64_t count);
+
+// Packs rows [O, D] of `from` into `to` as `as`. float32 -> bfloat16 must lose nothing.
+void pack_weight(const void* source, DType from, int num_outputs, int num_inputs, void* to, DType as, int num_threads);
+
+// out [N, O] = x [N, D] * weight^T + bias (null: none).
+void gemm(const PackedWeight& weight, const float* x, int num_rows, const float* bias, float* out, GemmKernel kernel,
+          int num_threads);
+
+// One per translation unit. Call only on a machine that has the instruction set.
+void gemm_scalar(const GemmTile& tile);
+void gemm_avx2(const GemmTile& tile);
+
+}  // namespace octavo

@@ -1,0 +1,106 @@
+// The arithmetic of rows.h, compiled once per instruction set: plain loops over lanes, which compilers turn into vectors.
+// Included into an unnamed namespace, so that no function of one instruction set is merged with that of another.
+
+constexpr int kLanes = 16;
+
+inline float fold(const float* lanes) {
+  float eight[8], four[4];
+  for (int i = 0; i < 8; ++i) eight[i] = lanes[i] + lanes[i + 8];
+  for (int i = 0; i < 4; ++i) four[i] = eight[i] + eight[i + 4];
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+inline float sum_of_squares(const float* x, int n) {
+  float lanes[kLanes] = {};
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) lanes[l] += x[i + l] * x[i + l];
+  }
+  for (int l = 0; i < n; ++i, ++l) lanes[l] += x[i] * x[i];
+  return fold(lanes);
+}
+
+inline float norm_factor(const float* x, int n, float eps) {
+  return 1.0f / sqrtf(sum_of_squares(x, n) / static_cast<float>(n) + eps);
+}
+
+inline void norm_row(const float* x, const float* weight, float* out, int n, float eps) {
+  const float factor = norm_factor(x, n, eps);
+  for (int i = 0; i < n; ++i) out[i] = weight[i] * (x[i] * factor);
+}
+
+void rms_norm_rows(const RmsNorm& op, int64_t first, int64_t last) {
+  const int n = op.num_features;
+  for (int64_t row = first; row < last; ++row) {
+    const float* x = op.x + row * n;
+    if (op.residual != nullptr) {
+      float* sum = op.residual + row * n;
+      for (int i = 0; i < n; ++i) sum[i] += x[i];
+      x = sum;
+    }
+    norm_row(x, op.weight, op.out + row * n, n, op.eps);
+  }
+}
+
+// exp(x), within 2 units in the last place: exp(x) = 2^n exp(r), |r| <= ln(2) / 2, with the polynomial of Cephes expf
+// (S. Moshier, https://www.netlib.org/cephes/, single/expf.c). Clamped to where 2^n is a normal number.
+inline float exp_lane(float x) {
+  x = x < -87.3f ? -87.3f : (x > 88.0f ? 88.0f : x);
+  const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
+  const float n = (x * 1.44269504088896341f + shift) - shift;
+  float r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  memcpy(&power, &bits, 4);
+  return p * power;
+}
+
+void silu_and_mul_rows(const SiluAndMul& op, int64_t first, int64_t last) {
+  const int n = op.num_features;
+  for (int64_t row = first; row < last; ++row) {
+    const float* gate = op.x + row * 2 * n;
+    const float* up = gate + n;
+    float* out = op.out + row * n;
+    for (int i = 0; i < n; ++i) out[i] = gate[i] / (1.0f + exp_lane(-gate[i])) * up[i];
+  }
+}
+
+inline void rotate_row(const float* x, const float* cos, const float* sin, float* out, int rotated, int n) {
+  const int half = rotated / 2;
+  for (int i = 0; i < half; ++i) {
+    const float left = x[i], right = x[half + i];
+    out[i] = left * cos[i] - right * sin[i];
+    out[half + i] = right * cos[i] + left * sin[i];
+  }
+  for (int i = rotated; i < n; ++i) out[i] = x[i];
+}
+
+void attention_inputs_rows(const AttentionInputs& op, int64_t first, int64_t last) {
+  const int D = op.head_dim, H = op.num_heads, G = op.num_kv_heads;
+  float normed[kMaxHeadDim];
+  for (int64_t t = first; t < last; ++t) {
+    const float* row = op.qkv + t * (H + 2 * G) * D;
+    const float* cos = op.cos + t * (op.num_rotated / 2);
+    const float* sin = op.sin + t * (op.num_rotated / 2);
+    float* keys = op.k_cache + op.slots[t] * G * D;
+    for (int head = 0; head < H + G; ++head) {
+      const float* x = row + head * D;
+      const float* weight = head < H ? op.q_weight : op.k_weight;
+      if (weight != nullptr) {
+        norm_row(x, weight, normed, D, op.eps);
+        x = normed;
+      }
+      float* out = head < H ? op.q_out + (t * H + head) * D : keys + (head - H) * D;
+      rotate_row(x, cos, sin, out, op.num_rotated, D);
+    }
+    memcpy(op.v_cache + op.slots[t] * G * D, row + (H + G) * D, sizeof(float) * static_cast<size_t>(G) * D);
+  }
+}

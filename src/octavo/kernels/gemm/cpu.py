@@ -1,0 +1,51 @@
+"""Linear by the compiled CPU kernel: the weight is repacked once and kept in bfloat16 where the checkpoint is.
+
+Inputs, sums and outputs are float32, so a bfloat16 checkpoint is read at half the bytes and without any rounding of
+activations. A row's result is the same bits alone and in any batch.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from octavo.kernels import cpu
+from octavo.kernels.dispatch import OpCase
+
+
+class CpuLinear:
+    """The compiled kernel for one case."""
+
+    repacks = True
+
+    def __init__(self, case: OpCase) -> None:
+        self.case = case
+
+    @staticmethod
+    def refuses(case: OpCase, /) -> str | None:
+        """Refuses other devices and dtypes, machines without vector units, and a build without the extension."""
+        if case.device != "cpu":
+            return f"runs on cpu and not on {case.device}"
+        if case.dtype != "float32":
+            return f"computes in float32 and not in {case.dtype}"
+        missing = cpu.missing()
+        if missing is None and cpu.isa() == "scalar":
+            return "this CPU has no AVX2, and without it torch is faster"
+        return missing
+
+    @staticmethod
+    def stores(checkpoint: str, /) -> str:
+        """bfloat16 stays; everything else is kept in float32."""
+        return "bfloat16" if checkpoint == "bfloat16" else "float32"
+
+    def pack(self, weight_OD: torch.Tensor, /) -> cpu.PackedWeight:
+        """The weight as panels."""
+        return cpu.PackedWeight(weight_OD.detach(), num_threads=torch.get_num_threads())
+
+    def run(
+        self, x_ND: torch.Tensor, packed: cpu.PackedWeight, bias_O: torch.Tensor | None, /
+    ) -> torch.Tensor:
+        """[N, D], [O, D], [O] -> [N, O]."""
+        x_ND = x_ND.detach().contiguous()
+        out_NO = torch.empty(x_ND.shape[0], self.case.sizes[0])
+        packed.multiply(x_ND, out_NO, bias_O, num_threads=torch.get_num_threads())
+        return out_NO

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import re
 import signal
@@ -13,6 +14,8 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
 
 import pytest
 from openai import OpenAI
@@ -40,12 +43,14 @@ class Live:
         return sum(float(value) for value in found)
 
 
-def start(*flags: str) -> Live:
+def start(*flags: str, stderr: IO[str] | None = None) -> Live:
     code = "import sys; from octavo.tools.cli import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "serve", "--port", "0", "--disable-access-log", *flags],
         stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     printed = ""
@@ -66,6 +71,23 @@ def live() -> Iterator[Live]:
     assert server.process.wait(timeout=30) == 0, "SIGTERM drains and exits 0"
     assert server.process.stdout is not None
     server.process.stdout.close()
+
+
+def test_a_signal_to_the_whole_group_drains(tmp_path: Path) -> None:
+    """As service managers and terminals send it: the engine must not die before its client is done with it."""
+    with (tmp_path / "errors").open("w+") as errors:
+        server = start("--threads", "1", stderr=errors)
+        options = {"max_tokens": 300, "extra_body": {"ignore_eos": True}, "stream": True}
+        with OpenAI(base_url=server.url, api_key="none") as client:
+            chunks = client.completions.create(model="octavo-mini", prompt="x", **options)
+            next(chunks)
+            os.killpg(server.process.pid, signal.SIGTERM)
+            assert [chunk.choices[0].finish_reason for chunk in chunks][-1] == "length"
+        assert server.process.wait(timeout=30) == 0
+        assert server.process.stdout is not None
+        server.process.stdout.close()
+        errors.seek(0)
+        assert "E-ENGINE" not in errors.read()
 
 
 def test_the_printed_lines_work_as_printed(live: Live) -> None:

@@ -191,12 +191,18 @@ def _build(resolved: Resolved, model: Model, link: Link, steps: StepLog) -> Engi
 
 def _why(choice: Choice) -> str:
     refused = "; ".join(f"{name} refused: {reason}" for name, reason in choice.refusals)
-    return refused or "first of its kind"
+    return refused or "preferred"
 
 
 def _ready(resolved: Resolved, loaded: LoadedModel, phases: tuple[Phase, ...]) -> Ready:
-    kernels = {(choice.op, choice.winner): _why(choice) for choice in loaded.choices}
-    chosen = tuple(Decision(f"kernel {op}", name, why) for (op, name), why in kernels.items())
+    ops: dict[tuple[str, str], list[str]] = {}
+    for choice in loaded.choices:
+        alike = ops.setdefault((choice.winner, _why(choice)), [])
+        if choice.op not in alike:
+            alike.append(choice.op)
+    chosen = tuple(
+        Decision(f"kernel {name}", ", ".join(names), why) for (name, why), names in ops.items()
+    )
     limits, memory = resolved.limits, resolved.memory
     return Ready(
         model=resolved.config.model,

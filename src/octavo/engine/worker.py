@@ -25,9 +25,9 @@ logger = log.get_logger(__name__)
 
 def main(argv: list[str]) -> int:
     """Entry point of the process."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the client, which then says Shutdown
+    # Ctrl-C, and service managers that signal a whole group, mean the client: it drains, then says Shutdown.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     _die_with_parent()
     log.configure()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

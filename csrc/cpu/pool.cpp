@@ -2,11 +2,16 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <mutex>
 #include <thread>
 #include <vector>
 
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
 #if defined(_WIN32)
 #include <process.h>
 #define OCTAVO_GETPID _getpid
@@ -18,43 +23,75 @@
 namespace octavo {
 namespace {
 
+// How long a thread watches for the next call before it sleeps. Between two kernels of a step lie some ten microseconds
+// of Python; to wake a sleeping thread takes as long, and far longer on a virtual machine.
+constexpr std::chrono::microseconds kWatch{50};
+
+inline void pause() {
+#if defined(__x86_64__) || defined(_M_X64)
+  _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// Whether `done` came true while watching.
+template <class Condition>
+bool watch(Condition done) {
+  const auto until = std::chrono::steady_clock::now() + kWatch;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (done()) return true;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < until);
+  return done();
+}
+
 class Pool {
  public:
   void run(int num_items, int num_threads, Work work, void* context) {
     std::lock_guard<std::mutex> turn(turn_);
     const int helpers = num_threads - 1;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      while (static_cast<int>(threads_.size()) < helpers) {
-        const int index = static_cast<int>(threads_.size());
-        threads_.emplace_back([this, index, seen = generation_] { serve(index, seen); });
-      }
-      work_ = work;
-      context_ = context;
-      num_items_ = num_items;
-      next_.store(0, std::memory_order_relaxed);
-      helpers_ = helpers;
-      busy_ = helpers;
-      ++generation_;
+    while (static_cast<int>(threads_.size()) < helpers) {
+      const int index = static_cast<int>(threads_.size());
+      threads_.emplace_back([this, index, seen = call_.load()] { serve(index, seen); });
     }
-    wake_.notify_all();
+    // No helper reads these between its last item and the next call.
+    work_ = work;
+    context_ = context;
+    num_items_ = num_items;
+    next_.store(0, std::memory_order_relaxed);
+    busy_.store(helpers);
+    call_.store(((call_.load() >> kHelperBits) + 1) << kHelperBits | static_cast<uint64_t>(helpers));
+    if (sleeping_.load() > 0) {
+      { std::lock_guard<std::mutex> lock(mutex_); }
+      wake_.notify_all();
+    }
     take_items(0);
+    if (watch([this] { return busy_.load() == 0; })) return;
     std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [this] { return busy_ == 0; });
+    done_.wait(lock, [this] { return busy_.load() == 0; });
   }
 
  private:
-  void serve(int index, unsigned long seen) {
+  static constexpr int kHelperBits = 16;
+
+  void serve(int index, uint64_t seen) {
     for (;;) {
-      {
+      if (!watch([&] { return call_.load() != seen; })) {
         std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return generation_ != seen; });
-        seen = generation_;
-        if (index >= helpers_) continue;
+        sleeping_.fetch_add(1);
+        wake_.wait(lock, [&] { return call_.load() != seen; });
+        sleeping_.fetch_sub(1);
       }
+      seen = call_.load();
+      if (index >= static_cast<int>(seen & ((1u << kHelperBits) - 1))) continue;
       take_items(index + 1);
-      std::lock_guard<std::mutex> lock(mutex_);
-      if (--busy_ == 0) done_.notify_one();
+      if (busy_.fetch_sub(1) == 1) {
+        { std::lock_guard<std::mutex> lock(mutex_); }
+        done_.notify_one();
+      }
     }
   }
 
@@ -74,10 +111,10 @@ class Pool {
   Work work_ = nullptr;
   void* context_ = nullptr;
   int num_items_ = 0;
-  int helpers_ = 0;  // threads that take part in this generation
-  int busy_ = 0;     // of those, still at work
-  unsigned long generation_ = 0;
   std::atomic<int> next_{0};
+  std::atomic<int> busy_{0};        // helpers of this call still at work; the next call waits for all of them
+  std::atomic<int> sleeping_{0};    // helpers on wake_
+  std::atomic<uint64_t> call_{0};   // number of the call, and in the lowest bits how many helpers take part
 };
 
 // Never destroyed: joining threads while the process exits can deadlock, and sleeping threads cost nothing.

@@ -26,12 +26,13 @@ from octavo.engine.ipc import Loading, Phase, Ready
 from octavo.engine.memory import MemoryPlan, Needs, available_bytes, plan
 from octavo.engine.prepare import Rows
 from octavo.engine.runner import Runner
+from octavo.kernels import cpu
 from octavo.kernels.dispatch import Choice
 from octavo.meter.steplog import StepLog
 from octavo.meter.timeline import Timeline
 from octavo.models.base import Model
 from octavo.models.facts import ModelFacts, read_facts
-from octavo.models.load import LoadedModel, choose_dtype, choose_storage, load_model
+from octavo.models.load import LoadedModel, WeightStorage, choose_dtype, choose_storage, load_model
 from octavo.scheduler.limits import PREFILL_SHARE, Limits
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
@@ -46,6 +47,7 @@ class Resolved(NamedTuple):
     facts: ModelFacts
     device: str
     dtype: str
+    storage: WeightStorage
     limits: Limits
     memory: MemoryPlan
     decisions: tuple[Decision, ...]
@@ -66,7 +68,9 @@ def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float
         link.send(Loading(phase=phase, fraction=fraction))
 
     begin("config", 0.1)
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    threads = config.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    cpu.set_num_threads(threads)
     resolved = decide(config)
     steps = _open_step_log(config.step_log)
     begin("weights", 0.15)
@@ -79,6 +83,10 @@ def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float
         progress=lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)),
     )
     begin("kv cache", 0.9)
+    if resolved.storage.is_repacked:
+        torch.set_num_threads(
+            1
+        )  # the kernels have their own pool, beside which torch's would only spin
     engine = _build(resolved, loaded.model, link, steps)
     timeline.stop()
     details = {
@@ -146,7 +154,7 @@ def decide(config: EngineConfig) -> Resolved:
         length_decision,
         tokens_decision,
     )
-    return Resolved(config, facts, device, dtype.dtype, limits, memory, decisions)
+    return Resolved(config, facts, device, dtype.dtype, storage, limits, memory, decisions)
 
 
 def _device(asked: str) -> str:

@@ -24,6 +24,22 @@ else:
     _IMPORT_ERROR = None
 
 
+class _Settings:
+    """Of this process."""
+
+    num_threads = 0
+
+
+def set_num_threads(count: int) -> None:
+    """How many threads the kernels of this process use. Their pool is apart from torch's."""
+    _Settings.num_threads = count
+
+
+def num_threads() -> int:
+    """As set, else torch's."""
+    return _Settings.num_threads or torch.get_num_threads()
+
+
 class Array(Protocol):
     """What can be passed without a copy: numpy arrays and torch CPU tensors."""
 

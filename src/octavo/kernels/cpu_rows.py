@@ -40,7 +40,7 @@ def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """As `ops.rms_norm`."""
     x_ND = x_ND.contiguous()
     out_ND = torch.empty_like(x_ND)
-    cpu.rms_norm(x_ND, weight_D, out_ND, eps, num_threads=torch.get_num_threads())
+    cpu.rms_norm(x_ND, weight_D, out_ND, eps, num_threads=cpu.num_threads())
     return out_ND
 
 
@@ -49,7 +49,7 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """As `ops.add_rms_norm`; the sum is written over the residual."""
     out_ND = torch.empty_like(x_ND)
-    threads = torch.get_num_threads()
+    threads = cpu.num_threads()
     cpu.rms_norm(x_ND, weight_D, out_ND, eps, residual_ND=residual_ND, num_threads=threads)
     return out_ND, residual_ND
 
@@ -57,7 +57,7 @@ def add_rms_norm(
 def silu_and_mul(x_ND: Tensor) -> Tensor:
     """As `ops.silu_and_mul`."""
     out_ND = x_ND.new_empty(x_ND.shape[0], x_ND.shape[1] // 2)
-    cpu.silu_and_mul(x_ND, out_ND, num_threads=torch.get_num_threads())
+    cpu.silu_and_mul(x_ND, out_ND, num_threads=cpu.num_threads())
     return out_ND
 
 
@@ -71,7 +71,7 @@ def attention_inputs(
     """As `ops.attention_inputs`."""
     kv_heads, dim = cache[0].shape[2:]
     q_THD = qkv_TO.new_empty(qkv_TO.shape[0], qkv_TO.shape[1] // dim - 2 * kv_heads, dim)
-    threads = torch.get_num_threads()
+    threads = cpu.num_threads()
     cpu.attention_inputs(qkv_TO, norms, angles, slots_T, cache, q_THD, num_threads=threads)
     return q_THD
 

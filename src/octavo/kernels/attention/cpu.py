@@ -57,6 +57,6 @@ class CpuAttention:
             scale=self.case.scale,
             window=self.case.window,
             soft_cap=self.case.soft_cap,
-            num_threads=torch.get_num_threads(),
+            num_threads=cpu.num_threads(),
         )
         return out_THD

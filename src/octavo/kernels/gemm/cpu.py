@@ -39,7 +39,7 @@ class CpuLinear:
 
     def pack(self, weight_OD: torch.Tensor, /) -> cpu.PackedWeight:
         """The weight as panels."""
-        return cpu.PackedWeight(weight_OD.detach(), num_threads=torch.get_num_threads())
+        return cpu.PackedWeight(weight_OD.detach(), num_threads=cpu.num_threads())
 
     def run(
         self, x_ND: torch.Tensor, packed: cpu.PackedWeight, bias_O: torch.Tensor | None, /
@@ -47,5 +47,5 @@ class CpuLinear:
         """[N, D], [O, D], [O] -> [N, O]."""
         x_ND = x_ND.detach().contiguous()
         out_NO = torch.empty(x_ND.shape[0], self.case.sizes[0])
-        packed.multiply(x_ND, out_NO, bias_O, num_threads=torch.get_num_threads())
+        packed.multiply(x_ND, out_NO, bias_O, num_threads=cpu.num_threads())
         return out_NO

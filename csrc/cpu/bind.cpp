@@ -15,6 +15,7 @@
 #include "attention.h"
 #include "gemm.h"
 #include "isa.h"
+#include "pool.h"
 #include "rows.h"
 
 namespace nb = nanobind;
@@ -250,6 +251,7 @@ NB_MODULE(_cpu, m) {
   nb::class_<PackedWeight>(m, "PackedWeight", "A weight [O, D] in the kernels' layout.")
       .def(nb::init<const Weight&, int>(), nb::arg("weight").noconvert(), "num_threads"_a)
       .def_prop_ro("num_bytes", &PackedWeight::num_bytes);
+  m.def("set_watch", &octavo::set_watch, "Microseconds for which idle threads watch for the next call.");
   m.def("linear", &linear, "out = x * weight^T + bias.");
   m.def("rms_norm", &rms_norm, "RMS norm of rows, with a residual sum where there is one.");
   m.def("silu_and_mul", &silu_and_mul, "silu(first half) * second half of rows.");

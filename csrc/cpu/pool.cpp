@@ -23,9 +23,7 @@
 namespace octavo {
 namespace {
 
-// How long a thread watches for the next call before it sleeps. Between two kernels of a step lie some ten microseconds
-// of Python; to wake a sleeping thread takes as long, and far longer on a virtual machine.
-constexpr std::chrono::microseconds kWatch{50};
+std::atomic<int> watch_us{0};
 
 inline void pause() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -38,7 +36,10 @@ inline void pause() {
 // Whether `done` came true while watching.
 template <class Condition>
 bool watch(Condition done) {
-  const auto until = std::chrono::steady_clock::now() + kWatch;
+  if (done()) return true;
+  const std::chrono::microseconds span{watch_us.load(std::memory_order_relaxed)};
+  if (span.count() == 0) return false;
+  const auto until = std::chrono::steady_clock::now() + span;
   do {
     for (int i = 0; i < 32; ++i) {
       if (done()) return true;
@@ -132,6 +133,8 @@ Pool& pool() {
 }
 
 }  // namespace
+
+void set_watch(int microseconds) { watch_us.store(microseconds, std::memory_order_relaxed); }
 
 void parallel_for(int num_items, int num_threads, Work work, void* context) {
   const int threads = std::max(1, std::min(num_threads, num_items));

@@ -84,9 +84,7 @@ def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float
     )
     begin("kv cache", 0.9)
     if resolved.storage.is_repacked:
-        torch.set_num_threads(
-            1
-        )  # the kernels have their own pool, beside which torch's would only spin
+        cpu.take_over()
     engine = _build(resolved, loaded.model, link, steps)
     timeline.stop()
     details = {

@@ -35,6 +35,15 @@ def set_num_threads(count: int) -> None:
     _Settings.num_threads = count
 
 
+def take_over() -> None:
+    """The kernels do nearly all the work from now on: torch keeps to one thread, and idle threads watch for 50 us.
+
+    Two pools on the same cores would only wait for each other (docs/log.md).
+    """
+    torch.set_num_threads(1)
+    _cpu.set_watch(50)
+
+
 def num_threads() -> int:
     """As set, else torch's."""
     return _Settings.num_threads or torch.get_num_threads()

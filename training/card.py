@@ -1,6 +1,6 @@
 """Write the model card of an exported folder: measurements, the run's facts, unedited samples.
 
-    python training/card.py octavo-mini --command "train.py octavo-mini --budget-minutes 80"
+    python training/card.py octavo-mini --command "train.py octavo-mini --budget-minutes 110"
 
 The prompts below were fixed before the first sample was drawn, and the seed is fixed too: what the
 model writes is printed as it comes.
@@ -37,9 +37,8 @@ QUESTIONS = (
 )
 EXTRA = {
     "octavo-mini-draft": (
-        "Four fifths of the loss are the cross entropy against the finished octavo-mini's "
-        "probabilities, one fifth\nagainst the text. It exists to propose tokens for octavo-mini "
-        "in speculative decoding.\n"
+        "It exists to propose tokens for octavo-mini, whose tokenizer it shares, in speculative "
+        "decoding.\n"
     )
 }
 TEMPERATURE, TOP_P, MAX_TOKENS = 0.7, 0.9, 96

@@ -1,6 +1,6 @@
 """Train one bundled model within a budget of active time.
 
-    python training/train.py octavo-mini --budget-minutes 80
+    python training/train.py octavo-mini --budget-minutes 110
     python training/train.py octavo-mini-draft --budget-minutes 15 --teacher octavo-mini
 
 The learning rate follows the share of the budget that is used, so it is 0 when the budget ends.

@@ -166,10 +166,15 @@ class LLM:
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         tasks: list[asyncio.Task[Any] | None] = []
+        ended = threading.Lock()
+        ended.acquire()
 
         async def run() -> T:
             tasks.append(asyncio.current_task())
-            return await work
+            try:
+                return await work
+            finally:
+                ended.release()
 
         def cancel() -> None:
             for task in tasks:
@@ -177,7 +182,12 @@ class LLM:
                 task.cancel()
 
         try:
-            return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+            future = asyncio.run_coroutine_threadsafe(run(), self._loop)
+            # In turns: a signal that comes just before a lock is waited for does not wake the waiter (CPython). And on
+            # a plain lock: an interrupt inside the future's own condition could leave that locked.
+            while not ended.acquire(timeout=0.5):
+                pass
+            return future.result()
         except KeyboardInterrupt:
             # What runs for it in the engine ends, too. One turn later, because the task's first turn may be to come;
             # and by way of the list, because the interrupt may come before a future could be kept.

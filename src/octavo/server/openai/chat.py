@@ -13,7 +13,7 @@ from octavo.core.errors import ContextLengthError, RequestError
 from octavo.engine.frontend import Delta, Generation, output_limit
 from octavo.server.call import Call
 from octavo.server.openai.answer import Usage, check_body, respond
-from octavo.server.openai.completions import first_set, join_ids
+from octavo.server.openai.fold import first_set, fold, join_ids
 from octavo.server.openai.logprobs import (
     ChatLogprobs,
     PromptLogprobs,
@@ -202,20 +202,12 @@ class _Form:
             id=self._id,
             created=self._created,
             model=self._model,
-            choices=fold([piece.choice for piece in pieces]),
+            choices=fold([piece.choice for piece in pieces], _fold_choice),
             usage=usage,
             prompt_token_ids=first_set([piece.prompt_token_ids for piece in pieces]),
             prompt_logprobs=first_set([piece.prompt_logprobs for piece in pieces]),
         )
         return msgspec.json.encode(answer)
-
-
-def fold(pieces: Sequence[ChunkChoice]) -> list[Choice]:
-    """Pieces to whole choices, in order of their index."""
-    by_index: dict[int, list[ChunkChoice]] = {}
-    for piece in pieces:
-        by_index.setdefault(piece.index, []).append(piece)
-    return [_fold_choice(by_index[index]) for index in sorted(by_index)]
 
 
 def _fold_choice(pieces: Sequence[ChunkChoice]) -> Choice:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -13,6 +12,7 @@ from starlette.types import ASGIApp
 from octavo.engine.frontend import Delta, Generation
 from octavo.server.call import Call
 from octavo.server.openai.answer import Usage, check_body, respond
+from octavo.server.openai.fold import first_set, fold, join_ids
 from octavo.server.openai.logprobs import (
     CompletionLogprobs,
     PromptLogprobs,
@@ -27,7 +27,6 @@ from octavo.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
 _parser = Parser(CompletionBody)
-V = TypeVar("V")
 
 
 class Choice(msgspec.Struct, kw_only=True):
@@ -141,17 +140,9 @@ class _Form:
 
     def whole(self, pieces: Sequence[Choice], usage: Usage) -> bytes:
         """The fold of all pieces."""
-        self._head.choices = fold(pieces)
+        self._head.choices = fold(pieces, _fold_choice)
         self._head.usage = usage
         return msgspec.json.encode(self._head)
-
-
-def fold(pieces: Sequence[Choice]) -> list[Choice]:
-    """Pieces to whole choices, in order of their index."""
-    by_index: dict[int, list[Choice]] = {}
-    for piece in pieces:
-        by_index.setdefault(piece.index, []).append(piece)
-    return [_fold_choice(by_index[index]) for index in sorted(by_index)]
 
 
 def _fold_choice(pieces: Sequence[Choice]) -> Choice:
@@ -178,14 +169,3 @@ def _join_logprobs(parts: Sequence[CompletionLogprobs], num_chars: int) -> Compl
         top_logprobs=[tops for part in parts for tops in part.top_logprobs],
         text_offset=[min(at, num_chars) for part in parts for at in part.text_offset],
     )
-
-
-def join_ids(parts: Sequence[list[int] | UnsetType]) -> list[int] | UnsetType:
-    """All ids in a row; unset when none of the parts is set."""
-    lists = [part for part in parts if part is not UNSET]
-    return [token_id for ids in lists for token_id in ids] if lists else UNSET
-
-
-def first_set(values: Sequence[V | UnsetType]) -> V | UnsetType:
-    """The first value that is set."""
-    return next((value for value in values if value is not UNSET), UNSET)

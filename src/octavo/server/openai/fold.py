@@ -1,0 +1,43 @@
+"""Pieces of choices to whole choices: what the endpoints' folds share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from msgspec import UNSET, UnsetType
+
+
+class Indexed(Protocol):
+    """A piece of a choice."""
+
+    @property
+    def index(self) -> int:
+        """Of the choice to which it belongs."""
+        ...
+
+
+PieceT = TypeVar("PieceT", bound=Indexed)
+WholeT = TypeVar("WholeT")
+V = TypeVar("V")
+
+
+def fold(
+    pieces: Sequence[PieceT], fold_choice: Callable[[Sequence[PieceT]], WholeT]
+) -> list[WholeT]:
+    """Whole choices in order of their index, each folded from its pieces in order."""
+    by_index: dict[int, list[PieceT]] = {}
+    for piece in pieces:
+        by_index.setdefault(piece.index, []).append(piece)
+    return [fold_choice(by_index[index]) for index in sorted(by_index)]
+
+
+def join_ids(parts: Sequence[list[int] | UnsetType]) -> list[int] | UnsetType:
+    """All ids in a row; unset when none of the parts is set."""
+    lists = [part for part in parts if part is not UNSET]
+    return [token_id for ids in lists for token_id in ids] if lists else UNSET
+
+
+def first_set(values: Sequence[V | UnsetType]) -> V | UnsetType:
+    """The first value that is set."""
+    return next((value for value in values if value is not UNSET), UNSET)

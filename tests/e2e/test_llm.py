@@ -33,6 +33,7 @@ def step_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def llm(step_log: Path) -> Iterator[LLM]:
     options = {
+        "dtype": "float32",  # in which an answer is the same bits alone and among others
         "threads": 1,
         "max_num_seqs": 8,
         "max_num_waiting": 20,

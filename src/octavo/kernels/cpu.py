@@ -62,6 +62,15 @@ def missing() -> str | None:
     return None if _IMPORT_ERROR is None else f"the compiled extension is missing ({_IMPORT_ERROR})"
 
 
+def refusal(device: str, dtype: str, dtypes: tuple[str, ...]) -> str | None:
+    """Why a kernel for `dtypes` cannot take a case of this device and dtype; None when it can."""
+    if device != "cpu":
+        return f"runs on cpu and not on {device}"
+    if dtype not in dtypes:
+        return f"takes {' or '.join(dtypes)} and not {dtype}"
+    return missing()
+
+
 def isa() -> str:
     """The best instruction set of this machine: scalar, avx2 or avx512."""
     return _cpu.isa()

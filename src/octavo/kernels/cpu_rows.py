@@ -25,11 +25,7 @@ class CpuFunction(Generic[P, R]):
 
     def refuses(self, case: OpCase, /) -> str | None:
         """Refuses other devices and dtypes, and a build without the extension."""
-        if case.device != "cpu":
-            return f"runs on cpu and not on {case.device}"
-        if case.dtype != "float32":
-            return f"computes in float32 and not in {case.dtype}"
-        return cpu.missing()
+        return cpu.refusal(case.device, case.dtype, ("float32",))
 
     def __call__(self, case: OpCase, /) -> Callable[P, R]:
         """The function itself."""

@@ -26,13 +26,9 @@ class CpuAttention:
     @staticmethod
     def refuses(case: AttentionCase, /) -> str | None:
         """Refuses other devices and dtypes, and a build without the extension."""
-        if case.device != "cpu":
-            return f"runs on cpu and not on {case.device}"
-        if case.dtype not in DTYPES:
-            return f"takes {' or '.join(DTYPES)} and not {case.dtype}"
         if BLOCK_SIZE != KERNEL_BLOCK_SIZE:
             return f"is compiled for blocks of {KERNEL_BLOCK_SIZE} tokens and not {BLOCK_SIZE}"
-        return cpu.missing()
+        return cpu.refusal(case.device, case.dtype, DTYPES)
 
     def plan(self, batch: ForwardBatch, group_index: int, spec: KVSpec, /) -> cpu.PagedAttention:
         """The step's tables, checked and copied."""

@@ -23,14 +23,10 @@ class CpuLinear:
     @staticmethod
     def refuses(case: OpCase, /) -> str | None:
         """Refuses other devices and dtypes, machines without vector units, and a build without the extension."""
-        if case.device != "cpu":
-            return f"runs on cpu and not on {case.device}"
-        if case.dtype != "float32":
-            return f"computes in float32 and not in {case.dtype}"
-        missing = cpu.missing()
-        if missing is None and cpu.isa() == "scalar":
+        reason = cpu.refusal(case.device, case.dtype, ("float32",))
+        if reason is None and cpu.isa() == "scalar":
             return "this CPU has no AVX2, and without it torch is faster"
-        return missing
+        return reason
 
     @staticmethod
     def stores(checkpoint: str, /) -> str:

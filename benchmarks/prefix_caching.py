@@ -37,7 +37,8 @@ def measure(llm: LLM, prefix_len: int, suffix_len: int, rounds: int) -> dict[str
         for kind in ("miss", "hit"):
             suffix = [rng.randrange(256, 4000) for _ in range(suffix_len)]
             elapsed, num_cached = first_token(llm, prefix + suffix)
-            expected = 0 if kind == "miss" else prefix_len // llm.ready.block_size * 16
+            block = llm.ready.block_size
+            expected = 0 if kind == "miss" else prefix_len // block * block
             assert num_cached == expected, f"{kind}: {num_cached} cached tokens, not {expected}"
             if turn >= 0:
                 seconds[kind].append(elapsed)

@@ -140,11 +140,6 @@ struct WeightPacking {
   DType as;
 };
 
-int place_of(int output, DType as) {
-  if (as == DType::float32) return output;
-  return output < kPanel / 2 ? 2 * output : 2 * (output - kPanel / 2) + 1;
-}
-
 void pack_panel(void* context, int panel, int /*worker*/) {
   const WeightPacking& p = *static_cast<const WeightPacking*>(context);
   const int64_t D = p.num_inputs;

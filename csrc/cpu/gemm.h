@@ -25,8 +25,15 @@ struct PackedWeight {
   const void* data;
 };
 
-inline int num_panels(int num_outputs) { return (num_outputs + kPanel - 1) / kPanel; }
-inline int element_size(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
+// Static, so that no copy compiled for one instruction set stands in for another's.
+static inline int num_panels(int num_outputs) { return (num_outputs + kPanel - 1) / kPanel; }
+static inline int element_size(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
+
+// Where output 0 .. kPanel - 1 of a panel lies among the panel's values for one input.
+static inline int place_of(int output, DType dtype) {
+  if (dtype == DType::float32) return output;
+  return output < kPanel / 2 ? 2 * output : 2 * (output - kPanel / 2) + 1;
+}
 
 // Up to kMaxTileRows rows times some panels over a range of inputs.
 struct GemmTile {

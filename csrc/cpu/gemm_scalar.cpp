@@ -9,14 +9,14 @@ namespace octavo {
 namespace {
 
 float weight_at(const char* panel, int64_t d, int output, DType dtype) {
+  const char* at = panel + (d * kPanel + place_of(output, dtype)) * element_size(dtype);
   float value;
   if (dtype == DType::float32) {
-    std::memcpy(&value, panel + (d * kPanel + output) * 4, 4);
+    std::memcpy(&value, at, 4);
     return value;
   }
-  const int place = output < kPanel / 2 ? 2 * output : 2 * (output - kPanel / 2) + 1;
   uint16_t bits;
-  std::memcpy(&bits, panel + (d * kPanel + place) * 2, 2);
+  std::memcpy(&bits, at, 2);
   const uint32_t word = static_cast<uint32_t>(bits) << 16;
   std::memcpy(&value, &word, 4);
   return value;

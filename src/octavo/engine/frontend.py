@@ -11,11 +11,12 @@ import contextlib
 import operator
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
 
+from octavo.core.aio import closable
 from octavo.core.errors import ContextLengthError, RequestError, from_info
 from octavo.core.params import SamplingParams
 from octavo.core.request import Request
@@ -205,7 +206,7 @@ class Generation:
             OctavoError: the engine failed this request.
         """
         fold = _Choice(request, self._tokenizer)
-        async with contextlib.aclosing(_closable(self._client.generate(request))) as events:
+        async with contextlib.aclosing(closable(self._client.generate(request))) as events:
             async for event in events:
                 delta = fold.take(event)
                 if delta is None:
@@ -307,14 +308,3 @@ def output_limit(num_prompt: int, max_tokens: int | None, max_model_len: int) ->
             fix=f"Ask for at most {room} tokens, or shorten the prompt.",
         )
     return room if max_tokens is None else max_tokens
-
-
-async def _closable(events: AsyncIterator[Event]) -> AsyncGenerator[Event, None]:
-    """An async generator over any async iterator, so that closing reaches the source."""
-    try:
-        async for event in events:
-            yield event
-    finally:
-        close = getattr(events, "aclose", None)
-        if close is not None:
-            await close()

@@ -63,7 +63,8 @@ class RequestOutput(msgspec.Struct, kw_only=True):
 class LLM:
     """An engine and its front end, for use from plain Python code.
 
-    Keyword arguments are the fields of `EngineConfig`; `performance_mode` is "throughput" unless given. Close it (or use `with`) to end the engine process.
+    Keyword arguments are the fields of `EngineConfig`; `performance_mode` is "throughput" unless given. Close it (or
+    use `with`) to end the engine process.
 
     Raises:
         OperatorError: the engine cannot start.

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
+from octavo.core.aio import closable
 from octavo.core.errors import OverloadError
 from octavo.core.log import get_logger
 from octavo.core.request import Request
@@ -60,11 +61,11 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
 async def _merged(generations: Sequence[Generation]) -> AsyncGenerator[Item, None]:
     """Deltas of several prompts, in the order in which they come."""
     if len(generations) == 1:
-        async with aclosing(_closable(generations[0])) as deltas:
+        async with aclosing(closable(generations[0])) as deltas:
             async for delta in deltas:
                 yield 0, delta
         return
-    sources = [_closable(generation) for generation in generations]
+    sources = [closable(generation) for generation in generations]
     waiting = {asyncio.ensure_future(anext(source)): i for i, source in enumerate(sources)}
     try:
         while waiting:
@@ -83,18 +84,6 @@ async def _merged(generations: Sequence[Generation]) -> AsyncGenerator[Item, Non
         await asyncio.gather(*waiting, return_exceptions=True)
         for source in sources:
             await source.aclose()
-
-
-async def _closable(generation: Generation) -> AsyncGenerator[Delta, None]:
-    """An async generator over a generation, so that closing it reaches the engine at once."""
-    deltas: AsyncIterator[Delta] = aiter(generation)
-    try:
-        async for delta in deltas:
-            yield delta
-    finally:
-        close = getattr(deltas, "aclose", None)
-        if close is not None:
-            await close()
 
 
 class _Book:

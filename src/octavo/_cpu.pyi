@@ -1,4 +1,4 @@
-"""Types of the compiled CPU kernels (csrc/cpu/bind.cpp). Use them through octavo.kernels.cpu."""
+"""Types of the compiled CPU kernels (csrc/cpu/bind*.cpp). Use them through octavo.kernels.cpu."""
 
 from collections.abc import Sequence
 from typing import Any

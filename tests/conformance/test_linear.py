@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from octavo.kernels import cpu
+from octavo.kernels.cpu import extension
+from octavo.kernels.cpu.gemm import PackedWeight
 from octavo.kernels.dispatch import OpCase
 from octavo.kernels.gemm.registry import LINEAR
 
@@ -14,7 +15,7 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 4e-2, "float16": 4e-3}
 SIZES = ((1, 1), (16, 8), (17, 5), (33, 64), (48, 513), (130, 1027))
 """(O, D): whole panels, one output more, one fewer, blocks of inputs with a rest."""
 ROWS = (0, 1, 2, 3, 5, 6, 7, 16, 24, 25, 191, 193, 260)
-ISAS = cpu.runnable_isas()
+ISAS = extension.runnable_isas()
 
 
 def tensors(
@@ -57,7 +58,7 @@ def test_every_instruction_set_gives_the_same_bits(isa: str, stored: torch.dtype
     for outputs, inputs in SIZES:
         for rows in (1, 4, 25, 200):
             x_ND, weight_OD, bias_O = tensors(rows, outputs, inputs, torch.float32)
-            packed = cpu.PackedWeight(weight_OD.to(stored))
+            packed = PackedWeight(weight_OD.to(stored))
             wanted, got = torch.empty(rows, outputs), torch.empty(rows, outputs)
             packed.multiply(x_ND, wanted, bias_O, isa="scalar")
             packed.multiply(x_ND, got, bias_O, isa=isa, num_threads=3)
@@ -68,7 +69,7 @@ def test_a_row_does_not_depend_on_the_others() -> None:
     """1,000 random batches: each row has the bits that it has alone."""
     generator = torch.Generator().manual_seed(1)
     weight_OD = torch.randn(70, 300, generator=generator).bfloat16()
-    packed = cpu.PackedWeight(weight_OD)
+    packed = PackedWeight(weight_OD)
     x_ND = torch.randn(220, 300, generator=generator)
     alone_NO = torch.empty(220, 70)
     for row in range(220):
@@ -83,15 +84,15 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 
 def test_a_float32_weight_is_narrowed_only_where_nothing_is_lost() -> None:
     weight_OD = torch.randn(32, 64).bfloat16()
-    assert cpu.PackedWeight(weight_OD).num_bytes == 32 * 64 * 2
-    assert cpu.PackedWeight(weight_OD.float()).num_bytes == 32 * 64 * 2
+    assert PackedWeight(weight_OD).num_bytes == 32 * 64 * 2
+    assert PackedWeight(weight_OD.float()).num_bytes == 32 * 64 * 2
     weight_OD = weight_OD.float()
     weight_OD[31, 63] = 1 + 2**-20
-    assert cpu.PackedWeight(weight_OD).num_bytes == 32 * 64 * 4
+    assert PackedWeight(weight_OD).num_bytes == 32 * 64 * 4
 
 
 def test_wrong_arrays_are_refused() -> None:
-    packed = cpu.PackedWeight(torch.zeros(8, 4))
+    packed = PackedWeight(torch.zeros(8, 4))
     x_ND, out_NO = torch.zeros(2, 4), torch.zeros(2, 8)
     with pytest.raises(ValueError, match=r"x: expected torch.float32 \[2, 4\].*given .*\[2, 5\]"):
         packed.multiply(torch.zeros(2, 5), out_NO)
@@ -105,4 +106,4 @@ def test_wrong_arrays_are_refused() -> None:
         with pytest.raises(ValueError, match="x: expected"):
             packed.multiply(wrong, out_NO)
     with pytest.raises(ValueError, match="weight: expected float32 or bfloat16"):
-        cpu.PackedWeight(torch.zeros(2, 2, dtype=torch.float64))
+        PackedWeight(torch.zeros(2, 2, dtype=torch.float64))

@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from octavo.core.kvspec import BLOCK_SIZE
-from octavo.kernels import cpu, ops
+from octavo.kernels import ops
+from octavo.kernels.cpu import extension
+from octavo.kernels.cpu import rows as cpu_rows
 from octavo.kernels.dispatch import OpCase
 from octavo.kernels.ops import QkNorm
 from octavo.kernels.registry import ADD_RMS_NORM, ATTENTION_INPUTS, RMS_NORM, SILU_AND_MUL
 
 TOLERANCE = {"float32": 3e-6, "bfloat16": 4e-2, "float16": 4e-3}
 FEATURES = (1, 2, 8, 15, 16, 31, 64, 100, 1024)
-ISAS = cpu.runnable_isas()
+ISAS = extension.runnable_isas()
 REFERENCES: dict[str, Callable[..., Any]] = {
     "rms_norm": ops.rms_norm,
     "add_rms_norm": ops.add_rms_norm,
@@ -113,10 +115,12 @@ def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(isa: st
         results = []
         for forced, threads in (("scalar", 1), (isa, 3)):
             out, total = torch.empty(300, size), residual.clone()
-            cpu.rms_norm(x, weight, out, 1e-6, residual_ND=total, isa=forced, num_threads=threads)
+            cpu_rows.rms_norm(
+                x, weight, out, 1e-6, residual_ND=total, isa=forced, num_threads=threads
+            )
             gated = torch.empty(300, size)
             both = torch.cat((x, residual), 1)
-            cpu.silu_and_mul(both, gated, isa=forced, num_threads=threads)
+            cpu_rows.silu_and_mul(both, gated, isa=forced, num_threads=threads)
             results.append((out, total, gated))
         assert all(map(torch.equal, *results)), size
     for make in cases("attention_inputs", "float32"):
@@ -126,7 +130,7 @@ def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(isa: st
             heads = qkv.shape[1] // cache[0].shape[3] - 2 * cache[0].shape[2]
             q = torch.empty(qkv.shape[0], heads, cache[0].shape[3])
             options = {"isa": forced, "num_threads": threads}
-            cpu.attention_inputs(qkv, norms, angles, slots, cache, q, **options)
+            cpu_rows.attention_inputs(qkv, norms, angles, slots, cache, q, **options)
             queries.append((q, *cache))
         assert all(map(torch.equal, *queries))
 
@@ -134,7 +138,7 @@ def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(isa: st
 def test_silu_at_the_ends() -> None:
     x = torch.tensor([[-1e4, -200.0, -88.0, -1e-8, 0.0, 1e-8, 88.0, 200.0, 1e30, float("nan")]])
     out = torch.empty_like(x)
-    cpu.silu_and_mul(torch.cat((x, torch.ones_like(x)), 1), out)
+    cpu_rows.silu_and_mul(torch.cat((x, torch.ones_like(x)), 1), out)
     torch.testing.assert_close(
         out, torch.nn.functional.silu(x), equal_nan=True, rtol=1e-6, atol=1e-30
     )
@@ -145,8 +149,8 @@ def test_wrong_tensors_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"weight: expected torch.float32 \[8\].*given torch.float32 \[7\]"
     ):
-        cpu.rms_norm(x, random(7), torch.empty(2, 8), 1e-6)
+        cpu_rows.rms_norm(x, random(7), torch.empty(2, 8), 1e-6)
     with pytest.raises(ValueError, match="out: expected"):
-        cpu.rms_norm(x, random(8), torch.empty(2, 8, dtype=torch.float64), 1e-6)
+        cpu_rows.rms_norm(x, random(8), torch.empty(2, 8, dtype=torch.float64), 1e-6)
     with pytest.raises(ValueError, match="contiguous"):
-        cpu.silu_and_mul(random(8, 2).T, torch.empty(2, 4))
+        cpu_rows.silu_and_mul(random(8, 2).T, torch.empty(2, 4))

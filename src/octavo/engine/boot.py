@@ -26,7 +26,7 @@ from octavo.engine.ipc import Loading, Phase, Ready
 from octavo.engine.memory import MemoryPlan, Needs, available_bytes, plan
 from octavo.engine.prepare import Rows
 from octavo.engine.runner import Runner
-from octavo.kernels import cpu
+from octavo.kernels.cpu import extension
 from octavo.kernels.dispatch import Choice
 from octavo.meter.steplog import StepLog
 from octavo.meter.timeline import Timeline
@@ -70,7 +70,7 @@ def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float
     begin("config", 0.1)
     threads = config.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    cpu.set_num_threads(threads)
+    extension.set_num_threads(threads)
     resolved = decide(config)
     steps = _open_step_log(config.step_log)
     begin("weights", 0.15)
@@ -84,7 +84,7 @@ def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float
     )
     begin("kv cache", 0.9)
     if resolved.storage.is_repacked:
-        cpu.take_over()
+        extension.take_over()
     engine = _build(resolved, loaded.model, link, steps)
     timeline.stop()
     details = {

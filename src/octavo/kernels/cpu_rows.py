@@ -9,7 +9,7 @@ from typing import Generic, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from octavo.kernels import cpu
+from octavo.kernels.cpu import extension, rows
 from octavo.kernels.dispatch import OpCase
 from octavo.kernels.ops import QkNorm
 
@@ -25,7 +25,7 @@ class CpuFunction(Generic[P, R]):
 
     def refuses(self, case: OpCase, /) -> str | None:
         """Refuses other devices and dtypes, and a build without the extension."""
-        return cpu.refusal(case.device, case.dtype, ("float32",))
+        return extension.refusal(case.device, case.dtype, ("float32",))
 
     def __call__(self, case: OpCase, /) -> Callable[P, R]:
         """The function itself."""
@@ -36,7 +36,7 @@ def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """As `ops.rms_norm`."""
     x_ND = x_ND.contiguous()
     out_ND = torch.empty_like(x_ND)
-    cpu.rms_norm(x_ND, weight_D, out_ND, eps, num_threads=cpu.num_threads())
+    rows.rms_norm(x_ND, weight_D, out_ND, eps, num_threads=extension.num_threads())
     return out_ND
 
 
@@ -45,15 +45,15 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """As `ops.add_rms_norm`; the sum is written over the residual."""
     out_ND = torch.empty_like(x_ND)
-    threads = cpu.num_threads()
-    cpu.rms_norm(x_ND, weight_D, out_ND, eps, residual_ND=residual_ND, num_threads=threads)
+    threads = extension.num_threads()
+    rows.rms_norm(x_ND, weight_D, out_ND, eps, residual_ND=residual_ND, num_threads=threads)
     return out_ND, residual_ND
 
 
 def silu_and_mul(x_ND: Tensor) -> Tensor:
     """As `ops.silu_and_mul`."""
     out_ND = x_ND.new_empty(x_ND.shape[0], x_ND.shape[1] // 2)
-    cpu.silu_and_mul(x_ND, out_ND, num_threads=cpu.num_threads())
+    rows.silu_and_mul(x_ND, out_ND, num_threads=extension.num_threads())
     return out_ND
 
 
@@ -67,8 +67,8 @@ def attention_inputs(
     """As `ops.attention_inputs`."""
     kv_heads, dim = cache[0].shape[2:]
     q_THD = qkv_TO.new_empty(qkv_TO.shape[0], qkv_TO.shape[1] // dim - 2 * kv_heads, dim)
-    threads = cpu.num_threads()
-    cpu.attention_inputs(qkv_TO, norms, angles, slots_T, cache, q_THD, num_threads=threads)
+    threads = extension.num_threads()
+    rows.attention_inputs(qkv_TO, norms, angles, slots_T, cache, q_THD, num_threads=threads)
     return q_THD
 
 

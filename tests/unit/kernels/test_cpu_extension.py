@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from octavo.kernels import cpu
+from octavo.kernels.cpu import extension
+from octavo.kernels.cpu.attention import PagedAttention
 
-if cpu.missing():
-    pytest.fail(f"tests run against an installed package: {cpu.missing()}", pytrace=False)
+if extension.missing():
+    pytest.fail(f"tests run against an installed package: {extension.missing()}", pytrace=False)
 
 BLOCK = 16
-ISAS = cpu.runnable_isas()
+ISAS = extension.runnable_isas()
 FLOAT32_TOLERANCE = 2e-6  # absolute, on values of order 1; sums of at most 300 terms
 BFLOAT16_TOLERANCE = 1e-2  # relative to 1: one rounding to 8 bits of the float32 result
 
@@ -55,7 +56,7 @@ class Case:
 
     def run(self, *, isa: str = "", threads: int = 1) -> np.ndarray:
         out = np.full_like(self.q, np.nan)
-        plan = cpu.PagedAttention(self.starts, list(self.contexts), self.tables)
+        plan = PagedAttention(self.starts, list(self.contexts), self.tables)
         plan.run(
             self.q,
             self.k,
@@ -119,9 +120,9 @@ def bf16(array: np.ndarray) -> torch.Tensor:
 
 
 def test_the_isa_is_one_that_the_features_allow() -> None:
-    has = cpu.features()
-    assert cpu.isa() in ("scalar", "avx2", "avx512")
-    assert ("scalar", "avx2", "avx512").index(cpu.isa()) >= ISAS[::-1].index(ISAS[0])
+    has = extension.features()
+    assert extension.isa() in ("scalar", "avx2", "avx512")
+    assert ("scalar", "avx2", "avx512").index(extension.isa()) >= ISAS[::-1].index(ISAS[0])
     assert ISAS[-1] == "scalar"
     assert ("avx2" in ISAS) <= (has["avx2"] and has["fma"] and has["f16c"])
 
@@ -139,7 +140,7 @@ def test_bfloat16_is_float32_on_rounded_inputs_rounded_once(name: str, isa: str)
     case = CASES[name]
     q, k, v = bf16(case.q), bf16(case.k), bf16(case.v)
     out = torch.empty_like(q)
-    plan = cpu.PagedAttention(case.starts, case.contexts, torch.from_numpy(case.tables))
+    plan = PagedAttention(case.starts, case.contexts, torch.from_numpy(case.tables))
     options = {"scale": case.head_dim**-0.5, "window": case.window, "soft_cap": case.soft_cap}
     plan.run(q, k, v, out, isa=isa, **options)
     exact = torch.empty(q.shape)
@@ -166,7 +167,7 @@ def test_chunks_and_batch_mates_change_no_bit(isa: str, window: int | None, head
     for cuts in ((0, 1, 61), (0, 17, 33, 61), (0, 16, 60, 61)):
         for start, end in zip(cuts, cuts[1:], strict=False):
             # The chunk goes between two strangers that use the same cache.
-            strangers = cpu.PagedAttention(
+            strangers = PagedAttention(
                 [0, 1, 1 + end - start, 3 + end - start],
                 [5, end, 40],
                 np.repeat(whole.tables, 3, axis=0),
@@ -220,10 +221,11 @@ def test_a_forked_child_has_a_pool_of_its_own() -> None:
     script = """
 import os
 import numpy as np
-from octavo.kernels import cpu
+from octavo.kernels.cpu import extension
+from octavo.kernels.cpu.attention import PagedAttention
 q = np.ones((4, 4, 8), np.float32)
 kv = np.ones((2, 16, 4, 8), np.float32)
-plan = cpu.PagedAttention([0, 4], [4], np.array([[1]], np.int32))
+plan = PagedAttention([0, 4], [4], np.array([[1]], np.int32))
 def run():
     out = np.zeros_like(q)
     plan.run(q, kv, kv, out, scale=1.0, num_threads=2)
@@ -241,7 +243,7 @@ assert os.waitpid(child, 0)[1] == 0
 def test_what_does_not_fit_is_refused() -> None:
     case = CASES["decode"]
     tables, starts, contexts = case.tables, case.starts, list(case.contexts)
-    plan = cpu.PagedAttention(starts, contexts, tables)
+    plan = PagedAttention(starts, contexts, tables)
     out = np.empty_like(case.q)
 
     def run(**changes: object) -> None:
@@ -249,16 +251,16 @@ def test_what_does_not_fit_is_refused() -> None:
         plan.run(*arrays.values(), scale=1.0)
 
     for error, message, call in [
-        (ValueError, "query_starts", lambda: cpu.PagedAttention([0, 1], contexts, tables)),
-        (ValueError, "query_starts", lambda: cpu.PagedAttention([1, 1, 2, 3], contexts, tables)),
-        (ValueError, "go down", lambda: cpu.PagedAttention([0, 2, 1, 3], contexts, tables)),
-        (ValueError, "less than its", lambda: cpu.PagedAttention(starts, [16, 0, 255], tables)),
-        (ValueError, "more blocks", lambda: cpu.PagedAttention(starts, [16, 17, 999], tables)),
-        (ValueError, "negative", lambda: cpu.PagedAttention(starts, contexts, tables - 50)),
+        (ValueError, "query_starts", lambda: PagedAttention([0, 1], contexts, tables)),
+        (ValueError, "query_starts", lambda: PagedAttention([1, 1, 2, 3], contexts, tables)),
+        (ValueError, "go down", lambda: PagedAttention([0, 2, 1, 3], contexts, tables)),
+        (ValueError, "less than its", lambda: PagedAttention(starts, [16, 0, 255], tables)),
+        (ValueError, "more blocks", lambda: PagedAttention(starts, [16, 17, 999], tables)),
+        (ValueError, "negative", lambda: PagedAttention(starts, contexts, tables - 50)),
         (
             TypeError,
             "incompatible function arguments",
-            lambda: cpu.PagedAttention(starts, contexts, tables.astype(np.int64)),
+            lambda: PagedAttention(starts, contexts, tables.astype(np.int64)),
         ),
         (ValueError, "the plan has 3 tokens", lambda: run(q=case.q[:2])),
         (ValueError, "out", lambda: run(out=out[:2])),

@@ -9,8 +9,9 @@ import torch
 
 from octavo.core.batch import ForwardBatch
 from octavo.core.kvspec import BLOCK_SIZE, KVSpec
-from octavo.kernels import cpu
 from octavo.kernels.attention.base import AttentionCase
+from octavo.kernels.cpu import extension
+from octavo.kernels.cpu.attention import PagedAttention
 
 DTYPES = ("float32", "bfloat16")
 KERNEL_BLOCK_SIZE = 16
@@ -28,18 +29,18 @@ class CpuAttention:
         """Refuses other devices and dtypes, and a build without the extension."""
         if BLOCK_SIZE != KERNEL_BLOCK_SIZE:
             return f"is compiled for blocks of {KERNEL_BLOCK_SIZE} tokens and not {BLOCK_SIZE}"
-        return cpu.refusal(case.device, case.dtype, DTYPES)
+        return extension.refusal(case.device, case.dtype, DTYPES)
 
-    def plan(self, batch: ForwardBatch, group_index: int, spec: KVSpec, /) -> cpu.PagedAttention:
+    def plan(self, batch: ForwardBatch, group_index: int, spec: KVSpec, /) -> PagedAttention:
         """The step's tables, checked and copied."""
         tables_SB = batch.groups[group_index].block_tables_SB
-        return cpu.PagedAttention(batch.query_starts, batch.context_lens, tables_SB.contiguous())
+        return PagedAttention(batch.query_starts, batch.context_lens, tables_SB.contiguous())
 
     def run(
         self,
         q_THD: torch.Tensor,
         cache: tuple[torch.Tensor, torch.Tensor],
-        plan: cpu.PagedAttention,
+        plan: PagedAttention,
         /,
     ) -> torch.Tensor:
         """[T, H, D] -> [T, H, D]."""
@@ -53,6 +54,6 @@ class CpuAttention:
             scale=self.case.scale,
             window=self.case.window,
             soft_cap=self.case.soft_cap,
-            num_threads=cpu.num_threads(),
+            num_threads=extension.num_threads(),
         )
         return out_THD

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from octavo.kernels import cpu
+from octavo.kernels.cpu import extension
+from octavo.kernels.cpu.gemm import PackedWeight
 from octavo.kernels.dispatch import OpCase
 
 
@@ -23,8 +24,8 @@ class CpuLinear:
     @staticmethod
     def refuses(case: OpCase, /) -> str | None:
         """Refuses other devices and dtypes, machines without vector units, and a build without the extension."""
-        reason = cpu.refusal(case.device, case.dtype, ("float32",))
-        if reason is None and cpu.isa() == "scalar":
+        reason = extension.refusal(case.device, case.dtype, ("float32",))
+        if reason is None and extension.isa() == "scalar":
             return "this CPU has no AVX2, and without it torch is faster"
         return reason
 
@@ -33,15 +34,15 @@ class CpuLinear:
         """bfloat16 stays; everything else is kept in float32."""
         return "bfloat16" if checkpoint == "bfloat16" else "float32"
 
-    def pack(self, weight_OD: torch.Tensor, /) -> cpu.PackedWeight:
+    def pack(self, weight_OD: torch.Tensor, /) -> PackedWeight:
         """The weight as panels."""
-        return cpu.PackedWeight(weight_OD.detach(), num_threads=cpu.num_threads())
+        return PackedWeight(weight_OD.detach(), num_threads=extension.num_threads())
 
     def run(
-        self, x_ND: torch.Tensor, packed: cpu.PackedWeight, bias_O: torch.Tensor | None, /
+        self, x_ND: torch.Tensor, packed: PackedWeight, bias_O: torch.Tensor | None, /
     ) -> torch.Tensor:
         """[N, D], [O, D], [O] -> [N, O]."""
         x_ND = x_ND.detach().contiguous()
         out_NO = torch.empty(x_ND.shape[0], self.case.sizes[0])
-        packed.multiply(x_ND, out_NO, bias_O, num_threads=cpu.num_threads())
+        packed.multiply(x_ND, out_NO, bias_O, num_threads=extension.num_threads())
         return out_NO

@@ -1,0 +1,51 @@
+// The Python face of the kernels that work row by row.
+#include <nanobind/stl/string.h>
+
+#include "bind.h"
+#include "rows.h"
+
+namespace octavo::bind {
+namespace {
+
+const RowKernels& find_rows(const std::string& isa) { return *find_kernel(isa, row_kernels); }
+
+void rms_norm(uintptr_t x, uintptr_t residual, uintptr_t weight, uintptr_t out, int64_t rows, int features, double eps,
+              int num_threads, const std::string& isa) {
+  const RmsNorm op{pointer<const float>(x), pointer<float>(residual), pointer<const float>(weight),
+                           pointer<float>(out), rows, features, static_cast<float>(eps)};
+  const RowKernels& kernels = find_rows(isa);
+  nb::gil_scoped_release released;
+  octavo::rms_norm(op, kernels, num_threads);
+}
+
+void silu_and_mul(uintptr_t x, uintptr_t out, int64_t rows, int features, int num_threads, const std::string& isa) {
+  const SiluAndMul op{pointer<const float>(x), pointer<float>(out), rows, features};
+  const RowKernels& kernels = find_rows(isa);
+  nb::gil_scoped_release released;
+  octavo::silu_and_mul(op, kernels, num_threads);
+}
+
+void attention_inputs(uintptr_t qkv, uintptr_t q_weight, uintptr_t k_weight, uintptr_t cos, uintptr_t sin,
+                      uintptr_t slots, uintptr_t q_out, uintptr_t k_cache, uintptr_t v_cache, int64_t num_tokens,
+                      int num_heads, int num_kv_heads, int head_dim, int num_rotated, double eps, int num_threads,
+                      const std::string& isa) {
+  require(head_dim <= kMaxHeadDim && num_rotated <= head_dim, "head_dim: at most 1024, and all rotated within");
+  const AttentionInputs op{pointer<const float>(qkv), pointer<const float>(q_weight),
+                                   pointer<const float>(k_weight), pointer<const float>(cos),
+                                   pointer<const float>(sin), pointer<const int64_t>(slots), pointer<float>(q_out),
+                                   pointer<float>(k_cache), pointer<float>(v_cache), num_tokens, num_heads,
+                                   num_kv_heads, head_dim, num_rotated, static_cast<float>(eps)};
+  const RowKernels& kernels = find_rows(isa);
+  nb::gil_scoped_release released;
+  octavo::attention_inputs(op, kernels, num_threads);
+}
+
+}  // namespace
+
+void add_rows(nb::module_& m) {
+  m.def("rms_norm", &rms_norm, "RMS norm of rows, with a residual sum where there is one.");
+  m.def("silu_and_mul", &silu_and_mul, "silu(first half) * second half of rows.");
+  m.def("attention_inputs", &attention_inputs, "Norm, rotate and store projected rows.");
+}
+
+}  // namespace octavo::bind

@@ -1,0 +1,90 @@
+"""The compiled CPU kernels (`octavo._cpu`, built from csrc/cpu): whether they are there, and how many threads they use.
+
+The modules beside this one wrap them with types. Nothing is copied; shape, dtype and contiguity are checked, in the
+extension where arrays pass through DLPack and here where they pass as addresses. Nobody here knows models. Where the
+extension was not built, `missing()` says so and the other functions must not be called.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+try:
+    from octavo import _cpu
+except ImportError as error:  # a source tree, or a platform, without the compiled part
+    _IMPORT_ERROR: str | None = str(error)
+else:
+    _IMPORT_ERROR = None
+    native = _cpu
+
+
+class _Settings:
+    """Of this process."""
+
+    num_threads = 0
+
+
+def set_num_threads(count: int) -> None:
+    """How many threads the kernels of this process use. Their pool is apart from torch's."""
+    _Settings.num_threads = count
+
+
+def take_over() -> None:
+    """The kernels do nearly all the work from now on: torch keeps to one thread, and idle threads watch for 50 us.
+
+    Two pools on the same cores would only wait for each other (docs/log.md).
+    """
+    torch.set_num_threads(1)
+    native.set_watch(50)
+
+
+def num_threads() -> int:
+    """As set, else torch's."""
+    return _Settings.num_threads or torch.get_num_threads()
+
+
+def missing() -> str | None:
+    """Why the compiled kernels cannot be used; None when they can."""
+    return None if _IMPORT_ERROR is None else f"the compiled extension is missing ({_IMPORT_ERROR})"
+
+
+def refusal(device: str, dtype: str, dtypes: tuple[str, ...]) -> str | None:
+    """Why a kernel for `dtypes` cannot take a case of this device and dtype; None when it can."""
+    if device != "cpu":
+        return f"runs on cpu and not on {device}"
+    if dtype not in dtypes:
+        return f"takes {' or '.join(dtypes)} and not {dtype}"
+    return missing()
+
+
+def isa() -> str:
+    """The best instruction set of this machine: scalar, avx2 or avx512."""
+    return native.isa()
+
+
+def features() -> dict[str, bool]:
+    """Instruction set extensions that this machine has."""
+    return native.features()
+
+
+def runnable_isas() -> tuple[str, ...]:
+    """Instruction sets with kernels that run here, best first."""
+    return tuple(native.runnable_isas())
+
+
+def address(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> int:
+    """Where a tensor's data lie. DLPack would check this, too, at forty times the cost."""
+    if (
+        tensor.dtype is not dtype
+        or tensor.shape != shape
+        or not tensor.is_contiguous()
+        or not tensor.is_cpu
+    ):
+        raise ValueError(
+            f"{name}: expected {dtype} {list(shape)}, contiguous on cpu; "
+            f"given {tensor.dtype} {list(tensor.shape)} on {tensor.device}, strides {tensor.stride()}."
+        )
+    return tensor.data_ptr()

@@ -195,6 +195,20 @@ void pack_weight(const void* source, DType from, int num_outputs, int num_inputs
   parallel_for(num_panels(num_outputs), num_threads, pack_panel, &packing);
 }
 
+void gather_rows(const PackedWeight& weight, const int64_t* ids, int64_t count, float* out) {
+  const int64_t D = weight.num_inputs;
+  const int size = element_size(weight.dtype);
+  for (int64_t n = 0; n < count; ++n) {
+    const char* from = static_cast<const char*>(weight.data) + ids[n] / kPanel * D * kPanel * size;
+    from += place_of(int(ids[n] % kPanel), weight.dtype) * size;
+    for (int64_t d = 0; d < D; ++d, from += kPanel * size, ++out) {
+      uint32_t word = 0;
+      std::memcpy(reinterpret_cast<char*>(&word) + (4 - size), from, size_t(size));  // little endian: the upper half
+      std::memcpy(out, &word, 4);
+    }
+  }
+}
+
 void gemm(const PackedWeight& weight, const float* x, int num_rows, const float* bias, float* out, GemmKernel kernel,
           int num_threads) {
   if (num_rows == 0 || weight.num_outputs == 0) return;

@@ -68,6 +68,9 @@ void pack_weight(const void* source, DType from, int num_outputs, int num_inputs
 void gemm(const PackedWeight& weight, const float* x, int num_rows, const float* bias, float* out, GemmKernel kernel,
           int num_threads);
 
+// out [N, D] = weight[ids], widened. Every id is an output.
+void gather_rows(const PackedWeight& weight, const int64_t* ids, int64_t count, float* out);
+
 // One per translation unit. Call only on a machine that has the instruction set.
 void gemm_scalar(const GemmTile& tile);
 void gemm_avx2(const GemmTile& tile);

@@ -39,10 +39,25 @@ class PackedWeight:
     @property
     def num_bytes(self) -> int: ...
 
-# Below, tensors are addresses of float32 (slots: int64) on the CPU, C-contiguous; 0 where there is none.
+class QuantWeight:
+    """A weight as int8 or int4 in the kernels' layout."""
+
+    def __init__(  # [O, D], C-contiguous
+        self, weight: Any, bits: int, group: int, has_zeros: bool, num_threads: int
+    ) -> None: ...
+    @property
+    def num_bytes(self) -> int: ...
+    def dequantize(self, to: int, /) -> None: ...
+
+# Below, tensors are addresses of float32 (slots and ids: int64) on the CPU, C-contiguous; 0 where there is none.
 def linear(
     weight: PackedWeight, x: int, bias: int, out: int, rows: int, num_threads: int, isa: str, /
 ) -> None: ...
+def quant_linear(
+    weight: QuantWeight, x: int, bias: int, out: int, rows: int, num_threads: int, isa: str, /
+) -> None: ...
+def packed_rows(weight: PackedWeight, ids: int, out: int, count: int, /) -> None: ...
+def quant_rows(weight: QuantWeight, ids: int, out: int, count: int, /) -> None: ...
 def rms_norm(
     x: int,
     residual: int,

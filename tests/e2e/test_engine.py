@@ -10,6 +10,7 @@ import pytest
 from local_engine import LocalEngine, request, write_tiny
 from octavo.core.errors import ModelError
 from octavo.core.result import Failed, Finished
+from octavo.kernels.cpu import extension
 from octavo.meter.steplog import read_steplog
 
 PROMPT_LENGTHS = (1, 5, 16, 17, 40, 100, 33, 64)
@@ -79,26 +80,38 @@ def test_preempted_is_not(tiny: Path, alone: dict[str, list[int]]) -> None:
     )
 
 
-def test_log_probabilities_are_the_same_bits_in_any_company(tiny: Path) -> None:
-    """Tokens could agree by luck; log-probabilities show every bit of the logits. 100 random compositions."""
+@pytest.mark.parametrize(("quantization", "turns"), [("none", 600), ("int8", 200), ("int4", 200)])
+def test_log_probabilities_are_the_same_bits_in_any_company(
+    tiny: Path, quantization: str, turns: int
+) -> None:
+    """Tokens could agree by luck; log-probabilities show every bit of the logits. 1,000 random compositions: batch
+    mates, chunks, prefix hits from earlier turns, preemption, threads.
+    """
     options = {"logprobs": 2, "max_tokens": 6, "ignore_eos": True}
-    reference = LocalEngine(tiny, enable_prefix_caching=False)
+    reference = LocalEngine(tiny, enable_prefix_caching=False, quantization=quantization)
     for i, ids in enumerate(prompts()):
         reference.run([request(f"r{i}", ids, **options)])
-    rng = random.Random(2)
-    for turn in range(100):
-        engine = LocalEngine(
-            tiny,
-            max_num_seqs=rng.choice([2, 5, 16]),
-            max_num_batched_tokens=rng.choice([32, 45, 512]),
-            threads=rng.choice([1, 2, 3]),
+    small = {"max_model_len": 160, "kv_cache_memory_bytes": 256 * 16 * 11}
+    engines = [
+        LocalEngine(tiny, quantization=quantization, **shape)
+        for shape in (
+            {"max_num_seqs": 2, "max_num_batched_tokens": 32},
+            {"max_num_seqs": 5, "max_num_batched_tokens": 45, "enable_prefix_caching": False},
+            {"max_num_seqs": 16, "max_num_batched_tokens": 512},
+            {"max_num_seqs": 16, "max_num_batched_tokens": 64, **small},
         )
+    ]
+    rng = random.Random(2)
+    for turn in range(turns):
+        engine = rng.choice(engines)
+        extension.set_num_threads(rng.choice([1, 2, 3]))
         chosen = rng.choices(range(len(PROMPT_LENGTHS)), k=rng.randint(2, 12))
         ids = prompts()
-        engine.run([request(f"{k}-{i}", ids[i], **options) for k, i in enumerate(chosen)])
+        engine.run([request(f"{turn}-{k}-{i}", ids[i], **options) for k, i in enumerate(chosen)])
         for k, i in enumerate(chosen):
-            got = [out.logprobs for out in engine.outs[f"{k}-{i}"]]
+            got = [out.logprobs for out in engine.outs.pop(f"{turn}-{k}-{i}")]
             assert got == [out.logprobs for out in reference.outs[f"r{i}"]], (turn, i)
+    assert engines[3].engine.scheduler.counters.num_preemptions > 0
 
 
 def test_sliding_window_frees_and_agrees(tmp_path: Path) -> None:

@@ -35,6 +35,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             description="Type of weights and activations; auto follows the model and the device."
         ),
     ] = "auto"
+    quantization: Annotated[
+        str,
+        _Help(
+            description="Round weights at load: none, int8 or int4 (or int4_g32, int4_g64, int4_g128, "
+            "with zero points int4_g32_zp ...)."
+        ),
+    ] = "none"
     load_format: Annotated[
         Literal["auto", "safetensors", "dummy"],
         _Help(description="dummy makes random weights from config.json alone."),

@@ -28,6 +28,7 @@ from octavo.engine.prepare import Rows
 from octavo.engine.runner import Runner
 from octavo.kernels.cpu import extension
 from octavo.kernels.dispatch import Choice
+from octavo.kernels.gemm.formats import head_format, quantized_as
 from octavo.meter.steplog import StepLog
 from octavo.meter.timeline import Timeline
 from octavo.models.base import Model
@@ -80,6 +81,7 @@ def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float
         device=resolved.device,
         load_format="dummy" if config.load_format == "dummy" else "safetensors",
         seed=config.seed,
+        quantization=quantized_as(config.quantization),
         progress=lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)),
     )
     begin("kv cache", 0.9)
@@ -110,7 +112,7 @@ def decide(config: EngineConfig) -> Resolved:
     facts = read_facts(model_folder(config.model))
     device = _device(config.device)
     dtype = choose_dtype(facts, config.dtype, device)
-    storage = choose_storage(facts, dtype.dtype, device)
+    storage = choose_storage(facts, dtype.dtype, device, quantized_as(config.quantization))
     asked_len = config.max_model_len
     if asked_len is not None:
         resolve.context_length(asked_len, model_limit=facts.max_context, fits=asked_len)
@@ -123,7 +125,7 @@ def decide(config: EngineConfig) -> Resolved:
     )
     memory = plan(
         Needs(
-            weights=facts.weight_bytes(storage.dtype, has_own_head=storage.is_repacked),
+            weights=storage.num_bytes,
             activations=facts.activation_bytes(tokens, dtype.dtype, num_logits=config.max_num_seqs),
             groups=group_layers(facts.kv_specs(dtype.dtype)),
             max_model_len=wanted_len,
@@ -149,10 +151,17 @@ def decide(config: EngineConfig) -> Resolved:
     decisions = (
         Decision("device", device, "as given" if config.device != "auto" else "what there is"),
         Decision("dtype", dtype.dtype, dtype.reason),
+        *_quantization(config.quantization),
         length_decision,
         tokens_decision,
     )
     return Resolved(config, facts, device, dtype.dtype, storage, limits, memory, decisions)
+
+
+def _quantization(asked: str) -> tuple[Decision, ...]:
+    name = quantized_as(asked)
+    why = f"as given; head and tied embedding {head_format(name)}"
+    return (Decision("quantization", name, why),) if name else ()
 
 
 def _device(asked: str) -> str:
@@ -189,7 +198,7 @@ def _build(resolved: Resolved, model: Model, link: Link, steps: StepLog) -> Engi
     cache = KVCache(
         groups,
         enable_prefix_caching=resolved.config.enable_prefix_caching,
-        revision=f"{resolved.config.model}:{resolved.dtype}:{resolved.config.seed}",
+        revision=f"{resolved.config.model}:{resolved.dtype}:{resolved.config.quantization}:{resolved.config.seed}",
     )
     policy = POLICIES.load(resolved.config.scheduling_policy)()
     return Engine(Scheduler(limits, cache, policy), runner, link, steps)

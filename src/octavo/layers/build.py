@@ -33,7 +33,10 @@ class Build:
     weight_dtype: torch.dtype
     """Of tables and linear weights until they are packed; the rest has `dtype`."""
     dispatch: Dispatcher = field(default_factory=Dispatcher)
+    quantization: str = ""
+    """Format in which linear kernels keep their weights, quantized at load (`kernels/gemm/formats.py`); "" for none."""
     quant: QuantFormat[Any] | None = None
+    """Format of a checkpoint that is quantized already."""
     prefix: str = ""
     weights: dict[str, Weight] = field(default_factory=dict)
     """Checkpoint name -> where it goes; each is filled exactly once."""
@@ -55,9 +58,9 @@ class Build:
         """Full checkpoint name of `local`."""
         return f"{self.prefix}.{local}" if self.prefix else local
 
-    def case(self, *sizes: int) -> OpCase:
+    def case(self, *sizes: int, weights: str = "") -> OpCase:
         """The case of a simple op with these sizes."""
-        return OpCase(device=self.device.type, dtype=self.dtype_name, sizes=sizes)
+        return OpCase(device=self.device.type, dtype=self.dtype_name, weights=weights, sizes=sizes)
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """An unfilled parameter that is in no map yet."""

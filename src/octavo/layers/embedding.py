@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from octavo.kernels.gemm.base import LinearKernel
 from octavo.kernels.registry import EMBEDDING
 from octavo.layers.build import Build
 
 
 class Embedding:
-    """A table of V rows."""
+    """A table of V rows: its own, or, once `share` was called, the one that a tied head has packed."""
 
     def __init__(self, build: Build, vocab_size: int, hidden_size: int) -> None:
-        self.weight_VD = build.parameter(
+        self.shape = (vocab_size, hidden_size)
+        self.weight_name = build.name("weight")
+        self._table: torch.Tensor | None = build.parameter(
             "weight", vocab_size, hidden_size, dtype=build.weight_dtype
         )
         self._dtype = build.dtype
-        self.weight_name = build.name("weight")
-        self._run = build.dispatch.choose(EMBEDDING, build.case(vocab_size, hidden_size))
+        self._gather = build.dispatch.choose(EMBEDDING, build.case(vocab_size, hidden_size))
+        self._shared: tuple[LinearKernel, Any] | None = None
+
+    @property
+    def weight_VD(self) -> torch.Tensor:
+        """The table, until it is shared."""
+        assert self._table is not None, "the head has it"
+        return self._table
+
+    def share(self, kernel: LinearKernel, packed: Any) -> None:
+        """Drop the table and read rows of what `kernel` packed from it."""
+        self._table = None
+        self._shared = (kernel, packed)
 
     def __call__(self, token_ids_T: torch.Tensor) -> torch.Tensor:
         """int64 [T] -> [T, D]."""
-        return self._run(token_ids_T, self.weight_VD).to(self._dtype)
+        if self._shared is None:
+            return self._gather(token_ids_T, self.weight_VD).to(self._dtype)
+        kernel, packed = self._shared
+        return kernel.rows(packed, token_ids_T)

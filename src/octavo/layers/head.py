@@ -6,25 +6,32 @@ from typing import Any
 
 import torch
 
+from octavo.kernels.gemm.formats import head_format
 from octavo.kernels.gemm.registry import LINEAR
 from octavo.layers.build import Build
 from octavo.layers.embedding import Embedding
 
 
 class Head:
-    """The output projection; tied to the embedding's table or with its own."""
+    """The output projection; tied to the embedding's table or with its own.
+
+    If a tied head's kernel repacks, its packed form is the only table left, and the embedding reads that.
+    """
 
     def __init__(self, build: Build, embedding: Embedding, *, is_tied: bool) -> None:
-        weight_VD = embedding.weight_VD
         if is_tied:
             build.aliases[build.name("weight")] = embedding.weight_name
+            weight_VD = embedding.weight_VD
         else:
-            weight_VD = build.parameter("weight", *weight_VD.shape, dtype=build.weight_dtype)
-        self._kernel = build.dispatch.choose(LINEAR, build.case(*weight_VD.shape))
+            weight_VD = build.parameter("weight", *embedding.shape, dtype=build.weight_dtype)
+        form = head_format(build.quantization)
+        self._kernel = build.dispatch.choose(LINEAR, build.case(*embedding.shape, weights=form))
         self._packed: Any = None
 
         def finish() -> None:
             self._packed = self._kernel.pack(weight_VD)
+            if is_tied and self._kernel.repacks:
+                embedding.share(self._kernel, self._packed)
 
         build.finishers.append(finish)
 

@@ -35,7 +35,8 @@ class Linear:
         if self._quant is not None:
             self._packed = self._quant.stored(build, parts, num_inputs)
             return
-        self._kernel = build.dispatch.choose(LINEAR, build.case(self.num_outputs, num_inputs))
+        case = build.case(self.num_outputs, num_inputs, weights=build.quantization)
+        self._kernel = build.dispatch.choose(LINEAR, case)
         self._declare_weight(build)
 
     def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:

@@ -60,12 +60,27 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         tables = (1 if self.is_tied else 2) * self.vocab_size * size
         return self.num_layers * (attention + mlp + 2 * size) + tables + size
 
-    def weight_bytes(self, dtype: str, *, has_own_head: bool = False) -> int:
-        """Bytes of all weights in `dtype`, unquantized; `has_own_head` counts a tied head apart from the embedding."""
-        count = self.num_parameters
-        if has_own_head and self.is_tied:
-            count += self.vocab_size * self.hidden_size
-        return count * DTYPE_BYTES[dtype]
+    @property
+    def num_linear_parameters(self) -> int:
+        """Those of the layers' matrices; the rest are the tables, norms and biases."""
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return (
+            self.num_layers
+            * self.hidden_size
+            * (2 * queries + 2 * keys + 3 * self.intermediate_size)
+        )
+
+    def weight_bytes(self, dtype: str, *, linear_bits: float = 0, head_bits: float = 0) -> int:
+        """Bytes of all weights in `dtype`, but for matrices, and head (with a tied embedding), of other widths; 0: none."""
+        bits = 8 * DTYPE_BYTES[dtype]
+        head = self.vocab_size * self.hidden_size
+        rest = self.num_parameters - self.num_linear_parameters - head
+        total = (
+            self.num_linear_parameters * (linear_bits or bits)
+            + head * (head_bits or bits)
+            + rest * bits
+        )
+        return math.ceil(total / 8)
 
     def activation_bytes(self, num_tokens: int, dtype: str, *, num_logits: int = 1) -> int:
         """Estimated peak of one step's temporaries beside weights and cache.

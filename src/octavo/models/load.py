@@ -13,6 +13,7 @@ from octavo.core.errors import ConfigError
 from octavo.core.kvspec import DTYPE_BYTES, KVGroup, group_layers
 from octavo.kernels.cpu_facts import DtypeChoice, read_cpu_flags, resolve_dtype
 from octavo.kernels.dispatch import Choice, Dispatcher, OpCase, check_forced
+from octavo.kernels.gemm.formats import head_format, weight_format
 from octavo.kernels.gemm.registry import LINEAR
 from octavo.kernels.registry import OPS
 from octavo.layers.build import Build
@@ -56,19 +57,34 @@ class WeightStorage(NamedTuple):
 
     dtype: str
     is_repacked: bool
-    """Whether kernels hold copies of their own, so that a tied head does not share the embedding's table."""
+    """Whether kernels keep weights in a layout of their own."""
+    num_bytes: int
+    """Of all weights, once they are loaded."""
 
 
-def choose_storage(facts: ModelFacts, dtype: str, device: str) -> WeightStorage:
-    """How `load_model` would keep the weights; for planning memory before it."""
-    return _storage(facts, Dispatcher(), dtype, device)
+def choose_storage(
+    facts: ModelFacts, dtype: str, device: str, quantization: str = ""
+) -> WeightStorage:
+    """How `load_model` would keep the weights; for planning memory before it.
+
+    Raises:
+        ConfigError: an unknown quantization, or one that does not fit the checkpoint.
+    """
+    return _storage(facts, Dispatcher(), dtype, device, quantization)
 
 
-def _storage(facts: ModelFacts, dispatch: Dispatcher, dtype: str, device: str) -> WeightStorage:
+def _storage(
+    facts: ModelFacts, dispatch: Dispatcher, dtype: str, device: str, quantization: str
+) -> WeightStorage:
     sizes = (facts.vocab_size, facts.hidden_size)
-    kind = torch.device(device).type
-    kernel = dispatch.choose(LINEAR, OpCase(device=kind, dtype=dtype, sizes=sizes))
-    return WeightStorage(kernel.stores(facts.dtype), kernel.repacks)
+    head = head_format(quantization)
+    case = OpCase(device=torch.device(device).type, dtype=dtype, weights=head, sizes=sizes)
+    kernel = dispatch.choose(LINEAR, case)
+    stored = kernel.stores(facts.dtype)
+    linear_bits = weight_format(quantization).bits_per_weight if quantization else 0
+    head_bits = weight_format(head).bits_per_weight if head else 0
+    num_bytes = facts.weight_bytes(stored, linear_bits=linear_bits, head_bits=head_bits)
+    return WeightStorage(stored, kernel.repacks, num_bytes)
 
 
 def load_model(
@@ -78,13 +94,14 @@ def load_model(
     device: str = "cpu",
     load_format: LoadFormat = "safetensors",
     seed: int = 0,
+    quantization: str = "",
     kernels: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Read `folder`, build its network and fill it.
 
     `kernels` forces candidates by op ({"attention": "reference"}). `load_format` "dummy" needs config.json alone and
-    fills from `seed`.
+    fills from `seed`. `quantization` names a format of `kernels/gemm/formats.py`, "" none.
 
     Raises:
         ModelError: the folder's config.json or weights.
@@ -95,12 +112,13 @@ def load_model(
     check_forced(kernels or {}, OPS)
     dispatch = Dispatcher(kernels)
     torch_dtype: torch.dtype = getattr(torch, chosen.dtype)
-    storage = _storage(facts, dispatch, chosen.dtype, device)
+    storage = _storage(facts, dispatch, chosen.dtype, device, quantization)
     build = Build(
         dtype=torch_dtype,
         device=torch.device(device),
         weight_dtype=getattr(torch, storage.dtype),
         dispatch=dispatch,
+        quantization=quantization,
     )
     model = NETWORKS.load(facts.network)(facts, build)
     if load_format == "dummy":

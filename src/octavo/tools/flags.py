@@ -28,6 +28,7 @@ Kind = Literal["bool", "int", "float", "str", "strings"]
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "disable_access_log": ("--disable-uvicorn-access-log",),
+    "quantization": ("-q",),
 }
 """Other spellings that operators already know, beside the one made from the field's name."""
 

@@ -11,13 +11,16 @@ class LinearKernel(Protocol):
     """x @ weight^T + bias for one (out, in) size. Shape letters: N rows, D in, O out."""
 
     repacks: bool
-    """Whether `pack` copies, so that a head tied to the embedding needs memory of its own."""
+    """Whether `pack` copies. Then it also has `rows`, so that a head tied to the embedding can replace its table."""
 
     def stores(self, checkpoint: str, /) -> str:
         """The dtype in which it wants a checkpoint's weights, by name; at least as precise as the case's or theirs."""
 
     def pack(self, weight_OD: torch.Tensor, /) -> Any:
         """The weight in the kernel's own layout; called once, after loading. The caller drops `weight_OD`."""
+
+    def rows(self, packed: Any, ids_T: torch.Tensor, /) -> torch.Tensor:
+        """Rows int64 [T] of the weight, [T, D] in the case's dtype: an embedding."""
 
     def run(self, x_ND: torch.Tensor, packed: Any, bias_O: torch.Tensor | None, /) -> torch.Tensor:
         """[N, D] -> [N, O] in x's dtype."""

@@ -24,6 +24,8 @@ class CpuLinear:
     @staticmethod
     def refuses(case: OpCase, /) -> str | None:
         """Refuses other devices and dtypes, machines without vector units, and a build without the extension."""
+        if case.weights:
+            return "keeps weights as they are"
         reason = extension.refusal(case.device, case.dtype, ("float32",))
         if reason is None and extension.isa() == "scalar":
             return "this CPU has no AVX2, and without it torch is faster"
@@ -37,6 +39,12 @@ class CpuLinear:
     def pack(self, weight_OD: torch.Tensor, /) -> PackedWeight:
         """The weight as panels."""
         return PackedWeight(weight_OD.detach(), num_threads=extension.num_threads())
+
+    def rows(self, packed: PackedWeight, ids_T: torch.Tensor, /) -> torch.Tensor:
+        """int64 [T] -> float32 [T, D]."""
+        out_TD = torch.empty(len(ids_T), packed.num_inputs)
+        packed.rows(ids_T, out_TD)
+        return out_TD
 
     def run(
         self, x_ND: torch.Tensor, packed: PackedWeight, bias_O: torch.Tensor | None, /

@@ -15,6 +15,8 @@ LINEAR: Op[OpCase, LinearKernel] = Op(
     Registry(
         "linear kernel",
         {
+            "cpu_quantized": "octavo.kernels.gemm.quantized:CpuQuantized",
+            "torch_quantized": "octavo.kernels.gemm.quantized:TorchQuantized",
             "cpu_packed": "octavo.kernels.gemm.cpu:CpuLinear",
             "torch": "octavo.kernels.gemm.torch_linear:TorchLinear",
         },

@@ -9,7 +9,7 @@ from octavo.kernels.dispatch import OpCase
 
 
 class TorchLinear:
-    """The reference, wrapped. Takes every case."""
+    """The reference, wrapped. Takes every case of unquantized weights."""
 
     repacks = False
 
@@ -18,8 +18,8 @@ class TorchLinear:
 
     @staticmethod
     def refuses(case: OpCase, /) -> str | None:
-        """Never refuses."""
-        return None
+        """Refuses quantized weights."""
+        return "keeps weights as they are" if case.weights else None
 
     def stores(self, checkpoint: str, /) -> str:
         """The activations' dtype; torch multiplies like with like."""
@@ -28,6 +28,10 @@ class TorchLinear:
     def pack(self, weight_OD: torch.Tensor, /) -> torch.Tensor:
         """The weight itself."""
         return weight_OD
+
+    def rows(self, packed: torch.Tensor, ids_T: torch.Tensor, /) -> torch.Tensor:
+        """[V, D], int64 [T] -> [T, D]."""
+        return ops.embedding(ids_T, packed)
 
     def run(
         self, x_ND: torch.Tensor, packed: torch.Tensor, bias_O: torch.Tensor | None, /

@@ -1,0 +1,127 @@
+// Cuts a quantized product into tiles and hands them to the pool. Compiled for the baseline machine.
+#include "qgemm.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "pool.h"
+#include "scratch.h"
+
+namespace octavo {
+namespace {
+
+constexpr int kMaxTile = 16;
+constexpr int64_t kBlockBytes = 256 << 10;  // of quantized x per item: half of a 512 KiB L2; panels stream past it
+
+// Quantized rows of x in tiles, one block of memory per tile.
+struct Quantized {
+  const QuantWeight* weight;
+  const float* x;
+  int num_rows;
+  const QuantKernels* kernels;
+  int tile_rows;
+  int bytes;             // of one value
+  int64_t tile_floats;   // of a tile's block: values, scales, sums
+  float* blocks;
+
+  int num_tiles() const { return (num_rows + tile_rows - 1) / tile_rows; }
+
+  QuantRows tile(int index) const {
+    QuantRows rows;
+    rows.num_rows = std::min(tile_rows, num_rows - index * tile_rows);
+    rows.values = blocks + index * tile_floats;
+    const int64_t groups = num_groups(*weight);
+    rows.scales = blocks + (index + 1) * tile_floats - 2 * groups * tile_rows;
+    rows.sums = rows.scales + groups * tile_rows;
+    return rows;
+  }
+};
+
+Quantized plan_rows(const QuantWeight& weight, const float* x, int num_rows, const QuantKernels& kernels) {
+  Quantized q{&weight, x, num_rows, &kernels, 0, weight.type == QuantType::int8 ? kernels.bytes_int8 : 1, 0, nullptr};
+  // As even as can be, so that no tile is left with one row.
+  const int tiles = (num_rows + kernels.max_rows - 1) / kernels.max_rows;
+  q.tile_rows = (num_rows + tiles - 1) / tiles;
+  const int64_t values = int64_t(num_quads(weight.num_inputs)) * kQuad * q.tile_rows * q.bytes;
+  q.tile_floats = 16 + ((values + 3) / 4 + 2 * int64_t(num_groups(weight)) * q.tile_rows + 15) / 16 * 16;
+  return q;
+}
+
+void quantize_tile(void* context, int item, int /*worker*/) {
+  const Quantized& q = *static_cast<const Quantized*>(context);
+  const float* x = q.x + int64_t(item) * q.tile_rows * q.weight->num_inputs;
+  q.kernels->quantize(x, q.weight->num_inputs, q.weight->num_inputs, q.weight->group, q.bytes, q.tile(item));
+}
+
+struct Product {
+  const Quantized* rows;
+  const float* bias;
+  float* out;
+  int tiles_per_item;
+  int panels_per_item;
+  int panel_items;
+};
+
+// Scales, biases and stores the chains of a tile; the last panel may go beyond the outputs.
+void finish(const Product& p, const float* chains, int first_row, int rows, int panel) {
+  const QuantWeight& w = *p.rows->weight;
+  const int first = panel * kPanel, valid = std::min(kPanel, w.num_outputs - first);
+  for (int r = 0; r < rows; ++r) {
+    float* out = p.out + int64_t(first_row + r) * w.num_outputs + first;
+    const float* chain = chains + r * kPanel;
+    for (int i = 0; i < valid; ++i) {
+      const float bias = p.bias == nullptr ? 0.0f : p.bias[first + i];
+      out[i] = w.type == QuantType::int8 ? chain[i] * w.channel_scales[first + i] + bias : chain[i] + bias;
+    }
+  }
+}
+
+void run_item(void* context, int item, int /*worker*/) {
+  const Product& p = *static_cast<const Product*>(context);
+  const Quantized& q = *p.rows;
+  const int first_tile = item / p.panel_items * p.tiles_per_item;
+  const int last_tile = std::min(first_tile + p.tiles_per_item, q.num_tiles());
+  const int first_panel = item % p.panel_items * p.panels_per_item;
+  const int last_panel = std::min(first_panel + p.panels_per_item, num_panels(q.weight->num_outputs));
+  alignas(64) float chains[kMaxTile * kPanel];
+  for (int panel = first_panel; panel < last_panel; ++panel) {
+    for (int tile = first_tile; tile < last_tile; ++tile) {
+      const QuantRows rows = q.tile(tile);
+      q.kernels->multiply({rows, q.weight, panel, chains});
+      finish(p, chains, tile * q.tile_rows, rows.num_rows, panel);
+    }
+  }
+}
+
+}  // namespace
+
+const QuantKernels* quant_kernels(Isa isa) {
+  switch (isa) {
+    case Isa::scalar: return &kQuantScalar;
+#ifdef OCTAVO_HAVE_AVX2
+    case Isa::avx2: return &kQuantAvx2;
+#endif
+    default: return nullptr;
+  }
+}
+
+void quant_gemm(const QuantWeight& weight, const float* x, int num_rows, const float* bias, float* out,
+                const QuantKernels& kernels, int num_threads) {
+  if (num_rows == 0 || weight.num_outputs == 0) return;
+  Quantized rows = plan_rows(weight, x, num_rows, kernels);
+  const int tiles = rows.num_tiles();
+  rows.blocks = thread_scratch(rows.tile_floats * tiles);
+  parallel_for(tiles, tiles < 4 ? 1 : num_threads, quantize_tile, &rows);
+
+  const int panels = num_panels(weight.num_outputs);
+  Product product{&rows, bias, out, 0, 0, 0};
+  product.tiles_per_item = int(std::min<int64_t>(tiles, std::max<int64_t>(1, kBlockBytes / (rows.tile_floats * 4))));
+  // Four items per thread and block of rows, so that a thread that is held up for a while does not hold up the others.
+  const int items = num_threads == 1 ? 1 : num_threads * 4;
+  product.panels_per_item = std::max(2, (panels + items - 1) / items);
+  product.panel_items = (panels + product.panels_per_item - 1) / product.panels_per_item;
+  const int blocks = (tiles + product.tiles_per_item - 1) / product.tiles_per_item;
+  parallel_for(blocks * product.panel_items, num_threads, run_item, &product);
+}
+
+}  // namespace octavo

@@ -1,0 +1,99 @@
+// Matrix product with int8 or int4 weights and activations that are quantized on the fly: out = x * weight^T + bias.
+//
+// Shape letters: N rows of x, D inputs, O outputs, P panels of kPanel outputs, G groups of inputs, Q quads of inputs.
+//
+// A group of inputs of one row of x becomes int8 with a scale of its own: round(x / s), s = max |x| / 127. Within a
+// group all sums are integers, so they are exact in any order. Across groups each output is one chain of fused
+// multiply-adds in float32 over g = 0 .. G - 1:
+//   int8: sum_g s_x[g] * (integer sum), then times the output's scale, plus the bias
+//   int4: sum_g (s_x[g] * s_w[g]) * (integer sum), plus the bias
+// So a row's result depends on its own inputs alone: not on other rows, tiles, threads, or the instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "attention.h"  // DType
+#include "gemm.h"       // kPanel
+#include "isa.h"
+
+namespace octavo {
+
+enum class QuantType : int { int4 = 4, int8 = 8 };
+
+constexpr int kQuad = 4;               // inputs that lie together
+constexpr int kActivationGroup = 128;  // inputs that share a scale of x beside int8 weights
+
+// Weights as [P, Q, ...], the rest of the last panel and quad filled with zeros.
+// int8: [kPanel, kQuad] bytes, value + 128. int4: 32 bytes, byte 4 i + j holds value + zero point of output i, input j in
+// its low half and of output i + 8 in its high half.
+struct QuantWeight {
+  QuantType type;
+  int num_outputs;
+  int num_inputs;
+  int group;                    // inputs that share a scale: of x, and of an int4 weight; a multiple of 32
+  const uint8_t* values;
+  const float* channel_scales;  // int8: [P, kPanel]
+  const uint16_t* scales;       // int4: bfloat16 [P, G, kPanel]
+  const uint8_t* zeros;         // int4: [P, G, kPanel], or null: 8 everywhere
+};
+
+static inline int num_quads(int num_inputs) { return (num_inputs + kQuad - 1) / kQuad; }
+static inline int num_groups(const QuantWeight& w) { return (w.num_inputs + w.group - 1) / w.group; }
+static inline int64_t quad_bytes(QuantType type) { return type == QuantType::int8 ? kPanel * kQuad : kPanel * kQuad / 2; }
+
+// Where quantized rows of x go: one tile of at most max_rows rows.
+struct QuantRows {
+  void* values;   // [Q, num_rows, kQuad] int8 or int16
+  float* scales;  // [G, num_rows]
+  float* sums;    // [G, num_rows]: of the integers
+  int num_rows;
+};
+
+// One tile of rows times one panel.
+struct QuantTile {
+  QuantRows x;
+  const QuantWeight* weight;
+  int panel;
+  float* out;  // [num_rows, kPanel]: the chains, without channel scales and bias
+};
+
+// What one instruction set brings.
+struct QuantKernels {
+  int max_rows;      // of a tile
+  int bytes_int8;    // of one quantized value of x beside int8 weights; beside int4 weights it is 1
+  void (*quantize)(const float* x, int64_t row_stride, int num_inputs, int group, int bytes, const QuantRows& to);
+  void (*multiply)(const QuantTile& tile);
+};
+
+// The kernels compiled for `isa`, or null if there are none in this build.
+const QuantKernels* quant_kernels(Isa isa);
+
+// Bytes of each part of the packed form.
+int64_t quant_value_bytes(QuantType type, int num_outputs, int num_inputs);
+int64_t quant_num_scales(QuantType type, int num_outputs, int num_inputs, int group);
+
+// Where pack_quant writes.
+struct QuantTarget {
+  uint8_t* values;
+  float* channel_scales;
+  uint16_t* scales;
+  uint8_t* zeros;
+};
+
+// Quantizes [O, D] of `from` to nearest and packs it. int8: scale max |w| / 127 per output. int4 without zero points:
+// the value of largest magnitude becomes -8 (as in ggml's Q4_0); with: the group's range, 0 included, over 0 .. 15; the
+// range clipped by whichever of 1, 0.95, ... 0.7 leaves the smallest squared error.
+void pack_quant(const QuantWeight& shape, const void* source, DType from, const QuantTarget& to, int num_threads);
+
+// out [N, D] = weight[ids], dequantized. Every id is an output.
+void gather_rows(const QuantWeight& weight, const int64_t* ids, int64_t count, float* out);
+
+// out [N, O] = x [N, D] * weight^T + bias (null: none).
+void quant_gemm(const QuantWeight& weight, const float* x, int num_rows, const float* bias, float* out,
+                const QuantKernels& kernels, int num_threads);
+
+// One per translation unit. Use only on a machine that has the instruction set.
+extern const QuantKernels kQuantScalar;
+extern const QuantKernels kQuantAvx2;
+
+}  // namespace octavo

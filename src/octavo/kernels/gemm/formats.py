@@ -1,0 +1,182 @@
+"""In which numbers linear weights are kept when they are quantized at load, and the plain way to quantize.
+
+Round to nearest, no calibration data. int8 has one scale per output; int4 has one per group of inputs of an output,
+rounded to bfloat16 before the values are, and perhaps a zero point. Shape letters: O outputs, D inputs, G groups.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from octavo.core.errors import ConfigError, did_you_mean
+
+
+class WeightFormat(NamedTuple):
+    """One format."""
+
+    bits: int
+    group: int = 0
+    """Inputs that share a scale; 0: all of an output."""
+    has_zeros: bool = False
+    """Whether a group has a zero point; without, 0 is level 8 of 16."""
+    head: str = ""
+    """Format of the head, and of an embedding tied to it; "": this one. Logits suffer most from few bits."""
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Scales and zero points included; those per output are not counted."""
+        return self.bits + (0 if self.group == 0 else (16 + 8 * self.has_zeros) / self.group)
+
+
+FORMATS = {
+    "int8": WeightFormat(8),
+    "int4": WeightFormat(4, 64, has_zeros=True, head="int8"),
+    "int4_g32": WeightFormat(4, 32, head="int8"),
+    "int4_g64": WeightFormat(4, 64, head="int8"),
+    "int4_g128": WeightFormat(4, 128, head="int8"),
+    "int4_g32_zp": WeightFormat(4, 32, has_zeros=True, head="int8"),
+    "int4_g64_zp": WeightFormat(4, 64, has_zeros=True, head="int8"),
+    "int4_g128_zp": WeightFormat(4, 128, has_zeros=True, head="int8"),
+}
+"""By the value of `--quantization`. `_g` is the size of a group, `_zp` says that groups have zero points."""
+
+
+def quantized_as(asked: str) -> str:
+    """The format behind the value of `--quantization`: "" for none.
+
+    Raises:
+        ConfigError: there is no such format.
+    """
+    if asked in ("", "none"):
+        return ""
+    weight_format(asked)
+    return asked
+
+
+def weight_format(name: str) -> WeightFormat:
+    """The format called `name`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in FORMATS:
+        known = ", ".join(("none", *FORMATS))
+        raise ConfigError(
+            f"unknown quantization {name!r}; known: {known}.{did_you_mean(name, FORMATS)}",
+            param="quantization",
+            code="E-CFG-08",
+        )
+    return FORMATS[name]
+
+
+def head_format(name: str) -> str:
+    """Format of the head of a model whose linear layers have format `name` ("": unquantized)."""
+    return (weight_format(name).head or name) if name else ""
+
+
+_LARGEST = torch.tensor(127.0)
+"""Of int8. A tensor: for a plain number torch would multiply by the inverse, which rounds twice."""
+_TINY = torch.finfo(torch.float32).tiny * 128
+"""Below it the largest of some values counts as zero, because its inverse would not be finite."""
+
+
+class Quantized(NamedTuple):
+    """A weight as levels: value = (level - zero) * scale."""
+
+    levels_OD: torch.Tensor
+    """int32; int8 formats have levels -127 .. 127 and zero 0, int4 formats 0 .. 15."""
+    scales_OG: torch.Tensor
+    """float32."""
+    zeros_OG: torch.Tensor
+    """float32."""
+    group: int
+
+    def dequantize(self) -> torch.Tensor:
+        """float32 [O, D]."""
+        inputs = self.levels_OD.shape[1]
+        scales_OD = self.scales_OG.repeat_interleave(self.group, 1)[:, :inputs]
+        zeros_OD = self.zeros_OG.repeat_interleave(self.group, 1)[:, :inputs]
+        return (self.levels_OD - zeros_OD) * scales_OD
+
+
+_LANES = 8
+"""Chains in which squared errors are summed, so that kernels can sum them in the same order."""
+_CLIPPINGS = 7
+
+
+def quantize(weight_OD: torch.Tensor, form: WeightFormat) -> Quantized:
+    """`weight_OD` in `form`, in plain torch: what every kernel's own packing must equal, bit for bit.
+
+    int8: scale max |w| / 127. int4 without zero points: the value of largest magnitude becomes level 0, that is -8, as
+    in ggml's Q4_0; with them: levels 0 .. 15 span the group's range, 0 included. An int4 range is clipped by whichever
+    of 1, 0.95, ... 0.7 leaves the smallest squared error.
+    """
+    weight_OD = weight_OD.float()
+    outputs, inputs = weight_OD.shape
+    group = form.group or max(1, inputs)
+    padded_OD = torch.nn.functional.pad(weight_OD, (0, -inputs % group))
+    values_OGg = padded_OD.view(outputs, padded_OD.shape[1] // group, group)
+    if form.bits == 8:
+        largest_OG = values_OGg.abs().amax(2)
+        scales_OG = torch.where(largest_OG < _TINY, 0.0, largest_OG / 127.0)
+        zeros_OG = torch.zeros_like(scales_OG)
+        inverse_OG = torch.where(largest_OG < _TINY, 0.0, _LARGEST / largest_OG)
+        levels_OGg = torch.round(values_OGg * inverse_OG.unsqueeze(2))
+    else:
+        scales_OG, zeros_OG = _find_levels(values_OGg, has_zeros=form.has_zeros)
+        levels_OGg = _levels(values_OGg, scales_OG, zeros_OG)
+    levels_OD = levels_OGg.flatten(1)[:, :inputs].int()
+    return Quantized(levels_OD, scales_OG, zeros_OG, group)
+
+
+def _find_levels(values_OGg: torch.Tensor, *, has_zeros: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Steps and zero points [O, G] of the clipping with the smallest squared error; the first of equals."""
+    low_OG, high_OG = values_OGg.amin(2).clamp(max=0), values_OGg.amax(2).clamp(min=0)
+    extreme_OG = torch.where(-low_OG >= high_OG, low_OG, high_OG)
+    best_OG = torch.full_like(low_OG, torch.inf)
+    step_OG, zero_OG = torch.zeros_like(low_OG), torch.full_like(low_OG, 8.0)
+    for i in range(_CLIPPINGS):
+        share = torch.tensor(1.0) - torch.tensor(0.05) * i
+        wide_OG = (high_OG - low_OG) * share / 15.0 if has_zeros else extreme_OG * share / -8.0
+        tried_OG = wide_OG.bfloat16().float()
+        offset_OG = torch.full_like(low_OG, 8.0)
+        if has_zeros:
+            spread_OG = torch.round(-low_OG * share / tried_OG).clamp(0, 15)
+            offset_OG = torch.where(tried_OG == 0, offset_OG, spread_OG)
+        levels_OGg = _levels(values_OGg, tried_OG, offset_OG)
+        off_OGg = (levels_OGg - offset_OG.unsqueeze(2)) * tried_OG.unsqueeze(2) - values_OGg
+        error_OG = _sum_in_lanes(off_OGg * off_OGg)
+        is_better_OG = (error_OG < best_OG) | (i == 0)
+        best_OG = torch.where(is_better_OG, error_OG, best_OG)
+        step_OG = torch.where(is_better_OG, tried_OG, step_OG)
+        zero_OG = torch.where(is_better_OG, offset_OG, zero_OG)
+    return step_OG, zero_OG
+
+
+def _levels(values_OGg: torch.Tensor, step_OG: torch.Tensor, zero_OG: torch.Tensor) -> torch.Tensor:
+    inverse_OG = torch.where(step_OG == 0, 0.0, 1.0 / step_OG)
+    levels_OGg = torch.round(values_OGg * inverse_OG.unsqueeze(2)) + zero_OG.unsqueeze(2)
+    return levels_OGg.clamp(0, 15)
+
+
+def _sum_in_lanes(values_OGg: torch.Tensor) -> torch.Tensor:
+    lanes_OGL = torch.zeros_like(values_OGg[..., :_LANES])
+    for part_OGL in torch.split(values_OGg, _LANES, dim=2):
+        lanes_OGL = lanes_OGL + part_OGL
+    sum_OG = torch.zeros_like(lanes_OGL[..., 0])
+    for lane in range(_LANES):
+        sum_OG = sum_OG + lanes_OGL[..., lane]
+    return sum_OG
+
+
+def quantize_rows(x_ND: torch.Tensor, group: int) -> torch.Tensor:
+    """Activations rounded to int8 levels with one scale per row and `group` inputs, as float64 values [N, D]."""
+    inputs = x_ND.shape[1]
+    padded_ND = torch.nn.functional.pad(x_ND.float(), (0, -inputs % group))
+    values_NGg = padded_ND.view(len(x_ND), padded_ND.shape[1] // group, group)
+    largest_NG1 = values_NGg.abs().amax(2, keepdim=True)
+    inverse_NG1 = torch.where(largest_NG1 < _TINY, 0.0, _LARGEST / largest_NG1)
+    levels_NGg = torch.round(values_NGg * inverse_NG1).double()
+    return (levels_NGg * (largest_NG1 / 127.0).double()).flatten(1)[:, :inputs]

@@ -1,0 +1,89 @@
+// Paged attention: odd head sizes, slices without rows, windows, and a long context whose table names one block.
+#include "attention.h"
+
+#include <algorithm>
+
+#include "native.h"
+
+namespace native {
+namespace {
+
+using octavo::DType;
+using octavo::kBlockSize;
+
+struct Step {
+  const char* name;
+  std::vector<int> counts;    // of each slice, the rows of this step
+  std::vector<int> contexts;  // and all its tokens
+  int heads, kv_heads, dim;
+  int window;
+  float soft_cap;
+  bool is_one_block;  // every entry of the tables is the cache's last block
+};
+
+const Step kSteps[] = {
+    {"nothing", {}, {}, 2, 1, 8, 0, 0.0f, false},
+    {"slices without rows", {0, 1, 0}, {5, 1, 16}, 2, 1, 8, 0, 0.0f, false},
+    {"dim 7", {1, 3}, {17, 3}, 2, 2, 7, 0, 0.0f, false},
+    {"dim 20", {1, 5}, {33, 40}, 3, 1, 20, 0, 30.0f, false},
+    {"dim 80", {15, 17}, {15, 50}, 4, 2, 80, 9, 0.0f, false},
+    {"dim 128", {1, 1, 33}, {16, 15, 33}, 8, 2, 128, 0, 0.0f, false},
+    {"dim 256 window of 1", {2}, {19}, 2, 1, 256, 1, 0.0f, false},
+    {"more heads than a piece has rows", {3}, {20}, 40, 1, 8, 0, 0.0f, false},
+    {"long context", {1, 2}, {70001, 300000}, 2, 1, 8, 0, 0.0f, true},
+    {"long context with a window", {3}, {1000003}, 2, 1, 8, 17, 0.0f, true},
+};
+
+template <class T>
+Bytes attend(const Step& s, DType dtype, Exact<T> (*values)(int64_t, int), const How& how) {
+  const int slices = int(s.counts.size());
+  int width = 0;
+  for (int context : s.contexts) width = std::max(width, (context + kBlockSize - 1) / kBlockSize);
+  const int64_t blocks = s.is_one_block ? 1 : int64_t(width) * slices;
+  Exact<int32_t> starts(slices + 1), lens(slices), tables(int64_t(width) * slices);
+  for (int i = 0; i < slices; ++i) {
+    starts.data()[i + 1] = starts.data()[i] + s.counts[size_t(i)];
+    lens.data()[i] = s.contexts[size_t(i)];
+  }
+  // Backwards, so that the first block that is read is the last of the cache.
+  tables.fill([&](int64_t i) { return int32_t(s.is_one_block ? 0 : blocks - 1 - i); });
+  const int64_t rows = starts.data()[slices];
+  const int64_t kept = blocks * kBlockSize * s.kv_heads * s.dim;
+  Exact<T> q = values(rows * s.heads * s.dim - how.missing, 1);
+  Exact<T> keys = values(kept, 1), cached = values(kept, 1);
+  Exact<T> out(rows * s.heads * s.dim, 1);
+  octavo::Attention a{};
+  a.dtype = dtype;
+  a.q = q.data();
+  a.k_cache = keys.data();
+  a.v_cache = cached.data();
+  a.out = out.data();
+  a.query_starts = starts.data();
+  a.context_lens = lens.data();
+  a.block_tables = tables.data();
+  a.num_slices = slices;
+  a.table_width = width;
+  a.num_heads = s.heads;
+  a.num_kv_heads = s.kv_heads;
+  a.head_dim = s.dim;
+  a.scale = 0.25f;
+  a.window = s.window;
+  a.soft_cap = s.soft_cap;
+  octavo::paged_attention(a, octavo::attention_kernel(how.isa), how.threads);
+  return bytes_of(out);
+}
+
+}  // namespace
+
+std::vector<Case> attention_cases() {
+  std::vector<Case> found;
+  for (const Step& s : kSteps) {
+    const std::string name = std::string("attention ") + s.name;
+    // The order in which a score is summed is each instruction set's own.
+    found.push_back({name + " float32", [&s](const How& how) { return attend(s, DType::float32, floats, how); }, false});
+    found.push_back({name + " bfloat16", [&s](const How& how) { return attend(s, DType::bfloat16, bfloat16s, how); }, false});
+  }
+  return found;
+}
+
+}  // namespace native

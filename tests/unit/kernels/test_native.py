@@ -1,0 +1,119 @@
+"""The compiled kernels under address and undefined behaviour sanitizers, on shapes that end where memory ends.
+
+Builds csrc/cpu without its Python face, and the cases of tests/native, with the flags that CMakeLists.txt gives each
+instruction set. A new kernel file is picked up by itself; its cases go into a file of tests/native.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+SOURCES = ROOT / "csrc" / "cpu"
+CASES = ROOT / "tests" / "native"
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+FLAGS = ("-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+REPORT = re.compile("ERROR: AddressSanitizer: (heap-buffer-overflow|unknown-crash|SEGV)")
+"""What it says of a buffer's end, of an access across it, and of one behind it that it does not look at."""
+BROKEN = (
+    "gemm 7 65 33 float32",
+    "gemm 193 17 512 bfloat16",
+    "rms_norm 5 17",
+    "rms_norm residual 1 7",
+    "silu_and_mul 5 33",
+    "attention_inputs 5 20",
+    "attention dim 7 float32",
+    "attention dim 80 bfloat16",
+)
+"""One case of each kind, run with an input one element short: the sanitizer must see it."""
+
+
+def compiler() -> str:
+    """A C++ compiler that has the sanitizers."""
+    names = [name for name in ("c++", "g++", "clang++") if shutil.which(name)]
+    program = "#include <cstdlib>\nint main() { std::free(std::malloc(1)); }\n"
+    for name in names:
+        command = [name, *SANITIZE, "-x", "c++", "-", "-o", os.devnull]
+        if subprocess.run(command, input=program, text=True, capture_output=True).returncode == 0:
+            return name
+    pytest.skip(f"no C++ compiler with address sanitizer; of {names or 'none'} none links with it")
+
+
+def isa_flags() -> tuple[dict[str, list[str]], list[str]]:
+    """Instruction set -> compiler flags, and what says that its kernels are there: as CMakeLists.txt has them."""
+    if os.uname().machine not in ("x86_64", "AMD64"):
+        return {}, []
+    text = (ROOT / "CMakeLists.txt").read_text()
+    found = re.findall(r"set\(OCTAVO_(\w+)_FLAGS (-[^)]+)\)", text)
+    assert found, "CMakeLists.txt sets OCTAVO_<ISA>_FLAGS"
+    definitions = sorted(set(re.findall(r"OCTAVO_HAVE_\w+", text)))
+    return {name.lower(): flags.split() for name, flags in found}, [f"-D{d}" for d in definitions]
+
+
+def isa_of(path: Path, known: Iterable[str]) -> str:
+    """The instruction set that a file is for; empty for the baseline."""
+    ends = (name for name in known if path.stem.endswith(f"_{name}"))
+    return max(ends, key=len, default="")
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cases, built."""
+    command = compiler()
+    folder = tmp_path_factory.mktemp("native")
+    by_isa, definitions = isa_flags()
+    sources = [
+        path
+        for path in sorted((*SOURCES.glob("*.cpp"), *CASES.glob("*.cpp")))
+        if not path.name.startswith("bind") and (by_isa or "_avx" not in path.stem)
+    ]
+
+    def build(path: Path) -> Path:
+        out = folder / f"{path.parent.name}_{path.stem}.o"
+        flags = [
+            *FLAGS,
+            *definitions,
+            *by_isa.get(isa_of(path, by_isa), []),
+            f"-I{SOURCES}",
+            f"-I{CASES}",
+        ]
+        subprocess.run([command, *SANITIZE, *flags, "-c", path, "-o", out], check=True)
+        return out
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        objects = list(pool.map(build, sources))
+    subprocess.run([command, *SANITIZE, "-pthread", *objects, "-o", folder / "cases"], check=True)
+    return folder / "cases"
+
+
+def run(driver: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # The pool's threads outlive main by design; that is no leak worth a report.
+    variables = {
+        **os.environ,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    return subprocess.run(
+        [driver, *arguments], capture_output=True, text=True, env=variables, check=False
+    )
+
+
+def test_kernels_stay_inside_their_memory(driver: Path) -> None:
+    done = run(driver)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.match(r"\d{3} cases scalar", done.stdout), done.stdout
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_sanitizer_sees_one_element_too_far(driver: Path, name: str) -> None:
+    done = run(driver, "--break", name)
+    assert done.returncode not in (0, 2), done.stdout
+    assert REPORT.search(done.stderr), done.stderr

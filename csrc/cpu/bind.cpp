@@ -22,6 +22,13 @@ std::vector<std::string> runnable_isas() {
   return names;
 }
 
+void limit_isa(const std::string& name) {
+  for (Isa isa : kAllIsas) {
+    if (name == isa_name(isa)) return octavo::limit_isa(isa);
+  }
+  throw nb::value_error(("no instruction set is called '" + name + "'").c_str());
+}
+
 nb::dict features() {
   const Features& f = octavo::features();
   nb::dict found;
@@ -57,6 +64,7 @@ NB_MODULE(_cpu, m) {
   m.def("isa", [] { return isa_name(best_isa()); }, "The best instruction set of this machine.");
   m.def("features", &bind::features, "Instruction set extensions that this machine has.");
   m.def("runnable_isas", &bind::runnable_isas, "Instruction sets with kernels that run here, best first.");
+  m.def("limit_isa", &bind::limit_isa, "Acts as if the machine had nothing above this instruction set.");
   m.def("set_watch", &set_watch, "Microseconds for which idle threads watch for the next call.");
   bind::add_attention(m);
   bind::add_gemm(m);

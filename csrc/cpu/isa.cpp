@@ -1,5 +1,7 @@
 #include "isa.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -14,6 +16,8 @@
 
 namespace octavo {
 namespace {
+
+std::atomic<Isa> limit{Isa::avx512};
 
 #ifdef OCTAVO_X86
 
@@ -84,9 +88,12 @@ const Features& features() {
 Isa best_isa() {
   const Features& f = features();
   const bool avx2 = f.avx2 && f.fma && f.f16c;
-  if (avx2 && f.avx512f && f.avx512bw && f.avx512vl) return Isa::avx512;
-  return avx2 ? Isa::avx2 : Isa::scalar;
+  const bool avx512 = avx2 && f.avx512f && f.avx512bw && f.avx512vl;
+  const Isa found = avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::scalar;
+  return std::min(found, limit.load(std::memory_order_relaxed));
 }
+
+void limit_isa(Isa most) { limit.store(most, std::memory_order_relaxed); }
 
 const char* isa_name(Isa isa) {
   switch (isa) {

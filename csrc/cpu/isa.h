@@ -20,8 +20,11 @@ struct Features {
 // What CPUID reports and the operating system saves on a context switch (XCR0); read once.
 const Features& features();
 
-// The best set of which every part is there.
+// The best set of which every part is there, up to the limit.
 Isa best_isa();
+
+// Acts as if the machine had nothing above `most`. For tests; call it before kernels run.
+void limit_isa(Isa most);
 
 const char* isa_name(Isa isa);
 

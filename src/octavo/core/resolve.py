@@ -55,6 +55,18 @@ def step_tokens(
     return value, Decision("max_num_batched_tokens", str(value), f"default on {device}")
 
 
+def cpu_threads(asked: int | None, usable: int) -> tuple[int, Decision]:
+    """Threads of the kernels. More than the machine can run at once would wait for each other inside every product;
+    fewer give the same bits, so a setting from a larger machine starts on a smaller one, and says so.
+    """
+    if asked is None:
+        return usable, Decision("threads", str(usable), "the cores there are")
+    if asked > usable:
+        reason = f"--threads {asked} is more than the {usable} cores that this process may use"
+        return usable, Decision("threads", str(usable), reason)
+    return asked, Decision("threads", str(asked), "as given")
+
+
 def memory_share(asked: float | None, device: str) -> float:
     """Share of the device's available memory to use."""
     if asked is not None:

@@ -19,8 +19,10 @@ from octavo.core.assets import model_folder
 from octavo.core.config import EngineConfig
 from octavo.core.errors import ConfigError
 from octavo.core.kvspec import BLOCK_SIZE, group_layers
+from octavo.core.log import get_logger
 from octavo.core.resolve import Decision
 from octavo.decoding.state import SamplerState
+from octavo.engine import machine
 from octavo.engine.engine import Engine, Link
 from octavo.engine.ipc import Loading, Phase, Ready
 from octavo.engine.memory import MemoryPlan, Needs, available_bytes, plan
@@ -39,6 +41,7 @@ from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
 
 MIB = 1 << 20
+logger = get_logger(__name__)
 
 
 class Resolved(NamedTuple):
@@ -69,9 +72,7 @@ def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float
         link.send(Loading(phase=phase, fraction=fraction))
 
     begin("config", 0.1)
-    threads = config.threads or len(os.sched_getaffinity(0))
-    torch.set_num_threads(threads)
-    extension.set_num_threads(threads)
+    found = _machine(config)
     resolved = decide(config)
     steps = _open_step_log(config.step_log)
     begin("weights", 0.15)
@@ -98,8 +99,25 @@ def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float
         Phase(name=part.name, seconds=part.seconds, detail=details.get(part.name, ""))
         for part in timeline.parts()
     )
-    link.send(_ready(resolved, loaded, phases))
+    link.send(_ready(resolved, loaded, phases, found))
     return engine
+
+
+def _machine(config: EngineConfig) -> tuple[Decision, ...]:
+    """Threads and memory nodes; before anything is computed or allocated. What costs speed is a warning, too."""
+    threads, threads_decision = resolve.cpu_threads(config.threads, machine.usable_cores())
+    torch.set_num_threads(threads)
+    extension.set_num_threads(threads)
+    found = [threads_decision]
+    if config.threads is not None and threads < config.threads:
+        logger.warning("%s; using %d.", threads_decision.reason, threads)
+    nodes = machine.memory_nodes(os.sched_getaffinity(0))
+    memory_decision = machine.spread_memory(nodes)
+    if memory_decision is not None:
+        found.append(memory_decision)
+    if extension.missing() is None and extension.isa() == "scalar":
+        logger.warning("%s", extension.slow_because())
+    return tuple(found)
 
 
 def decide(config: EngineConfig) -> Resolved:
@@ -209,7 +227,12 @@ def _why(choice: Choice) -> str:
     return refused or "preferred"
 
 
-def _ready(resolved: Resolved, loaded: LoadedModel, phases: tuple[Phase, ...]) -> Ready:
+def _ready(
+    resolved: Resolved,
+    loaded: LoadedModel,
+    phases: tuple[Phase, ...],
+    found: tuple[Decision, ...],
+) -> Ready:
     ops: dict[tuple[str, str], list[str]] = {}
     for choice in loaded.choices:
         alike = ops.setdefault((choice.winner, _why(choice)), [])
@@ -231,7 +254,9 @@ def _ready(resolved: Resolved, loaded: LoadedModel, phases: tuple[Phase, ...]) -
         block_size=BLOCK_SIZE,
         kv_tokens=min(memory.kv_tokens, 1 << 62),
         memory=memory.parts(),
-        decisions=tuple((d.name, d.value, d.reason) for d in (*resolved.decisions, *chosen)),
+        decisions=tuple(
+            (d.name, d.value, d.reason) for d in (*resolved.decisions, *found, *chosen)
+        ),
         phases=phases,
         pid=os.getpid(),
     )

@@ -7,6 +7,8 @@ extension was not built, `missing()` says so and the other functions must not be
 
 from __future__ import annotations
 
+import platform
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,10 @@ except ImportError as error:  # a source tree, or a platform, without the compil
 else:
     _IMPORT_ERROR = None
     native = _cpu
+
+
+SCALAR_COST = "attention takes 5 to 10 times as long, and products are left to torch, where bits may depend on the batch"
+"""Measured with the scalar kernels on a CPU that has the others (docs/log.md)."""
 
 
 class _Settings:
@@ -61,6 +67,26 @@ def refusal(device: str, dtype: str, dtypes: tuple[str, ...]) -> str | None:
 def isa() -> str:
     """The best instruction set of this machine: scalar, avx2 or avx512."""
     return native.isa()
+
+
+def limit_isa(name: str) -> None:
+    """Use no instruction set above this one from now on, as if the machine had none; tests see the slow path so.
+
+    Raises:
+        ValueError: no instruction set has that name.
+    """
+    native.limit_isa(name)
+
+
+def slow_because() -> str:
+    """Why the kernels run without vector instructions here, and what that costs."""
+    wanted = ("avx2", "fma", "f16c")
+    lacking = [name for name, there in features().items() if name in wanted and not there]
+    if platform.machine() not in ("x86_64", "AMD64"):
+        cause = f"there are no vector kernels for {platform.machine()} yet"
+    else:
+        cause = f"this CPU has no {', '.join(lacking).upper() or 'AVX2 that may be used'}"
+    return f"{cause}: kernels run without vector instructions: {SCALAR_COST}."
 
 
 def features() -> dict[str, bool]:

@@ -22,7 +22,17 @@ from pathlib import Path
 
 from octavo.tools.bench.environment import environment
 
-PART = ("python", "server", "process", "imports", "config", "weights", "kv cache", "unexplained")
+PART = (
+    "python",
+    "launch",
+    "server",
+    "process",
+    "imports",
+    "config",
+    "weights",
+    "kv cache",
+    "unexplained",
+)
 
 
 def free_port() -> int:

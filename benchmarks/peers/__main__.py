@@ -74,6 +74,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=drive.usable_cores())
     parser.add_argument("--timeout", type=int, default=1800, help="seconds of one process [1800]")
     parser.add_argument(
+        "--quiet",
+        type=float,
+        default=0.1,
+        help="share of the cores that others may take during a run; a busier one is repeated [0.1]",
+    )
+    parser.add_argument("--tries", type=int, default=2, help="runs until one is quiet [2]")
+    parser.add_argument(
         "--lock",
         type=Path,
         help="file to lock while something is measured, on a machine that is shared",

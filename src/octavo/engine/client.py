@@ -8,13 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -24,6 +19,7 @@ from octavo.core.errors import EngineDeadError, ErrorInfo, from_info
 from octavo.core.log import get_logger
 from octavo.core.request import Request
 from octavo.core.result import EngineStats, Event, Failed, Finished
+from octavo.engine.child import EngineProcess
 from octavo.engine.ipc import (
     Cancel,
     Events,
@@ -70,19 +66,29 @@ class EngineClient:
         self._loading = Loading(phase="process", fraction=0.0)
         self._progress_at = time.monotonic()
         self._streams: dict[str, asyncio.Queue[Event]] = {}
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: EngineProcess | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._outbox: list[bytes] = []
         self._reader_task: asyncio.Task[None] | None = None
-        self._folder: str | None = None
 
     # -- life ------------------------------------------------------------------------------------------------------
 
+    def launch(self) -> None:
+        """Start the process, before there is an event loop: it loads libraries until `start` connects to it."""
+        assert self._process is None, "an engine is launched once"
+        self._process = EngineProcess()
+
+    def abandon(self) -> None:
+        """End a process that was launched and never connected to."""
+        if self._process is not None:
+            self._process.abandon()
+
     async def start(self) -> None:
-        """Start the process; returns when it is connected. Loading goes on; see `wait_ready`."""
-        asked_at = time.monotonic()
-        self._folder = tempfile.mkdtemp(prefix="octavo-", dir=_socket_home())  # mode 0700
-        path = str(Path(self._folder) / "engine.sock")
+        """Start the process unless it was launched; returns when it is connected. Loading goes on; see `wait_ready`."""
+        if self._process is None:
+            self.launch()
+        process = self._process
+        assert process is not None
         connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
         connected = asyncio.get_running_loop().create_future()
 
@@ -92,12 +98,8 @@ class EngineClient:
             else:
                 connected.set_result((reader, writer))
 
-        server = await asyncio.start_unix_server(on_connect, path)
-        os.chmod(path, 0o600)
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "octavo.engine.worker", path, stdin=asyncio.subprocess.DEVNULL
-        )
-        exited = asyncio.create_task(self._process.wait())
+        server = await asyncio.start_unix_server(on_connect, sock=process.listener)
+        exited = asyncio.create_task(process.wait())
         either: set[asyncio.Future[Any]] = {connected, exited}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         server.close()
@@ -107,7 +109,7 @@ class EngineClient:
             return
         exited.cancel()
         reader, self._writer = connected.result()
-        self._send(StartEngine(config=self.config, asked_at=asked_at))
+        self._send(StartEngine(config=self.config, asked_at=process.started_at))
         self._reader_task = asyncio.create_task(self._read(reader))
 
     async def wait_ready(self) -> Ready:
@@ -125,7 +127,7 @@ class EngineClient:
         if self._state != "dead":
             self._state = "draining"
             self._send(Shutdown())
-        if self._process is not None and self._process.returncode is None:
+        if self._process is not None and not self._process.has_ended:
             try:
                 await asyncio.wait_for(self._process.wait(), 2.0)
             except TimeoutError:
@@ -138,8 +140,8 @@ class EngineClient:
             self._writer.close()
             with contextlib.suppress(ConnectionError):
                 await self._writer.wait_closed()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._process is not None:
+            self._process.remove()
 
     async def __aenter__(self) -> EngineClient:
         await self.start()
@@ -276,13 +278,6 @@ class EngineClient:
         for request_id, queue in self._streams.items():
             queue.put_nowait(Failed(id=request_id, error=_unavailable(info)))
         self._ready_event.set()
-
-
-def _socket_home() -> str:
-    """Where the socket's folder goes: the temporary folder, unless its name leaves a socket's path no room."""
-    home = tempfile.gettempdir()
-    longest = 107 - len("/octavo-12345678/engine.sock")  # sun_path, unix(7), less the final zero
-    return home if len(os.fsencode(home)) <= longest else "/tmp"
 
 
 def _unavailable(cause: ErrorInfo) -> ErrorInfo:

@@ -29,6 +29,8 @@ DUMMY_STD = 0.02
 DUMMY_POOL = 4_194_301
 """A prime, so that rows of a weight never repeat each other."""
 MAX_LISTED = 8
+ALIGNMENT = 8
+"""Bytes; what safetensors promises of each tensor in its file, and whole numbers of every dtype."""
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -65,6 +67,10 @@ def load_weights(
     progress: Progress | None = None,
 ) -> None:
     """Stream every tensor of the checkpoint into its place, converting the dtype; files are mapped, not read whole.
+
+    Where a tensor is the whole of a parameter in the dtype that is asked for, on the CPU, the parameter becomes a view of
+    the mapped file instead of a copy. A layer that repacks it copies it then, once; what stays, such as the embedding's
+    table, is read through the page cache. A checkpoint must not be rewritten in place while it is served.
 
     Raises:
         ModelError: unreadable file; unknown, missing, repeated or misshapen tensors, listed together.
@@ -145,8 +151,24 @@ def _fill(name: str, weight: Weight, tensor: torch.Tensor, filled: set[str]) -> 
         return [f"{name}: has shape {given}, config.json asks for {expected}"]
     if tensor.dtype not in LOADABLE:
         return [f"{name}: has dtype {tensor.dtype}, expected one of {LOADABLE}"]
-    weight.tensor.copy_(tensor)
+    if not _adopt(weight.tensor, tensor):
+        weight.tensor.copy_(tensor)
     return []
+
+
+def _adopt(place: torch.Tensor, tensor: torch.Tensor) -> bool:
+    """Let `place`, or what it is a view of from end to end, be `tensor` itself; False where that cannot be."""
+    # A merged parameter of one part is noted as a slice that is all of it.
+    whole = place if place._base is None else place._base
+    if whole.shape != tensor.shape or whole.dtype != tensor.dtype or whole.device != tensor.device:
+        return False
+    # Mapped tensors lie where the file has them; vectors are small, and kernels may want them aligned.
+    if tensor.ndim < 2 or tensor.data_ptr() % ALIGNMENT or not tensor.is_contiguous():
+        return False
+    whole.set_(tensor)  # type: ignore[call-overload]
+    if place is not whole:
+        place.set_(tensor)  # type: ignore[call-overload]
+    return True
 
 
 def _check_aliases(

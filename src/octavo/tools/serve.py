@@ -9,14 +9,18 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from octavo.core import env, log
 from octavo.core.config import EngineConfig, ServerConfig
 from octavo.engine.ipc import Phase, Ready
 from octavo.tools import startup
-from octavo.tools.flags import add_config_flags, configs
+from octavo.tools.flags import Configs, add_config_flags, configs
 from octavo.tools.parser import Parser
 from octavo.tools.startup import Address, process_age_s
+
+if TYPE_CHECKING:
+    from octavo.engine.client import EngineClient
 
 
 def add_arguments(parser: Parser) -> None:
@@ -28,15 +32,28 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
     entered = process_age_s()
     parsed = configs(args)
-    # lazy: the server's libraries take half a second that a mistyped flag should not cost
+    # lazy: asyncio and messages, a tenth of a second that a mistyped flag should not cost
     from octavo.engine.client import EngineClient
+
+    log.configure()
+    client = EngineClient(parsed.engine)
+    client.launch()  # the engine loads torch while the server's libraries are loaded here
+    launched = process_age_s()
+    try:
+        _serve(parsed, client, entered, launched)
+    except BaseException:
+        client.abandon()
+        raise
+    return 0
+
+
+def _serve(parsed: Configs, client: EngineClient, entered: float, launched: float) -> None:
+    # lazy: the server's libraries take a quarter of a second, during which the engine loads its own
     from octavo.server.app import create_app
     from octavo.server.serve import bind, run_server
     from octavo.tools.local import make_state
 
-    log.configure()
     sock = bind(parsed.server)
-    client = EngineClient(parsed.engine)
     state = make_state(parsed, client)
     address = Address(
         host=parsed.server.host,
@@ -50,24 +67,29 @@ def run(args: argparse.Namespace) -> int:
         await client.start()
         return await client.wait_ready()
 
-    state.on_start = announcing(start, address, entered)
+    state.on_start = announcing(start, address, entered, launched)
     state.on_stop = client.close
     run_server(create_app(state), parsed.server, sock)
-    return 0
 
 
 def announcing(
-    start: Callable[[], Awaitable[Ready]], address: Address, entered: float
+    start: Callable[[], Awaitable[Ready]], address: Address, entered: float, launched: float
 ) -> Callable[[], Awaitable[None]]:
-    """Start an engine, then print all that an operator wants to know. `entered`: age at `run`."""
+    """Start an engine, then print all that an operator wants to know.
+
+    `entered` and `launched`: age of this process at `run`, and when the engine's was started.
+    """
 
     async def start_and_tell() -> None:
-        asked = process_age_s()
         ready = await start()
         total = process_age_s()
         before = (
             Phase(name="python", seconds=entered, detail="interpreter and command line"),
-            Phase(name="server", seconds=asked - entered, detail="imports, tokenizer, socket"),
+            Phase(
+                name="launch",
+                seconds=launched - entered,
+                detail="what it takes to start the engine",
+            ),
         )
         parts = (
             startup.memory_text(ready),

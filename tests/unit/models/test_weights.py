@@ -162,3 +162,32 @@ def test_load_model_from_config_alone(tmp_path: Path) -> None:
     assert loaded.model.logits(torch.randn(2, 16).bfloat16()).isfinite().all()
     with pytest.raises(ConfigError, match="float64"):
         load_model(tmp_path, dtype="float64", load_format="dummy")
+
+
+def test_a_whole_parameter_becomes_the_mapped_file(tmp_path: Path) -> None:
+    """No copy where the dtype is the file's; a merged part, a vector and another dtype are copied."""
+    table, merged, single = torch.empty(3, 4), torch.empty(5, 4), torch.empty(2, 4)
+    weights = {
+        "table": Weight(table, "normal"),
+        "part": Weight(merged[:2], "normal"),
+        "rest": Weight(merged[2:], "normal"),
+        "single": Weight(single[:2], "normal"),
+        "vector": Weight(torch.empty(4), "ones"),
+        "wide": Weight(torch.empty(2, 4), "normal"),
+    }
+    places = {name: weight.tensor.data_ptr() for name, weight in weights.items()}
+    tensors = {name: torch.randn(weight.tensor.shape) for name, weight in weights.items()}
+    tensors["wide"] = tensors["wide"].bfloat16()
+    save_file(tensors, tmp_path / "model.safetensors")
+    load_weights(tmp_path, weights, {})
+    for name, weight in weights.items():
+        assert torch.equal(weight.tensor, tensors[name].float()), name
+    moved = {name for name, weight in weights.items() if weight.tensor.data_ptr() != places[name]}
+    assert moved == {"table", "single"}
+    assert torch.equal(single, tensors["single"])  # what the layer holds, of which it noted a slice
+    # The mapping is private: writing to the parameter leaves the file alone.
+    table.zero_()
+    again = {"table": Weight(torch.empty(3, 4), "normal")}
+    with pytest.raises(ModelError, match="part: not part of this architecture"):
+        load_weights(tmp_path, again, {})
+    assert torch.equal(again["table"].tensor, tensors["table"])

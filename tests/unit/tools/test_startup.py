@@ -106,7 +106,7 @@ def test_announcing(capsys):
     async def start() -> Ready:
         return READY
 
-    asyncio.run(serve.announcing(start, ADDRESS, entered=0.1)())
+    asyncio.run(serve.announcing(start, ADDRESS, entered=0.1, launched=0.2)())
     out = capsys.readouterr().out
     for part in ("kv cache", "what there is", "unexplained", "ready: m on cpu", "curl -s"):
         assert part in out
@@ -117,5 +117,5 @@ def test_announcing_passes_the_cause_on(capsys):
         raise ModelError("no weights.")
 
     with pytest.raises(ModelError):
-        asyncio.run(serve.announcing(start, ADDRESS, entered=0.1)())
+        asyncio.run(serve.announcing(start, ADDRESS, entered=0.1, launched=0.2)())
     assert capsys.readouterr().out == ""

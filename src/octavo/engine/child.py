@@ -1,0 +1,86 @@
+"""The engine's process from its parent's side: started before there is an event loop, waited for inside one. No torch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+
+class EngineProcess:
+    """A process that connects to `listener`. The socket lies in a private folder (0700) and is 0600.
+
+    It is started by the constructor, so that it loads its libraries while the caller loads its own; it waits for its
+    first frame. Dies with its parent; `remove` takes away what it leaves on disk.
+    """
+
+    def __init__(self) -> None:
+        self.started_at = time.monotonic()
+        self._folder = tempfile.mkdtemp(prefix="octavo-", dir=_socket_home())  # mode 0700
+        path = str(Path(self._folder) / "engine.sock")
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(path)
+        os.chmod(path, 0o600)
+        self.listener.listen(1)
+        self._popen = subprocess.Popen(
+            [sys.executable, "-m", "octavo.engine.worker", path], stdin=subprocess.DEVNULL
+        )
+        self._ended: asyncio.Future[int] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        return self._popen.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is known to be gone."""
+        return self._popen.returncode is not None
+
+    async def wait(self) -> int:
+        """Its exit code, once it has one. Waits in one event loop only."""
+        if self._ended is None:
+            loop = asyncio.get_running_loop()
+            ended = self._ended = loop.create_future()
+
+            def settle(code: int) -> None:
+                if not ended.done():
+                    ended.set_result(code)
+
+            def watch() -> None:
+                code = self._popen.wait()
+                with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+                    loop.call_soon_threadsafe(settle, code)
+
+            threading.Thread(target=watch, name="octavo-engine-exit", daemon=True).start()
+        return await asyncio.shield(self._ended)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._popen.kill()
+
+    def remove(self) -> None:
+        """Close the listener and delete the socket's folder."""
+        self.listener.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def abandon(self) -> None:
+        """Kill it, wait for its end, and remove: for a caller that will not get as far as an event loop."""
+        self.kill()
+        self._popen.wait()
+        self.remove()
+
+
+def _socket_home() -> str:
+    """Where the socket's folder goes: the temporary folder, unless its name leaves a socket's path no room."""
+    home = tempfile.gettempdir()
+    longest = 107 - len("/octavo-12345678/engine.sock")  # sun_path, unix(7), less the final zero
+    return home if len(os.fsencode(home)) <= longest else "/tmp"

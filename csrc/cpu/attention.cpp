@@ -39,6 +39,7 @@ AttentionKernel attention_kernel(Isa isa) {
   switch (isa) {
     case Isa::scalar: return attention_scalar;
 #ifdef OCTAVO_HAVE_AVX2
+    case Isa::avx512:  // no unit of its own yet
     case Isa::avx2: return attention_avx2;
 #endif
     default: return nullptr;

@@ -8,6 +8,7 @@
 
 #include "gemm.h"
 #include "pool.h"
+#include "qgemm.h"
 #include "rows.h"
 
 namespace octavo::bind {
@@ -46,7 +47,7 @@ nb::dict features() {
 }  // namespace
 
 bool has_kernels(Isa isa) {
-  return isa <= best_isa() && attention_kernel(isa) != nullptr && gemm_kernel(isa) != nullptr &&
+  return isa <= best_isa() && attention_kernel(isa) != nullptr && gemm_kernels(isa) != nullptr && quant_kernels(isa) != nullptr &&
          row_kernels(isa) != nullptr;
 }
 

@@ -55,9 +55,9 @@ struct OwnedWeight {
 
 void linear(const OwnedWeight& weight, uintptr_t x, uintptr_t bias, uintptr_t out, int num_rows, int num_threads,
             const std::string& isa) {
-  const GemmKernel kernel = find_kernel(isa, gemm_kernel);
+  const GemmKernels& kernels = *find_kernel(isa, gemm_kernels);
   nb::gil_scoped_release released;
-  octavo::gemm(weight.packed, pointer<const float>(x), num_rows, pointer<const float>(bias), pointer<float>(out), kernel,
+  octavo::gemm(weight.packed, pointer<const float>(x), num_rows, pointer<const float>(bias), pointer<float>(out), kernels,
                num_threads);
 }
 

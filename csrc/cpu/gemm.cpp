@@ -23,7 +23,7 @@ struct Product {
   int num_rows;
   const float* bias;
   float* out;
-  GemmKernel kernel;
+  const GemmKernels* kernels;
   int rows_per_item;
   int inputs_per_block;
   int panels_per_item;
@@ -57,7 +57,7 @@ void run_edge(const Product& p, GemmTile tile, int valid) {
   tile.out = whole;
   tile.out_stride = kPanel;
   tile.num_panels = 1;
-  p.kernel(tile);
+  p.kernels->multiply(tile);
   for (int r = 0; r < tile.num_rows; ++r) std::memcpy(out + r * stride, whole + r * kPanel, sizeof(float) * size_t(valid));
 }
 
@@ -66,7 +66,7 @@ void run_panels(const Product& p, GemmTile tile, int row, int first_panel, int l
   const int whole = std::min(last_panel, p.weight->num_outputs / kPanel);
   tile.out = p.out + int64_t(row) * p.weight->num_outputs + int64_t(first_panel) * kPanel;
   tile.num_panels = whole - first_panel;
-  if (tile.num_panels > 0) p.kernel(tile);
+  if (tile.num_panels > 0) p.kernels->multiply(tile);
   if (whole < last_panel) {
     tile.panel += tile.panel_stride * (whole - first_panel);
     tile.out += int64_t(whole - first_panel) * kPanel;
@@ -90,7 +90,7 @@ void run_item(void* context, int item, int /*worker*/) {
   tile.panel_stride = int64_t(w.num_inputs) * kPanel * size;
   tile.out_stride = w.num_outputs;
   // One tile of rows: four panels at once, so that one row has enough chains. More: all tiles past a panel in the L1.
-  const int step = p.num_rows <= kMaxTileRows ? 4 : 1;
+  const int step = p.num_rows <= kMaxTileRows ? 4 : p.kernels->panels_together;
   for (int from = 0; from < w.num_inputs; from += p.inputs_per_block) {
     tile.num_inputs = std::min(p.inputs_per_block, w.num_inputs - from);
     for (int panel = first_panel; panel < last_panel; panel += step) {
@@ -165,11 +165,23 @@ void pack_panel(void* context, int panel, int /*worker*/) {
 
 }  // namespace
 
-GemmKernel gemm_kernel(Isa isa) {
+const GemmKernels* gemm_kernels(Isa isa) {
   switch (isa) {
-    case Isa::scalar: return gemm_scalar;
+    case Isa::scalar: {
+      static const GemmKernels scalar{gemm_scalar, 1};
+      return &scalar;
+    }
 #ifdef OCTAVO_HAVE_AVX2
-    case Isa::avx2: return gemm_avx2;
+    case Isa::avx2: {
+      static const GemmKernels avx2{gemm_avx2, 1};
+      return &avx2;
+    }
+#endif
+#ifdef OCTAVO_HAVE_AVX512
+    case Isa::avx512: {
+      static const GemmKernels avx512{gemm_avx512, 2};
+      return &avx512;
+    }
 #endif
     default: return nullptr;
   }
@@ -209,11 +221,11 @@ void gather_rows(const PackedWeight& weight, const int64_t* ids, int64_t count, 
   }
 }
 
-void gemm(const PackedWeight& weight, const float* x, int num_rows, const float* bias, float* out, GemmKernel kernel,
-          int num_threads) {
+void gemm(const PackedWeight& weight, const float* x, int num_rows, const float* bias, float* out,
+          const GemmKernels& kernels, int num_threads) {
   if (num_rows == 0 || weight.num_outputs == 0) return;
   const int panels = num_panels(weight.num_outputs);
-  Product product{&weight, x, false, num_rows, bias, out, kernel, num_rows, std::max(1, weight.num_inputs), 0, 0};
+  Product product{&weight, x, false, num_rows, bias, out, &kernels, num_rows, std::max(1, weight.num_inputs), 0, 0};
   if (num_rows > kFewRows) {
     product.is_packed = true;
     product.rows_per_item = kBlockRows;

@@ -50,10 +50,14 @@ struct GemmTile {
   int64_t out_stride;
 };
 
-using GemmKernel = void (*)(const GemmTile& tile);
+// What one instruction set brings.
+struct GemmKernels {
+  void (*multiply)(const GemmTile& tile);
+  int panels_together;  // past which many tiles of rows go: as many as the accumulators of six rows want and an L1 holds
+};
 
-// The kernel compiled for `isa`, or null if there is none in this build.
-GemmKernel gemm_kernel(Isa isa);
+// The kernels compiled for `isa`, or null if there are none in this build.
+const GemmKernels* gemm_kernels(Isa isa);
 
 // Bytes of the packed form.
 int64_t packed_bytes(int num_outputs, int num_inputs, DType dtype);
@@ -65,8 +69,8 @@ bool all_bfloat16(const float* values, int64_t count);
 void pack_weight(const void* source, DType from, int num_outputs, int num_inputs, void* to, DType as, int num_threads);
 
 // out [N, O] = x [N, D] * weight^T + bias (null: none).
-void gemm(const PackedWeight& weight, const float* x, int num_rows, const float* bias, float* out, GemmKernel kernel,
-          int num_threads);
+void gemm(const PackedWeight& weight, const float* x, int num_rows, const float* bias, float* out,
+          const GemmKernels& kernels, int num_threads);
 
 // out [N, D] = weight[ids], widened. Every id is an output.
 void gather_rows(const PackedWeight& weight, const int64_t* ids, int64_t count, float* out);
@@ -74,5 +78,6 @@ void gather_rows(const PackedWeight& weight, const int64_t* ids, int64_t count, 
 // One per translation unit. Call only on a machine that has the instruction set.
 void gemm_scalar(const GemmTile& tile);
 void gemm_avx2(const GemmTile& tile);
+void gemm_avx512(const GemmTile& tile);
 
 }  // namespace octavo

@@ -101,6 +101,9 @@ const QuantKernels* quant_kernels(Isa isa) {
 #ifdef OCTAVO_HAVE_AVX2
     case Isa::avx2: return &kQuantAvx2;
 #endif
+#ifdef OCTAVO_HAVE_AVX512
+    case Isa::avx512: return features().avx512_vnni ? &kQuantAvx512 : &kQuantAvx2;
+#endif
     default: return nullptr;
   }
 }

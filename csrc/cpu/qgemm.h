@@ -95,5 +95,7 @@ void quant_gemm(const QuantWeight& weight, const float* x, int num_rows, const f
 // One per translation unit. Use only on a machine that has the instruction set.
 extern const QuantKernels kQuantScalar;
 extern const QuantKernels kQuantAvx2;
+extern const QuantKernels kQuantAvx512;  // needs VNNI
+void quantize_avx2(const float* x, int64_t row_stride, int num_inputs, int group, int bytes, const QuantRows& to);
 
 }  // namespace octavo

@@ -118,10 +118,6 @@ void quantize_as(const float* x, int64_t row_stride, int num_inputs, int group, 
   }
 }
 
-void quantize(const float* x, int64_t row_stride, int num_inputs, int group, int bytes, const QuantRows& to) {
-  bytes == 1 ? quantize_as<1>(x, row_stride, num_inputs, group, to) : quantize_as<2>(x, row_stride, num_inputs, group, to);
-}
-
 // chain = fma(fma(-zero, x_sum, sum), factor, chain), eight outputs
 inline void extend(float* chain, __m256i sum, __m256 zero, float x_sum, __m256 factor) {
   const __m256 exact = _mm256_fnmadd_ps(zero, _mm256_set1_ps(x_sum), _mm256_cvtepi32_ps(sum));
@@ -246,6 +242,10 @@ void multiply(const QuantTile& t) {
 
 }  // namespace
 
-const QuantKernels kQuantAvx2{kMaxRows, 2, quantize, multiply};
+void quantize_avx2(const float* x, int64_t row_stride, int num_inputs, int group, int bytes, const QuantRows& to) {
+  bytes == 1 ? quantize_as<1>(x, row_stride, num_inputs, group, to) : quantize_as<2>(x, row_stride, num_inputs, group, to);
+}
+
+const QuantKernels kQuantAvx2{kMaxRows, 2, quantize_avx2, multiply};
 
 }  // namespace octavo

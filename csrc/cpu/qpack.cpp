@@ -170,12 +170,12 @@ void pack_panel(void* context, int panel, int /*worker*/) {
   const Packing& p = *static_cast<const Packing*>(context);
   const QuantWeight& w = *p.shape;
   const int64_t bytes = num_quads(w.num_inputs) * quad_bytes(w.type), scales = int64_t(num_groups(w)) * kPanel;
-  std::memset(p.to.values + panel * bytes, 0, size_t(bytes));
+  std::fill_n(p.to.values + panel * bytes, bytes, uint8_t(0));
   if (w.type == QuantType::int8) {
-    std::memset(p.to.channel_scales + panel * kPanel, 0, sizeof(float) * kPanel);
+    std::fill_n(p.to.channel_scales + panel * kPanel, kPanel, 0.0f);
   } else {
-    std::memset(p.to.scales + panel * scales, 0, sizeof(uint16_t) * size_t(scales));
-    if (p.to.zeros != nullptr) std::memset(p.to.zeros + panel * scales, 0, size_t(scales));
+    std::fill_n(p.to.scales + panel * scales, scales, uint16_t(0));
+    if (p.to.zeros != nullptr) std::fill_n(p.to.zeros + panel * scales, scales, uint8_t(0));
   }
   for (int i = 0; i < kPanel && panel * kPanel + i < w.num_outputs; ++i) {
     w.type == QuantType::int8 ? pack_int8(p, panel, i) : pack_int4(p, panel, i);

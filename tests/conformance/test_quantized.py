@@ -10,6 +10,7 @@ from octavo.kernels.cpu import extension
 from octavo.kernels.cpu.gemm import QuantWeight
 from octavo.kernels.dispatch import OpCase
 from octavo.kernels.gemm.formats import FORMATS, quantize, weight_format
+from octavo.kernels.gemm.quantized import TorchQuantized
 from octavo.kernels.gemm.registry import LINEAR
 
 SIZES = ((1, 1), (16, 8), (17, 5), (33, 64), (48, 513), (130, 1027), (16, 0))
@@ -46,7 +47,7 @@ def test_refuses_or_matches_the_levels(name: str, form: str) -> None:
         if inputs:
             ids = torch.randint(outputs, (9,), generator=torch.Generator().manual_seed(1))
             assert torch.equal(kernel.rows(packed, ids), levels.dequantize()[ids])
-        reference = LINEAR.candidates.load("torch_quantized")(case)
+        reference = TorchQuantized(case)
         for rows in ROWS:
             x_ND, bias_O = random(rows, inputs, seed=2), random(outputs, seed=3)
             for bias in (None, bias_O):

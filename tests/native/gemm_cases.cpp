@@ -26,7 +26,7 @@ Bytes multiply(const Shape& s, octavo::DType dtype, bool has_bias, const How& ho
   Exact<float> bias = floats(has_bias ? s.outputs : 0, 1);
   Exact<float> out(int64_t(s.rows) * s.outputs, 1);
   const octavo::PackedWeight weight{dtype, s.outputs, s.inputs, packed.data()};
-  octavo::gemm(weight, x.data(), s.rows, bias.data(), out.data(), octavo::gemm_kernel(how.isa), how.threads);
+  octavo::gemm(weight, x.data(), s.rows, bias.data(), out.data(), *octavo::gemm_kernels(how.isa), how.threads);
   return bytes_of(out);
 }
 

@@ -49,17 +49,26 @@ using namespace native;
 
 std::vector<Case> all_cases() {
   std::vector<Case> found;
-  for (const auto& cases : {gemm_cases(), row_cases(), attention_cases()}) {
+  for (const auto& cases : {gemm_cases(), qgemm_cases(), row_cases(), attention_cases()}) {
     found.insert(found.end(), cases.begin(), cases.end());
   }
   return found;
 }
 
+// A build with emulated AVX-512 runs it on any machine.
+Isa most() {
+#ifdef OCTAVO_EMULATED_AVX512
+  return Isa::avx512;
+#else
+  return octavo::best_isa();
+#endif
+}
+
 std::vector<Isa> runnable() {
   std::vector<Isa> found;
   for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
-    const bool is_complete = octavo::attention_kernel(isa) && octavo::gemm_kernel(isa) && octavo::row_kernels(isa);
-    if (isa <= octavo::best_isa() && is_complete) found.push_back(isa);
+    const bool is_complete = octavo::attention_kernel(isa) && octavo::gemm_kernels(isa) && octavo::row_kernels(isa);
+    if (isa <= most() && is_complete) found.push_back(isa);
   }
   return found;
 }

@@ -106,6 +106,7 @@ struct Case {
 // One per file of cases; add yours to the list in main.cpp.
 std::vector<Case> attention_cases();
 std::vector<Case> gemm_cases();
+std::vector<Case> qgemm_cases();
 std::vector<Case> row_cases();
 
 }  // namespace native

@@ -129,7 +129,7 @@ def decide(config: EngineConfig) -> Resolved:
     POLICIES.load(config.scheduling_policy)  # for its error: an unknown name
     facts = read_facts(model_folder(config.model))
     device = _device(config.device)
-    dtype = choose_dtype(facts, config.dtype, device)
+    dtype = choose_dtype(facts, config.dtype, device, quantized_as(config.quantization))
     storage = choose_storage(facts, dtype.dtype, device, quantized_as(config.quantization))
     asked_len = config.max_model_len
     if asked_len is not None:

@@ -31,7 +31,12 @@ def read_cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def resolve_dtype(
-    asked: str, checkpoint: str, *, device: str, cpu_flags: frozenset[str]
+    asked: str,
+    checkpoint: str,
+    *,
+    device: str,
+    cpu_flags: frozenset[str],
+    is_quantized: bool = False,
 ) -> DtypeChoice:
     """The dtype to compute in. `asked` is a dtype or "auto"; `checkpoint` is the dtype in config.json.
 
@@ -44,6 +49,8 @@ def resolve_dtype(
         return DtypeChoice(asked, "asked for")
     if device != "cpu" or checkpoint == "float32":
         return DtypeChoice(checkpoint, "the checkpoint's own")
+    if is_quantized:
+        return DtypeChoice("float32", "what products with quantized weights take on a CPU")
     if cpu_flags & NATIVE_FLAGS[checkpoint]:
         return DtypeChoice(checkpoint, "the checkpoint's own, and this CPU computes in it")
     return DtypeChoice("float32", f"this CPU has no {checkpoint} arithmetic; force with --dtype")

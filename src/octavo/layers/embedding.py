@@ -30,6 +30,10 @@ class Embedding:
         assert self._table is not None, "the head has it"
         return self._table
 
+    def own(self) -> None:
+        """Copy the table if it is a view of a file, which may change or shrink while the model is served."""
+        self._table = self.weight_VD.clone()
+
     def share(self, kernel: LinearKernel, packed: Any) -> None:
         """Drop the table and read rows of what `kernel` packed from it."""
         self._table = None

@@ -30,7 +30,9 @@ class Head:
 
         def finish() -> None:
             self._packed = self._kernel.pack(weight_VD)
-            if is_tied and self._kernel.repacks:
+            if not is_tied:
+                embedding.own()
+            elif self._kernel.repacks:
                 embedding.share(self._kernel, self._packed)
 
         build.finishers.append(finish)

@@ -39,7 +39,9 @@ class LoadedModel:
     """Which kernel computes what, and why."""
 
 
-def choose_dtype(facts: ModelFacts, asked: str, device: str) -> DtypeChoice:
+def choose_dtype(
+    facts: ModelFacts, asked: str, device: str, quantization: str = ""
+) -> DtypeChoice:
     """The dtype `load_model` would use; for planning memory before it.
 
     Raises:
@@ -49,7 +51,13 @@ def choose_dtype(facts: ModelFacts, asked: str, device: str) -> DtypeChoice:
         known = ", ".join(("auto", *DTYPE_BYTES))
         raise ConfigError(f"dtype is {asked!r}; expected one of {known}.", param="dtype")
     kind = torch.device(device).type
-    return resolve_dtype(asked, facts.dtype, device=kind, cpu_flags=read_cpu_flags())
+    return resolve_dtype(
+        asked,
+        facts.dtype,
+        device=kind,
+        cpu_flags=read_cpu_flags(),
+        is_quantized=quantization != "",
+    )
 
 
 class WeightStorage(NamedTuple):
@@ -108,7 +116,7 @@ def load_model(
         ConfigError: an unknown dtype or kernel, or a kernel that refuses.
     """
     facts = read_facts(folder)
-    chosen = choose_dtype(facts, dtype, device)
+    chosen = choose_dtype(facts, dtype, device, quantization)
     check_forced(kernels or {}, OPS)
     dispatch = Dispatcher(kernels)
     torch_dtype: torch.dtype = getattr(torch, chosen.dtype)

@@ -69,8 +69,8 @@ def load_weights(
     """Stream every tensor of the checkpoint into its place, converting the dtype; files are mapped, not read whole.
 
     Where a tensor is the whole of a parameter in the dtype that is asked for, on the CPU, the parameter becomes a view of
-    the mapped file instead of a copy. A layer that repacks it copies it then, once; what stays, such as the embedding's
-    table, is read through the page cache. A checkpoint must not be rewritten in place while it is served.
+    the mapped file instead of a copy. Layers copy it when they repack it, or else keep it mapped: then the checkpoint must
+    not be rewritten in place while it is served.
 
     Raises:
         ModelError: unreadable file; unknown, missing, repeated or misshapen tensors, listed together.

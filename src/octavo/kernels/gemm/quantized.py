@@ -70,7 +70,7 @@ class CpuQuantized:
 
 
 class TorchQuantized:
-    """The reference: the same levels, multiplied in float64. Slow, on any device."""
+    """The reference: the same levels, multiplied in float64. Far too slow to serve, so it is in no registry."""
 
     repacks = True
 

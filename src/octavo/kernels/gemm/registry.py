@@ -16,7 +16,6 @@ LINEAR: Op[OpCase, LinearKernel] = Op(
         "linear kernel",
         {
             "cpu_quantized": "octavo.kernels.gemm.quantized:CpuQuantized",
-            "torch_quantized": "octavo.kernels.gemm.quantized:TorchQuantized",
             "cpu_packed": "octavo.kernels.gemm.cpu:CpuLinear",
             "torch": "octavo.kernels.gemm.torch_linear:TorchLinear",
         },

@@ -1,0 +1,20 @@
+// Put before a file of AVX-512 kernels, it makes their intrinsics plain code: SIMDe, https://github.com/simd-everywhere/simde
+// (Debian's libsimde-dev). The file is then compiled for AVX2.
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512.h>
+
+// What its version 0.7.4 lacks.
+inline simde__m512i emulated_widen(simde__m256i low, simde__m256i high) {
+  return simde_mm512_inserti64x4(simde_mm512_castsi256_si512(low), high, 1);
+}
+inline simde__m512 emulated_floats(simde__m512i a) {
+  const simde__m256i halves[2] = {simde_mm512_castsi512_si256(a), simde_mm512_extracti64x4_epi64(a, 1)};
+  float wide[16];
+  _mm256_storeu_ps(wide, _mm256_cvtepi32_ps(halves[0]));
+  _mm256_storeu_ps(wide + 8, _mm256_cvtepi32_ps(halves[1]));
+  return simde_mm512_loadu_ps(wide);
+}
+#define _mm512_cvtepi32_ps(a) emulated_floats(a)
+#define _mm512_cvtepu16_epi32(a) \
+  emulated_widen(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(a)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(a, 1)))
+#define _mm512_cvtepu8_epi32(a) emulated_widen(_mm256_cvtepu8_epi32(a), _mm256_cvtepu8_epi32(_mm_srli_si128(a, 8)))

@@ -82,8 +82,8 @@ async def test_closing_a_stream_frees_its_blocks(client: EngineClient) -> None:
 
 
 async def test_the_socket_is_private(client: EngineClient) -> None:
-    assert client._folder is not None
-    path = Path(client._folder)
+    assert client._process is not None
+    path = Path(client._process._folder)
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     sockets = [item for item in path.iterdir() if item.is_socket()]
     assert all(stat.S_IMODE(item.stat().st_mode) == 0o600 for item in sockets)
@@ -131,7 +131,7 @@ async def test_a_long_temporary_folder_leaves_the_socket_room(
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     async with EngineClient(config(write_tiny(tmp_path))) as client:
         await client.wait_ready()
-        folder = Path(client._folder or "")
+        folder = Path(client._process._folder or "")
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert not folder.exists()
     with pytest.raises(EngineDeadError, match=r"^the engine is dead\.$"):

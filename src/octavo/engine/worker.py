@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
 
         start = _read_start(sock)
         engine = boot(start.config, link, asked_at=start.asked_at, process_at=_STARTED)
-        gc.freeze()  # what is there now stays
+        gc.freeze()  # what is there now stays; nobody looks through it between two steps
         gc.enable()
         engine.serve()
     except ConnectionError:
@@ -56,6 +56,8 @@ def main(argv: list[str]) -> int:
     else:
         link.flush()
         return 0
+    finally:
+        gc.unfreeze()  # so that the interpreter takes the compiled parts down in order
     link.flush()
     return 1
 

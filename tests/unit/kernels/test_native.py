@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = ROOT / "csrc" / "cpu"
 CASES = ROOT / "tests" / "native"

@@ -19,6 +19,8 @@ BITS = {
     "q4_0": 4.5,
 }
 """Per weight, scales included: int4 as groups of 32 with a 16-bit scale. "auto" keeps bfloat16 checkpoints so."""
+QUIET = 0.1
+"""Share of the cores that others may have taken while something was measured."""
 KV_BYTES = 2
 """Per cached number, for the share of bandwidth: what bfloat16 takes, whatever an engine keeps."""
 
@@ -61,8 +63,9 @@ def kv_numbers(config: dict[str, Any]) -> int:
 
 
 def ceilings(document: Document) -> tuple[float, float]:
-    """(GB/s, GFLOP/s): of each round the best way, of the rounds the median."""
-    found = document["ceilings"]
+    """(GB/s, GFLOP/s): of each measurement the best way, of the quiet measurements the median."""
+    found = [each for each in document["ceilings"] if each["others_cpu"] <= QUIET]
+    found = found or document["ceilings"]
     return (
         statistics.median(max(each["gb_per_s"].values()) for each in found),
         statistics.median(max(each["gflop_per_s"].values()) for each in found),
@@ -70,15 +73,21 @@ def ceilings(document: Document) -> tuple[float, float]:
 
 
 def lines(document: Document) -> list[Line]:
-    """All rows and cases that were measured."""
+    """All rows and cases that were measured; noisy runs count only where there is no quiet one."""
     found = []
     for (engine, precision), runs in by_row(document["runs"]).items():
         measured = [run for run in runs if "cases" in run]
         names = dict.fromkeys(name for run in measured for name in run["cases"])
         for name in names:
-            times = [run["cases"][name] for run in measured if name in run["cases"]]
+            times = [run["cases"][name] for run in quiet_ones(measured, name)]
             found.append(line(document, engine, precision, name, times))
     return found
+
+
+def quiet_ones(runs: list[Any], case: str) -> list[Any]:
+    """Runs of a case during which others took little, or all of them if there are none."""
+    there = [run for run in runs if case in run["cases"]]
+    return [run for run in there if run["others_cpu"] <= QUIET] or there
 
 
 def line(document: Document, engine: str, precision: str, case: str, times: list[Any]) -> Line:

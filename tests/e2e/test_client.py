@@ -170,3 +170,16 @@ async def test_told_to_stop_while_loading_is_no_crash(
     await client.close()
     assert client.fatal is None, "asked to stop, it stopped"
     assert "E-ENGINE-02" not in caplog.text
+
+
+def test_a_launched_engine_can_be_abandoned(tmp_path: Path) -> None:
+    """As when the port is taken: no process and no folder are left."""
+    client = EngineClient(config(write_tiny(tmp_path)))
+    client.launch()
+    assert client._process is not None and client.pid is not None
+    folder = Path(client._process._folder)
+    assert folder.is_dir()
+    client.abandon()
+    assert not folder.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(client.pid, 0)

@@ -5,6 +5,7 @@ Colours come from CSS with a dark variant, so that the picture reads on either b
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from html import escape
 
@@ -74,7 +75,8 @@ def to_svg(document: Document) -> str:
             bars(first, lambda line: line.prefill_tok_s, lambda line: line.prefill_share),
         ),
     ]
-    batches = [line for line in found if not line.case.startswith("1x")]
+    counts = Counter(line.case for line in found)
+    batches = [line for line in found if not line.case.startswith("1x") and counts[line.case] > 1]
     if batches:
         case = max((line.case for line in batches), key=lambda name: int(name.split("x")[0]))
         batch, rest = case.split("x")

@@ -1,6 +1,10 @@
 // The Python face of packed weights and their product.
 #include <nanobind/stl/string.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -21,12 +25,18 @@ using Weight = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 template <class T>
 using Owned = std::unique_ptr<T, void (*)(void*)>;
 
-// At least one byte, so that none is no special case.
+// At least one byte, so that none is no special case. Large weights lie on large pages where the system has them.
 template <class T>
 Owned<T> allocate(int64_t count) {
-  const size_t bytes = (size_t(count) * sizeof(T)) / 64 * 64 + 64;
-  Owned<T> data(static_cast<T*>(std::aligned_alloc(64, bytes)), std::free);
+  constexpr size_t kHuge = size_t(2) << 20;
+  const size_t wanted = size_t(count) * sizeof(T) + 1;
+  const size_t unit = wanted < 2 * kHuge ? 64 : kHuge;
+  const size_t bytes = (wanted + unit - 1) / unit * unit;
+  Owned<T> data(static_cast<T*>(std::aligned_alloc(unit, bytes)), std::free);
   if (!data) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  if (unit == kHuge) madvise(data.get(), bytes, MADV_HUGEPAGE);
+#endif
   return data;
 }
 

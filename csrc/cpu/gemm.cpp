@@ -140,25 +140,61 @@ struct WeightPacking {
   DType as;
 };
 
+// One element of a weight in another dtype; float32 -> bfloat16 must lose nothing. Little endian.
+inline void convert(const char* from, DType source, char* to, DType as) {
+  if (source == as) {
+    std::memcpy(to, from, size_t(element_size(as)));
+  } else if (as == DType::bfloat16) {
+    std::memcpy(to, from + 2, 2);
+  } else {
+    const uint16_t low = 0;
+    std::memcpy(to, &low, 2);
+    std::memcpy(to + 2, from, 2);
+  }
+}
+
+// Inputs first .. last of a panel, for outputs that are all there.
+template <DType kFrom, DType kAs>
+void pack_inputs(const char* rows, int64_t row_bytes, int first, int last, char* to) {
+  constexpr int kFromSize = kFrom == DType::float32 ? 4 : 2, kAsSize = kAs == DType::float32 ? 4 : 2;
+  for (int i = 0; i < kPanel; ++i) {
+    const char* row = rows + i * row_bytes;
+    char* column = to + place_of(i, kAs) * kAsSize;
+    for (int64_t d = first; d < last; ++d) convert(row + d * kFromSize, kFrom, column + d * kPanel * kAsSize, kAs);
+  }
+}
+
+using PackInputs = void (*)(const char*, int64_t, int, int, char*);
+
+PackInputs packing_of(DType from, DType as) {
+  if (from == DType::float32) {
+    return as == DType::float32 ? pack_inputs<DType::float32, DType::float32> : pack_inputs<DType::float32, DType::bfloat16>;
+  }
+  return as == DType::float32 ? pack_inputs<DType::bfloat16, DType::float32> : pack_inputs<DType::bfloat16, DType::bfloat16>;
+}
+
+// Outputs are written sixteen apart; 64 inputs at a time, what is written stays in the L1 until its lines are full.
+constexpr int kPackInputs = 64;
+
 void pack_panel(void* context, int panel, int /*worker*/) {
   const WeightPacking& p = *static_cast<const WeightPacking*>(context);
-  const int64_t D = p.num_inputs;
-  const int size = element_size(p.as);
-  char* to = p.to + panel * D * kPanel * size;
-  if ((panel + 1) * kPanel > p.num_outputs) std::memset(to, 0, size_t(D * kPanel * size));
-  for (int i = 0; i < kPanel && panel * kPanel + i < p.num_outputs; ++i) {
-    const char* row = p.source + (int64_t(panel) * kPanel + i) * D * element_size(p.from);
-    char* column = to + place_of(i, p.as) * size;
-    for (int64_t d = 0; d < D; ++d, column += kPanel * size) {
-      if (p.as == p.from) {
-        std::memcpy(column, row + d * size, size_t(size));
-      } else if (p.as == DType::bfloat16) {
-        std::memcpy(column, row + d * 4 + 2, 2);  // little endian: the upper half
-      } else {
-        const uint16_t low = 0;
-        std::memcpy(column, &low, 2);
-        std::memcpy(column + 2, row + d * 2, 2);
-      }
+  const int64_t row_bytes = int64_t(p.num_inputs) * element_size(p.from);
+  const int64_t panel_bytes = int64_t(p.num_inputs) * kPanel * element_size(p.as);
+  const char* rows = p.source + int64_t(panel) * kPanel * row_bytes;
+  char* to = p.to + panel * panel_bytes;
+  const int valid = std::min(kPanel, p.num_outputs - panel * kPanel);
+  if (valid == kPanel) {
+    const PackInputs pack = packing_of(p.from, p.as);
+    for (int first = 0; first < p.num_inputs; first += kPackInputs) {
+      pack(rows, row_bytes, first, std::min(first + kPackInputs, p.num_inputs), to);
+    }
+    return;
+  }
+  std::fill_n(to, panel_bytes, char(0));
+  for (int i = 0; i < valid; ++i) {
+    char* column = to + place_of(i, p.as) * element_size(p.as);
+    for (int64_t d = 0; d < p.num_inputs; ++d, column += kPanel * element_size(p.as)) {
+      convert(rows + i * row_bytes + d * element_size(p.from), p.from, column, p.as);
     }
   }
 }

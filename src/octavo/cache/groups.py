@@ -32,6 +32,7 @@ class KVCache:
         self.groups = groups
         self.pools = tuple(BlockPool.for_group(group) for group in groups)
         self.enable_prefix_caching = enable_prefix_caching
+        self._has_windows = any(group.spec.kind == "window" for group in groups)
         self._revision = revision
         self._roots: dict[tuple[str, str | None], bytes] = {}
 
@@ -119,6 +120,10 @@ class KVCache:
         sequence.num_computed = match.num_tokens
         sequence.num_published = match.num_tokens // BLOCK_SIZE
 
+    def room(self, sequence: Sequence) -> int:
+        """Tokens that the tables of a running sequence hold; tables of all groups are equally long."""
+        return len(sequence.blocks[0]) * BLOCK_SIZE
+
     def missing(self, sequence: Sequence, num_tokens: int) -> list[int]:
         """Blocks per group still needed to hold `num_tokens` tokens."""
         return [max(0, _num_blocks(num_tokens) - len(table)) for table in sequence.blocks]
@@ -135,14 +140,21 @@ class KVCache:
 
     def advance(self, sequence: Sequence) -> None:
         """After `num_computed` grew: publish full blocks and let go of what windows no longer see."""
-        if self.enable_prefix_caching:
-            full = sequence.num_computed // BLOCK_SIZE
-            self.hash_up_to(sequence, sequence.num_computed)
-            for index in range(sequence.num_published, full):
-                for pool, table in zip(self.pools, sequence.blocks, strict=True):
-                    if table[index] != NULL_BLOCK:
-                        pool.publish(table[index], sequence.hashes[index])
-            sequence.num_published = max(sequence.num_published, full)
+        full = sequence.num_computed // BLOCK_SIZE
+        if full > sequence.num_published and self.enable_prefix_caching:
+            self._publish(sequence, full)
+        if self._has_windows:
+            self._slide(sequence)
+
+    def _publish(self, sequence: Sequence, full: int) -> None:
+        self.hash_up_to(sequence, sequence.num_computed)
+        for index in range(sequence.num_published, full):
+            for pool, table in zip(self.pools, sequence.blocks, strict=True):
+                if table[index] != NULL_BLOCK:
+                    pool.publish(table[index], sequence.hashes[index])
+        sequence.num_published = full
+
+    def _slide(self, sequence: Sequence) -> None:
         for group, pool, table in zip(self.groups, self.pools, sequence.blocks, strict=True):
             if group.spec.kind == "window":
                 _slide(pool, table, _first_visible(group, sequence.num_computed))

@@ -23,8 +23,11 @@ class SequenceStart(msgspec.Struct, frozen=True, kw_only=True):
     """Per KV group: the blocks it starts with (shared prefix first). Those of the first slice are included."""
 
 
-class Slice(msgspec.Struct, frozen=True, kw_only=True):
-    """Run `count` tokens of the sequence in `row`, from position `start` on."""
+class Slice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Run `count` tokens of the sequence in `row`, from position `start` on.
+
+    There is one per running sequence and step; it holds numbers alone, so the garbage collector need not follow it.
+    """
 
     row: int
     start: int
@@ -58,4 +61,4 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def num_tokens(self) -> int:
         """Tokens that go through the model in this step."""
-        return sum(piece.count + len(piece.draft) for piece in self.slices)
+        return sum([piece.count + len(piece.draft) for piece in self.slices])

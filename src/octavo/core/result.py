@@ -14,7 +14,7 @@ from octavo.core.errors import ErrorInfo
 FinishReason = Literal["stop", "length", "abort"]
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True):
+class TokenLogprobs(msgspec.Struct, frozen=True, gc=False):
     """Log-probabilities (natural log, of the distribution before temperature and truncation) at one position.
 
     `token_ids[0]` is the token at hand; the rest are the most likely ones, most likely first (the token at hand may
@@ -27,8 +27,8 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     """1-based rank of the token at hand in the whole vocabulary."""
 
 
-class SliceResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What one slice produced."""
+class SliceResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What one slice produced. Holds no cycles, so the garbage collector need not follow it."""
 
     row: int
     token_ids: tuple[int, ...] = ()
@@ -49,8 +49,10 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     elapsed_s: float = 0.0
 
 
-class TokenOut(msgspec.Struct, frozen=True, kw_only=True, tag="token"):
-    """New tokens of a request."""
+class TokenOut(
+    msgspec.Struct, frozen=True, kw_only=True, tag="token", gc=False, omit_defaults=True
+):
+    """New tokens of a request. One per running sequence and step: the wire carries only what is said."""
 
     id: str
     token_ids: tuple[int, ...]

@@ -45,6 +45,18 @@ class Sequence:
     """When it first ran, on the scheduler's clock."""
     first_token_at: float | None = None
     last_token_at: float | None = None
+    num_prompt: int = field(init=False)
+    """Of the request; here because every step asks."""
+    most_tokens: int = field(init=False)
+    """Prompt plus the longest output asked for."""
+    stop_ids: tuple[int, ...] = field(init=False)
+    """Tokens that end the output once it has `min_tokens`: the model's own and the caller's."""
+
+    def __post_init__(self) -> None:
+        request = self.request
+        self.num_prompt = request.num_prompt
+        self.most_tokens = request.num_prompt + request.max_tokens
+        self.stop_ids = (*request.eos_token_ids, *request.params.stop_token_ids)
 
     @property
     def id(self) -> str:
@@ -59,7 +71,7 @@ class Sequence:
     @property
     def num_output(self) -> int:
         """Output tokens so far."""
-        return len(self.token_ids) - self.request.num_prompt
+        return len(self.token_ids) - self.num_prompt
 
     @property
     def num_pending(self) -> int:

@@ -16,6 +16,8 @@ class SocketLink:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._sock.setblocking(False)
+        self._poller = select.poll()
+        self._poller.register(self._sock, select.POLLIN)
         self._buffer = FrameBuffer()
         self._unsent = bytearray()
 
@@ -60,9 +62,13 @@ class SocketLink:
     def _poll(self, timeout: float | None) -> bool:
         """Wait for something to read, sending what is unsent as the socket allows."""
         while True:
-            writers = [self._sock] if self._unsent else []
-            readable, writable, _ = select.select([self._sock], writers, [], timeout)
-            if writable:
+            wanted = select.POLLIN | (select.POLLOUT if self._unsent else 0)
+            self._poller.modify(self._sock, wanted)
+            found = self._poller.poll(timeout)
+            state = found[0][1] if found else 0
+            if state & select.POLLOUT:
                 self._flush()
+            # A hang-up or an error shows when it is read.
+            readable = bool(state & ~select.POLLOUT)
             if readable or timeout == 0:
-                return bool(readable)
+                return readable

@@ -6,8 +6,10 @@ scheduler chose as it did.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -44,6 +46,43 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that left since the last step: finished, failed, cancelled or preempted."""
 
 
+class _Kept(NamedTuple):
+    """A step as the ring keeps it: numbers in arrays, because thousands of steps of hundreds of slices as objects would
+    take a hundred megabytes and have the garbage collector walk over them.
+    """
+
+    step: int
+    elapsed_s: float
+    ids: tuple[str, ...]
+    starts: array[int]
+    num_tokens: array[int]
+    num_sampled: array[int]
+    """-1 for a slice that failed."""
+    started: tuple[str, ...]
+    ended: tuple[str, ...]
+
+    def record(self) -> StepRecord:
+        """As read back from a file."""
+        columns = (self.ids, self.starts, self.num_tokens, self.num_sampled)
+        return StepRecord(
+            step=self.step,
+            elapsed_s=self.elapsed_s,
+            num_tokens=sum(self.num_tokens),
+            slices=tuple(
+                SliceRecord(
+                    id=id_,
+                    start=start,
+                    num_tokens=count,
+                    num_sampled=max(0, sampled),
+                    failed=sampled < 0,
+                )
+                for id_, start, count, sampled in zip(*columns, strict=True)
+            ),
+            started=self.started,
+            ended=self.ended,
+        )
+
+
 class StepLog:
     """Ring of the last `capacity` steps. Owner: the engine loop, the only caller of `add`.
 
@@ -51,46 +90,36 @@ class StepLog:
     """
 
     def __init__(self, capacity: int = 4096, path: Path | None = None) -> None:
-        self._records: deque[StepRecord] = deque(maxlen=capacity)
+        self._records: deque[_Kept] = deque(maxlen=capacity)
         self._rows: dict[int, str] = {}
         # Unbuffered: whoever follows the file sees each step at once, and a killed engine loses none.
         self._file = path.open("ab", buffering=0) if path is not None else None
 
-    def add(self, plan: StepPlan, result: StepResult) -> StepRecord:
-        """Append one step that has run."""
+    def add(self, plan: StepPlan, result: StepResult) -> None:
+        """Append one step that has run; a result without slices counts as one in which nobody got a token."""
         ended = tuple(self._rows.pop(row) for row in plan.ended if row in self._rows)
         for start in plan.starts:
             self._rows[start.row] = start.request.id
-        outcomes = {outcome.row: outcome for outcome in result.slices}
-        slices: list[SliceRecord] = []
-        for piece in plan.slices:
-            outcome = outcomes.get(piece.row)
-            slices.append(
-                SliceRecord(
-                    id=self._rows.get(piece.row, ""),
-                    start=piece.start,
-                    num_tokens=piece.count + len(piece.draft),
-                    num_sampled=len(outcome.token_ids) if outcome is not None else 0,
-                    failed=outcome is not None and outcome.error is not None,
-                )
-            )
-        record = StepRecord(
+        names, slices = self._rows, plan.slices
+        sampled = [-1 if each.error is not None else len(each.token_ids) for each in result.slices]
+        kept = _Kept(
             step=plan.step,
             elapsed_s=result.elapsed_s,
-            num_tokens=plan.num_tokens,
-            slices=tuple(slices),
+            ids=tuple([names.get(piece.row, "") for piece in slices]),
+            starts=array("i", [piece.start for piece in slices]),
+            num_tokens=array("i", [piece.count + len(piece.draft) for piece in slices]),
+            num_sampled=array("i", sampled or [0] * len(slices)),
             started=tuple(start.request.id for start in plan.starts),
             ended=ended,
         )
-        self._records.append(record)
-        self._write(record)
-        return record
+        self._records.append(kept)
+        self._write(kept)
 
-    def _write(self, record: StepRecord) -> None:
+    def _write(self, kept: _Kept) -> None:
         if self._file is None:
             return
         try:
-            self._file.write(msgspec.json.encode(record) + b"\n")
+            self._file.write(msgspec.json.encode(kept.record()) + b"\n")
         except OSError as error:  # a full disk ends the log, not the engine
             logger.error("the step log ends here: %s", error)
             self.close()
@@ -99,7 +128,7 @@ class StepLog:
         """The last `count` steps, oldest first."""
         if count <= 0:
             return []
-        return list(self._records)[-count:]
+        return [kept.record() for kept in list(self._records)[-count:]]
 
     def __len__(self) -> int:
         return len(self._records)

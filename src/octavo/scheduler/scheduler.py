@@ -113,11 +113,15 @@ class Scheduler:
 
     def _schedule_running(self, slices: dict[int, Slice]) -> bool:
         """Give every running sequence its slice; True when one had to stall or give way."""
-        stalled = False
-        decodes = [sequence for sequence in self.running if sequence.num_pending == 1]
-        chunks = [sequence for sequence in self.running if sequence.num_pending > 1]
-        for sequence in decodes:
-            stalled |= not self._place(sequence, 1, slices)
+        decodes: list[Sequence] = []
+        chunks: list[Sequence] = []
+        for sequence in self.running:
+            pending = len(sequence.token_ids) - sequence.num_computed
+            if pending == 1:
+                decodes.append(sequence)
+            elif pending > 1:
+                chunks.append(sequence)
+        stalled = self._place_decodes(decodes, slices)
         budget = self.limits.prefill_budget(len(slices))
         for sequence in chunks:
             count = min(sequence.num_pending, budget)
@@ -126,6 +130,21 @@ class Scheduler:
             if self._place(sequence, count, slices):
                 budget -= count
             else:
+                stalled = True
+        return stalled
+
+    def _place_decodes(self, decodes: list[Sequence], slices: dict[int, Slice]) -> bool:
+        """As `_place` of one token each; True when one had to stall or give way.
+
+        Fifteen times of sixteen the last block has room and nothing has to be asked.
+        """
+        stalled = False
+        room, running = self.cache.room, SequenceState.RUNNING
+        for sequence in decodes:
+            start, row = sequence.num_computed, sequence.row
+            if sequence.state is running and start < room(sequence):
+                slices[row] = Slice(row=row, start=start, count=1, sample=True)
+            elif not self._place(sequence, 1, slices):
                 stalled = True
         return stalled
 
@@ -177,6 +196,8 @@ class Scheduler:
         self, slices: dict[int, Slice], starts: dict[int, SequenceStart], now: float
     ) -> None:
         """Start waiting sequences, in order, as long as rows, tokens and blocks allow."""
+        if not self.waiting:
+            return
         decodes = sum(1 for piece in slices.values() if piece.count == 1)
         budget = self.limits.prefill_budget(decodes)
         budget -= sum(piece.count for piece in slices.values() if piece.count > 1)
@@ -280,45 +301,46 @@ class Scheduler:
             if outcome.error is not None:
                 events.append(self._fail(sequence, outcome.error))
                 continue
-            self._advance(sequence, piece)
-            events.extend(self._take(sequence, outcome, now))
+            if piece.start < sequence.num_prompt:
+                in_prompt = min(piece.start + piece.count, sequence.num_prompt) - piece.start
+                self.counters.prompt_tokens += in_prompt
+            sequence.num_computed = piece.start + piece.count
+            self.cache.advance(sequence)
+            if outcome.token_ids or outcome.prompt_logprobs is not None:
+                self._take(sequence, outcome, now, events)
         return events
 
-    def _advance(self, sequence: Sequence, piece: Slice) -> None:
-        sequence.num_computed = piece.start + piece.count
-        in_prompt = min(sequence.num_computed, sequence.request.num_prompt) - piece.start
-        self.counters.prompt_tokens += max(0, in_prompt)
-        self.cache.advance(sequence)
-
-    def _take(self, sequence: Sequence, outcome: SliceResult, now: float) -> list[Event]:
-        """Append the accepted tokens up to a stop; the events that follow."""
+    def _take(
+        self, sequence: Sequence, outcome: SliceResult, now: float, events: list[Event]
+    ) -> None:
+        """Append the accepted tokens up to a stop, and to `events` what follows."""
         taken = 0
         end: tuple[FinishReason, int | None] | None = None
+        known = sequence.token_ids
         for token_id in outcome.token_ids:
-            sequence.token_ids.append(token_id)
+            known.append(token_id)
             taken += 1
-            end = _end_of(sequence, token_id)
-            if end is not None:
-                break
-        if not taken and outcome.prompt_logprobs is None:
-            return []
+            if token_id in sequence.stop_ids or len(known) >= sequence.most_tokens:
+                end = _end_of(sequence, token_id)
+                if end is not None:
+                    break
         if taken:
             sequence.first_token_at = sequence.first_token_at or now
             sequence.last_token_at = now
             self.counters.generation_tokens += taken
-        logprobs = outcome.logprobs[:taken] if outcome.logprobs is not None else None
-        events: list[Event] = [
+        is_first = len(known) - sequence.num_prompt == taken
+        logprobs = outcome.logprobs
+        events.append(
             TokenOut(
-                id=sequence.id,
+                id=sequence.request.id,
                 token_ids=outcome.token_ids[:taken],
-                logprobs=logprobs,
+                logprobs=None if logprobs is None else logprobs[:taken],
                 prompt_logprobs=outcome.prompt_logprobs,
-                num_cached=sequence.num_cached if sequence.num_output == taken else 0,
+                num_cached=sequence.num_cached if is_first else 0,
             )
-        ]
+        )
         if end is not None:
             events.append(self._finish(sequence, *end))
-        return events
 
     def _leave(self, sequence: Sequence) -> None:
         """Stop running: blocks and row come back."""

@@ -76,8 +76,9 @@ def test_step_log_knows_who_sat_in_which_row(tmp_path: Path) -> None:
     done = StepResult(step=1, slices=(SliceResult(row=0, token_ids=(9,)),), elapsed_s=0.5)
     log.add(plan(1, [prefill], {0: "a"}, []), done)
     log.add(plan(2, [decode], {}, []), done)
-    last = log.add(plan(3, [prefill], {0: "b"}, [0]), StepResult(step=3, slices=()))
+    log.add(plan(3, [prefill], {0: "b"}, [0]), StepResult(step=3, slices=()))
     log.close()
+    [last] = log.tail(1)
     assert (last.started, last.ended) == (("b",), ("a",))
     assert [record.step for record in log.tail(5)] == [2, 3], "a ring"
     assert log.tail(0) == [] and len(log) == 2

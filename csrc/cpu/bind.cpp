@@ -10,6 +10,7 @@
 #include "pool.h"
 #include "qgemm.h"
 #include "rows.h"
+#include "sample.h"
 
 namespace octavo::bind {
 namespace {
@@ -47,8 +48,8 @@ nb::dict features() {
 }  // namespace
 
 bool has_kernels(Isa isa) {
-  return isa <= best_isa() && attention_kernel(isa) != nullptr && gemm_kernels(isa) != nullptr && quant_kernels(isa) != nullptr &&
-         row_kernels(isa) != nullptr;
+  return isa <= best_isa() && attention_kernel(isa) != nullptr && gemm_kernels(isa) != nullptr &&
+         quant_kernels(isa) != nullptr && row_kernels(isa) != nullptr && sample_kernels(isa) != nullptr;
 }
 
 void refuse_isa(const std::string& name) {
@@ -70,4 +71,5 @@ NB_MODULE(_cpu, m) {
   bind::add_attention(m);
   bind::add_gemm(m);
   bind::add_rows(m);
+  bind::add_sample(m);
 }

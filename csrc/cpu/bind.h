@@ -58,5 +58,6 @@ T* pointer(uintptr_t address) {
 void add_attention(nb::module_& m);
 void add_gemm(nb::module_& m);
 void add_rows(nb::module_& m);
+void add_sample(nb::module_& m);
 
 }  // namespace octavo::bind

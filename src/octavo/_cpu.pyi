@@ -94,3 +94,15 @@ def attention_inputs(
     isa: str,
     /,
 ) -> None: ...
+def sample(
+    logits: int,
+    params: int,  # of kernels.sampling.ROW
+    rows: int,  # int64, as are the next two
+    positions: int,
+    token_ids: int,
+    num_rows: int,
+    vocab_size: int,
+    num_threads: int,
+    isa: str,
+    /,
+) -> None: ...

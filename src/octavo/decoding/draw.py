@@ -26,10 +26,12 @@ import torch
 
 from octavo.decoding.blocks import BLOCK, block_ids, block_maxima, block_sums, largest
 from octavo.decoding.rng import uniform
-from octavo.decoding.state import SamplingBatch
+from octavo.kernels.sampling import RowArray
 
-_UNIT = 2.0**40
-"""Weight of the most likely token. 2**22 times it fits int64; below 2**-40 of it all vanishes."""
+_UNIT_BITS = 40
+"""The most likely token weighs 2**40. 2**22 times it fits int64; below 2**-40 of it all vanishes."""
+_NOTHING = -28.0
+"""e**x of what is below is less than 2**-40."""
 _MOST_FIRST = 1024
 """Largest top_k that is covered by the first look; a larger one would make its neighbours pay."""
 _GROWTH = 8
@@ -55,18 +57,16 @@ class Draws(NamedTuple):
 
 
 def draws_of(
-    batch: SamplingBatch, entries: npt.NDArray[np.int64], logits_NV: torch.Tensor
+    params_n: RowArray, positions_n: npt.NDArray[np.int64], logits_NV: torch.Tensor
 ) -> Draws:
     """The parameters of some entries, in one upload to where the logits are."""
-    uniform_n = uniform(batch.seed_N[entries], batch.index_N[entries], batch.position_N[entries])
-    with np.errstate(divide="ignore"):
-        log_min_p_n = np.log(batch.min_p_N[entries])
-    top_k_n = np.minimum(batch.top_k_N[entries], logits_NV.shape[1]).astype(np.float64)
+    uniform_n = uniform(params_n["seed"], params_n["index"], positions_n)
+    top_k_n = np.minimum(params_n["top_k"], logits_NV.shape[1])
     columns = (
-        batch.temperature_N[entries],
-        log_min_p_n,
-        top_k_n,
-        batch.top_p_N[entries],
+        params_n["temperature"].astype(np.float64),
+        params_n["log_min_p"].astype(np.float64),
+        top_k_n.astype(np.float64),
+        params_n["top_p"],
         uniform_n,
     )
     table = torch.from_numpy(np.stack(columns)).to(logits_NV.device)[:, :, None]
@@ -169,7 +169,26 @@ def _target(total_n1: torch.Tensor, draws: Draws) -> torch.Tensor:
 
 
 def _weights(values_nX: torch.Tensor, max_n1: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """int64 [n, X]: probabilities after temperature and min_p; the largest is `_UNIT`."""
+    """int64 [n, X]: probabilities after temperature and min_p; the largest is 2**40."""
     scaled_nX = (values_nX - max_n1).div_(draws.temperature_n1)
-    is_below_nX = scaled_nX < draws.log_min_p_n1
-    return scaled_nX.exp_().mul_(_UNIT).masked_fill_(is_below_nX, 0.0).long()
+    is_below_nX = (scaled_nX < draws.log_min_p_n1) | (scaled_nX < _NOTHING)
+    return _fixed_exp(scaled_nX.clamp_(min=_NOTHING)).masked_fill_(is_below_nX, 0)
+
+
+def _fixed_exp(x_nX: torch.Tensor) -> torch.Tensor:
+    """int64 [n, X]: 2**40 e**x for float32 x from -28 to 0, within 2 units in the 24th place.
+
+    Not torch's `exp`, whose last bits depend on the machine: single multiplications and sums are
+    the same everywhere, and `csrc/cpu/sample_body.h` does these in this order. e**x = 2**n e**r with
+    |r| <= ln(2) / 2 and the polynomial of Cephes' expf (https://www.netlib.org/cephes/).
+    """
+    shift = 1.5 * 2.0**23  # adding it rounds to the nearest integer
+    n_nX = x_nX.mul(1.44269504088896341).add_(shift).sub_(shift)
+    r_nX = x_nX - n_nX * 0.693359375
+    r_nX = r_nX + n_nX * 2.12194440e-4
+    p_nX = r_nX.mul(1.9875691500e-4).add_(1.3981999507e-3)
+    for term in (8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p_nX = p_nX.mul_(r_nX).add_(term)
+    p_nX = p_nX.mul_(r_nX * r_nX).add_(r_nX).add_(1.0)
+    power_nX = ((n_nX.int() + (127 + _UNIT_BITS)) << 23).view(torch.float32)
+    return p_nX.mul_(power_nX).long()

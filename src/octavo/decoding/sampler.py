@@ -1,10 +1,9 @@
-"""How logits become tokens: check, edit (`penalties.py`), choose (`blocks.py`, `draw.py`), report.
+"""How logits become tokens: edit (`penalties.py`), check and choose (`chooser.py`), report.
 
-Work that no row asks for is not done: a step of greedy rows is one argmax, a step without
-truncation has no sort. Each row's token depends on that row's logits, parameters and position
-alone; see `draw.py` for how.
+Work that no row asks for is not done. Each row's token depends on that row's logits, parameters and
+position alone; see `draw.py` for how.
 
-Shape letters: N entries of the step, n entries of one kind, V vocabulary.
+Shape letters: N entries of the step, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ import torch
 
 from octavo.core.errors import ErrorInfo
 from octavo.core.result import TokenLogprobs
-from octavo.decoding.blocks import block_maxima, row_argmax
-from octavo.decoding.draw import draw_cut, draw_whole, draws_of, num_first_look
+from octavo.decoding.chooser import SAMPLE, Chooser, finite_rows
 from octavo.decoding.logprobs import token_logprobs
-from octavo.decoding.penalties import apply_edits
-from octavo.decoding.state import SamplerState, SamplingBatch
+from octavo.decoding.penalties import RowEdits, apply_edits
+from octavo.decoding.state import SamplerState
+from octavo.kernels.dispatch import Dispatcher, OpCase
 
-_CHUNK_VALUES = 1 << 20
-"""Logits of random rows handled at once, so that their temporaries stay in the cache."""
+Rows = Sequence[int] | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +41,13 @@ class SampledTokens:
 class Sampler:
     """Chooses tokens. Holds no state: what a row needs is in `SamplerState`."""
 
-    def __init__(self, *, num_prefilter: int = 128) -> None:
-        """`num_prefilter`: logits that a first look at a truncated row sorts; changes no result."""
-        self.num_prefilter = num_prefilter
+    def __init__(self, chooser: Chooser | None = None) -> None:
+        """`chooser`: None takes the first that takes float32 logits on the device they are on."""
+        self._chooser = chooser
+        self._dispatch = Dispatcher()
 
     def sample(
-        self,
-        logits_NV: torch.Tensor,
-        rows: Sequence[int],
-        state: SamplerState,
-        positions: Sequence[int],
+        self, logits_NV: torch.Tensor, rows: Rows, state: SamplerState, positions: Rows
     ) -> SampledTokens:
         """One token per entry.
 
@@ -62,7 +57,7 @@ class Sampler:
             state: told of every earlier token of those rows. It is not told of the new ones here.
             positions: [N], number of tokens before the new one.
         """
-        if not rows:
+        if not len(rows):
             return SampledTokens(token_ids=(), logprobs=(), bad_rows={})
         batch = state.batch(rows, positions)
         raw_NV = logits_NV.float()
@@ -70,60 +65,47 @@ class Sampler:
         if batch.edits:
             edited_NV = raw_NV.clone(memory_format=torch.contiguous_format)
             apply_edits(edited_NV, batch.edits)
-        token_ids_N = self._choose(edited_NV, batch)
-        is_sound_N = finite_rows(raw_NV)
-        has_choice_N = finite_rows(edited_NV) if batch.edits else is_sound_N
-        report = torch.stack([token_ids_N, is_sound_N.long(), has_choice_N.long()]).tolist()
-        token_ids, is_sound, has_choice = report
-        bad_rows = _failures(is_sound, has_choice)
-        num_top = [None if n in bad_rows else top for n, top in enumerate(batch.num_logprobs)]
+        token_ids_N = self._chooser_for(raw_NV).choose(edited_NV, batch)
+        bad_rows: dict[int, ErrorInfo] = {}
+        if batch.edits or token_ids_N.min() < 0:
+            bad_rows = _failures(token_ids_N, raw_NV, batch.edits)
+        token_ids = token_ids_N.tolist()
+        logprobs: Sequence[TokenLogprobs | None] = (None,) * len(token_ids)
+        if batch.num_logprobs:
+            tops = batch.num_logprobs
+            num_top = [None if n in bad_rows else tops.get(n) for n in range(len(token_ids))]
+            logprobs = token_logprobs(raw_NV, token_ids, num_top)
         return SampledTokens(
-            token_ids=tuple(-1 if n in bad_rows else id_ for n, id_ in enumerate(token_ids)),
-            logprobs=tuple(token_logprobs(raw_NV, token_ids, num_top)),
-            bad_rows=bad_rows,
+            token_ids=tuple(token_ids), logprobs=tuple(logprobs), bad_rows=bad_rows
         )
 
-    def _choose(self, logits_NV: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
-        """int64 [N]: greedy, whole-vocabulary and truncated rows, each kind where it occurs."""
-        if batch.is_greedy_N.all():
-            return row_argmax(logits_NV)
-        chosen_N = torch.zeros(len(logits_NV), dtype=torch.int64, device=logits_NV.device)
-        is_cut_N = (batch.top_k_N < logits_NV.shape[1]) | (batch.top_p_N < 1.0)
-        size = max(1, _CHUNK_VALUES // logits_NV.shape[1])
-        for entries in _chunks(np.flatnonzero(batch.is_greedy_N), size):
-            rows_n = torch.from_numpy(entries).to(logits_NV.device)
-            chosen_N[rows_n] = row_argmax(logits_NV.index_select(0, rows_n))
-        for entries in _chunks(np.flatnonzero(~batch.is_greedy_N & ~is_cut_N), size):
-            rows_n = torch.from_numpy(entries).to(logits_NV.device)
-            draws = draws_of(batch, entries, logits_NV)
-            chosen_N[rows_n] = draw_whole(logits_NV.index_select(0, rows_n), draws)
-        for entries in _chunks(np.flatnonzero(~batch.is_greedy_N & is_cut_N), size):
-            rows_n = torch.from_numpy(entries).to(logits_NV.device)
-            draws = draws_of(batch, entries, logits_NV)
-            num_first = num_first_look(batch.top_k_N[entries], self.num_prefilter)
-            chosen_N[rows_n] = draw_cut(logits_NV.index_select(0, rows_n), draws, num_first)
-        return chosen_N
+    def _chooser_for(self, logits_NV: torch.Tensor) -> Chooser:
+        if self._chooser is None:
+            case = OpCase(device=logits_NV.device.type, dtype="float32")
+            self._chooser = self._dispatch.choose(SAMPLE, case)
+        return self._chooser
 
 
-def finite_rows(logits_NV: torch.Tensor) -> torch.Tensor:
-    """Rows without NaN and +inf and not all -inf, as bool [N]: their largest logit is finite."""
-    return torch.isfinite(block_maxima(logits_NV).amax(1))
-
-
-def _chunks(entries: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
-    return [entries[start : start + size] for start in range(0, len(entries), size)]
-
-
-def _failures(is_sound: Sequence[int], has_choice: Sequence[int]) -> dict[int, ErrorInfo]:
+def _failures(
+    token_ids_N: npt.NDArray[np.int64],
+    raw_NV: torch.Tensor,
+    edits: Sequence[tuple[int, RowEdits]],
+) -> dict[int, ErrorInfo]:
+    """Why entries have no token, and -1 for what was chosen from edited logits that were not sound before."""
+    edited = {n for n, _ in edits}
+    suspects = sorted(edited.union(np.flatnonzero(token_ids_N < 0).tolist()))
+    where = torch.tensor(suspects, device=raw_NV.device)
+    is_sound = finite_rows(raw_NV.index_select(0, where)).tolist()
     failures: dict[int, ErrorInfo] = {}
-    for n, (sound, choice) in enumerate(zip(is_sound, has_choice, strict=True)):
+    for n, sound in zip(suspects, is_sound, strict=True):
         if not sound:
+            token_ids_N[n] = -1
             failures[n] = ErrorInfo(
                 code="non_finite_logits",
                 message="the model put out NaN or infinite logits for this request",
                 status=500,
             )
-        elif not choice:
+        elif token_ids_N[n] < 0:
             failures[n] = ErrorInfo(
                 code="no_token_allowed",
                 message="allowed_token_ids, bad_words and min_tokens together leave no token",

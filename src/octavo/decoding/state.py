@@ -1,14 +1,14 @@
 """What sampling keeps per running row between steps, and the rows of one step drawn from it.
 
 Small numbers live in host arrays indexed by row; `RowEdits` exist only for rows that ask for an
-edit. Nothing here is as large as the vocabulary and nothing is on a device: the sampler uploads one
-small tensor per step.
+edit. Nothing here is as large as the vocabulary and nothing is on a device.
 
 Shape letters: R rows (max_num_seqs), N entries wanted in this step.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,27 +17,23 @@ import numpy.typing as npt
 
 from octavo.core.request import Request
 from octavo.decoding.penalties import RowEdits, needs_edits
+from octavo.kernels.sampling import ROW, RowArray
 
 NO_TOP_K = 1 << 40
-"""Stands for "no limit" in `top_k_N`: above any vocabulary."""
+"""Stands for "no limit" as a top_k: above any vocabulary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingBatch:
     """Sampling parameters of one step's entries, on the host. Built by `SamplerState.batch`."""
 
-    is_greedy_N: npt.NDArray[np.bool_]
-    temperature_N: npt.NDArray[np.float64]
-    top_k_N: npt.NDArray[np.int64]
-    """`NO_TOP_K` where there is no limit."""
-    top_p_N: npt.NDArray[np.float64]
-    min_p_N: npt.NDArray[np.float64]
-    seed_N: npt.NDArray[np.int64]
-    index_N: npt.NDArray[np.int64]
-    position_N: npt.NDArray[np.int64]
+    params_R: RowArray
+    """Of dtype `ROW`, all rows; `NO_TOP_K` where there is no limit."""
+    rows_N: npt.NDArray[np.int64]
+    positions_N: npt.NDArray[np.int64]
     """Tokens before the one to be sampled: its absolute position."""
-    num_logprobs: tuple[int | None, ...]
-    """[N]: how many alternatives to report; None for no logprobs at all."""
+    num_logprobs: dict[int, int]
+    """n -> how many alternatives to report, of the entries that want log-probabilities."""
     edits: tuple[tuple[int, RowEdits], ...]
     """(n, edits) of the entries whose logits need editing."""
 
@@ -51,55 +47,62 @@ class SamplerState:
 
     def __init__(self, max_num_seqs: int, vocab_size: int) -> None:
         self.vocab_size = vocab_size
-        self._is_greedy_R = np.ones(max_num_seqs, np.bool_)
-        self._temperature_R = np.ones(max_num_seqs, np.float64)
-        self._top_k_R = np.full(max_num_seqs, NO_TOP_K, np.int64)
-        self._top_p_R = np.ones(max_num_seqs, np.float64)
-        self._min_p_R = np.zeros(max_num_seqs, np.float64)
-        self._seed_R = np.zeros(max_num_seqs, np.int64)
-        self._index_R = np.zeros(max_num_seqs, np.int64)
-        self._num_logprobs: list[int | None] = [None] * max_num_seqs
+        self._params_R = np.zeros(max_num_seqs, ROW)
+        self._num_logprobs: dict[int, int] = {}
         self._edits: dict[int, RowEdits] = {}
 
     def add(self, row: int, request: Request, token_ids: Sequence[int]) -> None:
         """Learn a sequence: its request and its tokens (prompt, and output after a preemption)."""
         params = request.params
         # A top_k of 1 leaves one token: it is the greedy choice, and ties go to the lowest id.
-        self._is_greedy_R[row] = params.is_greedy or params.top_k == 1
-        self._temperature_R[row] = params.temperature
-        self._top_k_R[row] = params.top_k if params.top_k > 0 else NO_TOP_K
-        self._top_p_R[row] = params.top_p
-        self._min_p_R[row] = params.min_p
-        self._seed_R[row] = request.seed
-        self._index_R[row] = request.index
-        self._num_logprobs[row] = params.logprobs
-        self._edits.pop(row, None)
+        is_greedy = params.is_greedy or params.top_k == 1
+        self._params_R[row] = (
+            params.top_p,
+            params.top_k if params.top_k > 0 else NO_TOP_K,
+            request.seed,
+            request.index,
+            0.0 if is_greedy else params.temperature,
+            math.log(params.min_p) if params.min_p > 0 else -math.inf,
+        )
+        self.remove(row)
+        if params.logprobs is not None:
+            self._num_logprobs[row] = params.logprobs
         if needs_edits(request):
             self._edits[row] = RowEdits(request, token_ids, self.vocab_size)
 
-    def append(self, row: int, token_id: int) -> None:
-        """Take note of a token that the row's sequence put out."""
-        edits = self._edits.get(row)
-        if edits is not None:
-            edits.append(token_id)
+    def append(self, rows: Sequence[int] | npt.NDArray[np.int64], token_ids: Sequence[int]) -> None:
+        """Take note of the tokens that some rows' sequences put out, one each; -1 is none."""
+        if not self._edits:
+            return
+        for row, token_id in zip(np.asarray(rows).tolist(), token_ids, strict=True):
+            edits = self._edits.get(row)
+            if edits is not None and token_id >= 0:
+                edits.append(token_id)
 
     def remove(self, row: int) -> None:
         """Forget a row."""
+        self._num_logprobs.pop(row, None)
         self._edits.pop(row, None)
 
-    def batch(self, rows: Sequence[int], positions: Sequence[int]) -> SamplingBatch:
+    def batch(
+        self,
+        rows: Sequence[int] | npt.NDArray[np.int64],
+        positions: Sequence[int] | npt.NDArray[np.int64],
+    ) -> SamplingBatch:
         """Parameters of `rows`, in that order; `positions[n]` is where entry n's token will be."""
         rows_N = np.asarray(rows, np.int64)
-        edits = ((n, self._edits.get(row)) for n, row in enumerate(rows))
+        num_logprobs, edits = self._num_logprobs, self._edits
+        wants, edited = {}, []
+        if num_logprobs or edits:
+            for n, row in enumerate(rows_N.tolist()):
+                if row in num_logprobs:
+                    wants[n] = num_logprobs[row]
+                if row in edits and edits[row].is_active:
+                    edited.append((n, edits[row]))
         return SamplingBatch(
-            is_greedy_N=self._is_greedy_R[rows_N],
-            temperature_N=self._temperature_R[rows_N],
-            top_k_N=self._top_k_R[rows_N],
-            top_p_N=self._top_p_R[rows_N],
-            min_p_N=self._min_p_R[rows_N],
-            seed_N=self._seed_R[rows_N],
-            index_N=self._index_R[rows_N],
-            position_N=np.asarray(positions, np.int64),
-            num_logprobs=tuple(self._num_logprobs[row] for row in rows),
-            edits=tuple((n, edit) for n, edit in edits if edit is not None and edit.is_active),
+            params_R=self._params_R,
+            rows_N=rows_N,
+            positions_N=np.asarray(positions, np.int64),
+            num_logprobs=wants,
+            edits=tuple(edited),
         )

@@ -6,7 +6,6 @@ A slice whose logits are not finite, or whose constraints leave no token, fails 
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,20 +17,11 @@ from octavo.core.result import SliceResult, StepResult, TokenLogprobs
 from octavo.decoding.logprobs import token_logprobs
 from octavo.decoding.sampler import SampledTokens, Sampler
 from octavo.decoding.state import SamplerState
-from octavo.engine.prepare import Rows, pack
+from octavo.engine.prepare import IntArray, Rows, Spans
 from octavo.models.base import Model
 
 _PROMPT_LOGITS_ROWS = 64
 """Prompt positions whose logits are made at once: 64 x 150k float32 are 37 MiB."""
-
-
-class _Wanted(NamedTuple):
-    """Logits rows of a step: of the slices that sample, and of prompt positions with logprobs."""
-
-    sample_rows: list[int]
-    sampling: list[Slice]
-    prompt: list[tuple[Slice, int, int]]
-    """(slice, first logits row, count)."""
 
 
 class Runner:
@@ -57,12 +47,22 @@ class Runner:
         self._update(plan)
         if not plan.slices:
             return StepResult(step=plan.step, slices=(), elapsed_s=time.perf_counter() - begun)
-        wanted = self._wanted(plan)
-        batch = pack(self.rows, plan.slices, np.asarray(wanted.sample_rows, np.int64), self._device)
+        spans = Spans.of(plan.slices)
+        is_sampling_S = np.array([piece.sample for piece in plan.slices], np.bool_)
+        samples_all = bool(is_sampling_S.all())
+        last_N = spans.query_starts[1:] - 1
+        last_N = last_N if samples_all else last_N[is_sampling_S]
+        batch = self.rows.pack(spans, last_N, self._device)
         hidden_TD = self.model.forward(batch, self.pool)
-        sampled = self._sample(hidden_TD[batch.logits_rows_N], wanted.sampling)
-        self._take_prompt_logprobs(hidden_TD, wanted.prompt)
-        results = self._results(plan, wanted, sampled)
+        # Where every token wants its logits, as in most steps, nothing has to be picked.
+        wanted_ND = hidden_TD if len(last_N) == len(hidden_TD) else hidden_TD[batch.logits_rows_N]
+        rows_N, positions_N = spans.row_S, spans.start_S + spans.count_S
+        if not samples_all:
+            rows_N, positions_N = rows_N[is_sampling_S], positions_N[is_sampling_S]
+        sampled = self._sample(wanted_ND, rows_N, positions_N)
+        if self._prompt_logprobs:
+            self._take_prompt_logprobs(hidden_TD, plan.slices, spans)
+        results = self._results(plan.slices, sampled)
         return StepResult(step=plan.step, slices=results, elapsed_s=time.perf_counter() - begun)
 
     def _update(self, plan: StepPlan) -> None:
@@ -78,38 +78,26 @@ class Runner:
         for copy in plan.copies:
             self.pool.copy(copy)
 
-    def _wanted(self, plan: StepPlan) -> _Wanted:
-        wanted = _Wanted([], [], [])
-        first = 0
-        for piece in plan.slices:
-            if piece.sample:
-                wanted.sample_rows.append(first + piece.count - 1)
-                wanted.sampling.append(piece)
-            if piece.row in self._prompt_logprobs:
-                last = min(piece.start + piece.count, self.rows.requests[piece.row].num_prompt - 1)
-                if last > piece.start:
-                    wanted.prompt.append((piece, first, last - piece.start))
-            first += piece.count
-        return wanted
-
-    def _sample(self, hidden_ND: torch.Tensor, sampling: list[Slice]) -> SampledTokens:
-        if not sampling:
+    def _sample(
+        self, hidden_ND: torch.Tensor, rows_N: IntArray, positions_N: IntArray
+    ) -> SampledTokens:
+        if not len(rows_N):
             return SampledTokens(token_ids=(), logprobs=(), bad_rows={})
         logits_NV = self.model.logits(hidden_ND)
-        rows = [piece.row for piece in sampling]
-        positions = [piece.start + piece.count for piece in sampling]
-        sampled = self.sampler.sample(logits_NV, rows, self.state, positions)
-        for entry, (row, token_id) in enumerate(zip(rows, sampled.token_ids, strict=True)):
-            if entry not in sampled.bad_rows:
-                self.rows.append_token(row, token_id)
-                self.state.append(row, token_id)
+        sampled = self.sampler.sample(logits_NV, rows_N, self.state, positions_N)
+        self.rows.append_tokens(rows_N, np.array(sampled.token_ids, np.int64))
+        self.state.append(rows_N, sampled.token_ids)
         return sampled
 
     def _take_prompt_logprobs(
-        self, hidden_TD: torch.Tensor, prompt: list[tuple[Slice, int, int]]
+        self, hidden_TD: torch.Tensor, slices: tuple[Slice, ...], spans: Spans
     ) -> None:
-        for piece, first, count in prompt:
+        """Of the prompt positions in this step, for the rows that want them."""
+        for piece, first in zip(slices, spans.query_starts[:-1].tolist(), strict=True):
+            if piece.row not in self._prompt_logprobs:
+                continue
             request = self.rows.requests[piece.row]
+            count = min(piece.start + piece.count, request.num_prompt - 1) - piece.start
             for offset in range(0, count, _PROMPT_LOGITS_ROWS):
                 size = min(_PROMPT_LOGITS_ROWS, count - offset)
                 logits_NV = self.model.logits(hidden_TD[first + offset : first + offset + size])
@@ -118,24 +106,36 @@ class Runner:
                 )
 
     def _results(
-        self, plan: StepPlan, wanted: _Wanted, sampled: SampledTokens
+        self, slices: tuple[Slice, ...], sampled: SampledTokens
     ) -> tuple[SliceResult, ...]:
-        entry_of = {piece.row: entry for entry, piece in enumerate(wanted.sampling)}
-        return tuple(self._result(piece, entry_of.get(piece.row), sampled) for piece in plan.slices)
+        """In the order of the slices; the sampled entries are those that sample, in that order."""
+        results: list[SliceResult] = []
+        entry = 0
+        for piece in slices:
+            if not piece.sample:
+                results.append(SliceResult(row=piece.row))
+                continue
+            if entry in sampled.bad_rows:
+                results.append(SliceResult(row=piece.row, error=sampled.bad_rows[entry]))
+            else:
+                token_ids, logprobs = (sampled.token_ids[entry],), sampled.logprobs[entry]
+                results.append(
+                    SliceResult(
+                        row=piece.row,
+                        token_ids=token_ids,
+                        logprobs=None if logprobs is None else (logprobs,),
+                        prompt_logprobs=self._end_prompt_logprobs(piece.row),
+                    )
+                )
+            entry += 1
+        return tuple(results)
 
-    def _result(self, piece: Slice, entry: int | None, sampled: SampledTokens) -> SliceResult:
-        if entry is None:
-            return SliceResult(row=piece.row)
-        if entry in sampled.bad_rows:
-            return SliceResult(row=piece.row, error=sampled.bad_rows[entry])
-        logprobs = sampled.logprobs[entry]
-        prompt_logprobs = self._prompt_logprobs.pop(piece.row, None)
-        return SliceResult(
-            row=piece.row,
-            token_ids=(sampled.token_ids[entry],),
-            logprobs=None if logprobs is None else (logprobs,),
-            prompt_logprobs=None if prompt_logprobs is None else tuple(prompt_logprobs),
-        )
+    def _end_prompt_logprobs(self, row: int) -> tuple[TokenLogprobs, ...] | None:
+        """Those of a prompt that is whole now; told once."""
+        if not self._prompt_logprobs:
+            return None
+        found = self._prompt_logprobs.pop(row, None)
+        return None if found is None else tuple(found)
 
 
 def _targets(request: Request, start: int, logits_NV: torch.Tensor) -> list[TokenLogprobs]:

@@ -99,7 +99,7 @@ def _greedy_tokens(each: Request, logits_V: torch.Tensor, count: int) -> list[in
     for _ in range(count):
         sampled = Sampler().sample(logits_V[None], [2], state, [len(tokens)])
         tokens.append(sampled.token_ids[0])
-        state.append(2, tokens[-1])
+        state.append([2], tokens[-1:])
     return tokens[each.num_prompt :]
 
 
@@ -152,11 +152,11 @@ def test_rows_without_edits_keep_nothing() -> None:
     state = SamplerState(4, VOCAB)
     plain = request(SamplingParams(top_p=0.5))
     state.add(0, plain, plain.token_ids)
-    state.append(0, 1)
+    state.append([0], [1])
     late = request(SamplingParams(min_tokens=1), eos=(0,))
     state.add(1, late, late.token_ids)
     assert [n for n, _ in state.batch([0, 1], [2, 2]).edits] == [1]
-    state.append(1, 5)
+    state.append([1], [5])
     assert state.batch([0, 1], [3, 3]).edits == ()
     state.remove(1)
     state.add(1, plain, plain.token_ids)

@@ -19,7 +19,8 @@ from transformers import (
 
 from octavo.core.params import SamplingParams
 from octavo.decoding.blocks import largest
-from octavo.decoding.sampler import Sampler, finite_rows
+from octavo.decoding.chooser import TorchChooser, finite_rows
+from octavo.decoding.sampler import Sampler
 from unit.decoding._rows import request, sample_all, state_of
 
 VOCAB = 1200  # more than two blocks and a rest
@@ -142,8 +143,8 @@ def test_prefilter_changes_nothing(num_prefilter: int) -> None:
     rng = random.Random(5)
     logits_NV = _random_logits(400, 2)
     requests = [request(_random_params(rng), seed=seed) for seed in range(400)]
-    whole = sample_all(logits_NV, requests, Sampler(num_prefilter=VOCAB))
-    assert sample_all(logits_NV, requests, Sampler(num_prefilter=num_prefilter)) == whole
+    whole = sample_all(logits_NV, requests, Sampler(TorchChooser(VOCAB)))
+    assert sample_all(logits_NV, requests, Sampler(TorchChooser(num_prefilter))) == whole
 
 
 def test_large_vocabulary_alone_in_a_batch_and_with_every_prefilter() -> None:
@@ -151,9 +152,9 @@ def test_large_vocabulary_alone_in_a_batch_and_with_every_prefilter() -> None:
     logits_NV = torch.randn(40, 30_011, generator=torch.Generator().manual_seed(4))
     logits_NV *= torch.tensor([1.0, 6.0]).repeat(20)[:, None]
     requests = [request(_random_params(rng), seed=seed) for seed in range(40)]
-    whole = sample_all(logits_NV, requests, Sampler(num_prefilter=30_011)).token_ids
+    whole = sample_all(logits_NV, requests, Sampler(TorchChooser(30_011))).token_ids
     for num_prefilter in (16, 128):
-        sampler = Sampler(num_prefilter=num_prefilter)
+        sampler = Sampler(TorchChooser(num_prefilter))
         assert sample_all(logits_NV, requests, sampler).token_ids == whole
     for n in range(40):
         assert sample_all(logits_NV[n : n + 1], requests[n : n + 1]).token_ids == whole[n : n + 1]

@@ -4,15 +4,14 @@
 
 The real engine runs in this process over a real socket whose other end is read between the steps. A step's parts are
 timed from outside, by wrapping the calls that the loop makes; what lies between them is the row "rest", so that the
-rows sum to the whole. Forward pass and logits are kernels (and the Python that calls them, which `--hollow` times with
-the compiled kernels taken out); all else, sampling included, counts as "around". Parts are medians, and so sum to the
-whole only nearly: the row "sum" beside "step" shows by how much.
+rows sum to the whole. Forward pass, logits and the choice of tokens are kernels, with the Python that calls them; all
+else counts as "around". Parts are medians, and so sum to the whole only nearly: the row "sum" beside "step" shows by how
+much.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import socket
 import statistics
@@ -28,6 +27,7 @@ from octavo.engine.boot import boot
 from octavo.engine.engine import Engine
 from octavo.engine.ipc import Events, FrameBuffer, Submit, decode_from_engine, frame
 from octavo.engine.link import SocketLink
+from octavo.engine.worker import calm_collector
 from octavo.tools.bench.environment import environment
 from octavo.tools.tables import table
 
@@ -41,6 +41,7 @@ PARTS = (
     "pack",
     "forward",
     "logits",
+    "choose",
     "sample",
     "apply",
     "log",
@@ -49,7 +50,7 @@ PARTS = (
 )
 SPARE = 512
 """Output tokens for the steps before all sequences decode."""
-KERNELS = ("forward", "logits")
+KERNELS = ("forward", "logits", "choose")
 KINDS = {
     "greedy": SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=1 << 20),
     "seeded": SamplingParams(
@@ -59,19 +60,23 @@ KINDS = {
 
 
 class Stopwatch:
-    """Adds up what each part takes within one step. Calls do not nest."""
+    """Adds up what each part takes within one step, less what parts called within it take."""
 
     def __init__(self) -> None:
         self.spent: dict[str, int] = dict.fromkeys(PARTS, 0)
+        self._inner = 0
 
     def watch(self, part: str, call: Callable[P, R]) -> Callable[P, R]:
         """`call`, with its time added to `part`."""
         clock, spent = time.perf_counter_ns, self.spent
 
         def timed(*args: P.args, **kwargs: P.kwargs) -> R:
+            outer, self._inner = self._inner, 0
             begun = clock()
             result = call(*args, **kwargs)
-            spent[part] += clock() - begun
+            elapsed = clock() - begun
+            spent[part] += elapsed - self._inner
+            self._inner = outer + elapsed
             return result
 
         return timed
@@ -119,6 +124,7 @@ class LocalEngine:
             (runner.rows, "pack", "pack"),
             (runner.model, "forward", "forward"),
             (runner.model, "logits", "logits"),
+            (runner.sampler.chooser_for(runner.device), "choose", "choose"),
             (runner.sampler, "sample", "sample"),
             (engine.scheduler, "apply", "apply"),
             (engine.steps, "add", "log"),
@@ -202,11 +208,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     local = LocalEngine(args)
-    results = {}
-    for kind in args.kind:
-        for batch in args.batch:
-            gc.collect()
-            results[f"{kind} {batch}"] = summary(local.measure(kind, batch, args))
+    with calm_collector():
+        results = {
+            f"{kind} {batch}": summary(local.measure(kind, batch, args))
+            for kind in args.kind
+            for batch in args.batch
+        }
     names = (*PARTS, "sum", "step", "around", "around p99", "around max")
     lines = [[name, *(f"{found[name]:.0f}" for found in results.values())] for name in names]
     print(table(("us", *results), lines))

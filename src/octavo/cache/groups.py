@@ -1,6 +1,6 @@
 """Block tables of sequences over all KV groups: match, admit, extend, publish, slide, release. No torch.
 
-The only writer of `Sequence.blocks`, `.hashes` and `.num_published`. A table lists a group's blocks in token order;
+The only writer of `Sequence.blocks`, `.room`, `.hashes` and `.num_published`. A table lists a group's blocks in token order;
 where a sliding window has passed, the null block stands in.
 """
 
@@ -117,12 +117,9 @@ class KVCache:
                 if block != NULL_BLOCK:
                     pool.share(block)
         sequence.blocks = [list(table) for table in match.tables]
+        sequence.room = match.num_tokens
         sequence.num_computed = match.num_tokens
         sequence.num_published = match.num_tokens // BLOCK_SIZE
-
-    def room(self, sequence: Sequence) -> int:
-        """Tokens that the tables of a running sequence hold; tables of all groups are equally long."""
-        return len(sequence.blocks[0]) * BLOCK_SIZE
 
     def missing(self, sequence: Sequence, num_tokens: int) -> list[int]:
         """Blocks per group still needed to hold `num_tokens` tokens."""
@@ -136,6 +133,7 @@ class KVCache:
             blocks = pool.allocate(count)
             table.extend(blocks)
             grown.append(tuple(blocks))
+        sequence.room = len(sequence.blocks[0]) * BLOCK_SIZE
         return tuple(grown)
 
     def advance(self, sequence: Sequence) -> None:
@@ -164,6 +162,7 @@ class KVCache:
         for pool, table in zip(self.pools, sequence.blocks, strict=True):
             pool.release(reversed(table))
         sequence.blocks = []
+        sequence.room = 0
         sequence.num_computed = 0
         sequence.num_published = 0
 

@@ -36,6 +36,8 @@ class Sequence:
     """Index of the running sequence in every rank's buffers; -1 unless running."""
     blocks: list[list[int]] = field(default_factory=list)
     """Block ids per KV group, in token order; 0 where a window has passed. Written through the cache."""
+    room: int = 0
+    """Tokens that the tables in `blocks` hold, null blocks counted; all tables are equally long."""
     hashes: list[bytes] = field(default_factory=list)
     """Chained 128-bit hashes of the full blocks so far."""
     num_published: int = 0

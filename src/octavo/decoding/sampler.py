@@ -36,6 +36,8 @@ class SampledTokens:
     """[N]: where asked, and not in `bad_rows`."""
     bad_rows: dict[int, ErrorInfo]
     """Entry n (not the row's number) -> why it has no token."""
+    has_logprobs: bool = False
+    """Whether any entry has them."""
 
 
 class Sampler:
@@ -65,7 +67,7 @@ class Sampler:
         if batch.edits:
             edited_NV = raw_NV.clone(memory_format=torch.contiguous_format)
             apply_edits(edited_NV, batch.edits)
-        token_ids_N = self._chooser_for(raw_NV).choose(edited_NV, batch)
+        token_ids_N = self.chooser_for(raw_NV.device).choose(edited_NV, batch)
         bad_rows: dict[int, ErrorInfo] = {}
         if batch.edits or token_ids_N.min() < 0:
             bad_rows = _failures(token_ids_N, raw_NV, batch.edits)
@@ -76,12 +78,16 @@ class Sampler:
             num_top = [None if n in bad_rows else tops.get(n) for n in range(len(token_ids))]
             logprobs = token_logprobs(raw_NV, token_ids, num_top)
         return SampledTokens(
-            token_ids=tuple(token_ids), logprobs=tuple(logprobs), bad_rows=bad_rows
+            token_ids=tuple(token_ids),
+            logprobs=tuple(logprobs),
+            bad_rows=bad_rows,
+            has_logprobs=bool(batch.num_logprobs),
         )
 
-    def _chooser_for(self, logits_NV: torch.Tensor) -> Chooser:
+    def chooser_for(self, device: torch.device) -> Chooser:
+        """Who chooses from logits there; asked for once."""
         if self._chooser is None:
-            case = OpCase(device=logits_NV.device.type, dtype="float32")
+            case = OpCase(device=device.type, dtype="float32")
             self._chooser = self._dispatch.choose(SAMPLE, case)
         return self._chooser
 

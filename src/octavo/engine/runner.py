@@ -33,7 +33,7 @@ class Runner:
         self.rows = rows
         self.state = state
         self.sampler = Sampler()
-        self._device = pool.layer(0)[0].device
+        self.device = pool.layer(0)[0].device
         self._prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
 
     @torch.inference_mode()
@@ -52,7 +52,7 @@ class Runner:
         samples_all = bool(is_sampling_S.all())
         last_N = spans.query_starts[1:] - 1
         last_N = last_N if samples_all else last_N[is_sampling_S]
-        batch = self.rows.pack(spans, last_N, self._device)
+        batch = self.rows.pack(spans, last_N, self.device)
         hidden_TD = self.model.forward(batch, self.pool)
         # Where every token wants its logits, as in most steps, nothing has to be picked.
         wanted_ND = hidden_TD if len(last_N) == len(hidden_TD) else hidden_TD[batch.logits_rows_N]
@@ -109,6 +109,10 @@ class Runner:
         self, slices: tuple[Slice, ...], sampled: SampledTokens
     ) -> tuple[SliceResult, ...]:
         """In the order of the slices; the sampled entries are those that sample, in that order."""
+        is_plain = not (sampled.bad_rows or sampled.has_logprobs or self._prompt_logprobs)
+        if is_plain and len(slices) == len(sampled.token_ids):
+            pairs = zip(slices, sampled.token_ids, strict=True)
+            return tuple([SliceResult(row=piece.row, token_ids=(id_,)) for piece, id_ in pairs])
         results: list[SliceResult] = []
         entry = 0
         for piece in slices:

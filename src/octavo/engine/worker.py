@@ -7,6 +7,7 @@ client is gone.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import select
@@ -14,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 
 _STARTED = time.monotonic()
 
@@ -43,9 +45,8 @@ def main(argv: list[str]) -> int:
 
         start = _read_start(sock)
         engine = boot(start.config, link, asked_at=start.asked_at, process_at=_STARTED)
-        gc.freeze()  # what is there now stays; nobody looks through it between two steps
-        gc.enable()
-        engine.serve()
+        with calm_collector():
+            engine.serve()
     except ConnectionError:
         return 0
     except OctavoError as error:
@@ -56,10 +57,26 @@ def main(argv: list[str]) -> int:
     else:
         link.flush()
         return 0
-    finally:
-        gc.unfreeze()  # so that the interpreter takes the compiled parts down in order
     link.flush()
     return 1
+
+
+@contextlib.contextmanager
+def calm_collector() -> Iterator[None]:
+    """Keep the garbage collector from stopping a step: what is loaded is set apart from what it walks over.
+
+    A step makes some objects per running sequence, none in cycles; with Python's own limits a young collection comes
+    several times a step and an old one, milliseconds over everything that torch has loaded, every few dozen.
+    """
+    gc.freeze()
+    gc.enable()
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()  # so that the interpreter's end finds everything
 
 
 def _crash(error: Exception) -> ErrorInfo:

@@ -113,15 +113,19 @@ class Scheduler:
 
     def _schedule_running(self, slices: dict[int, Slice]) -> bool:
         """Give every running sequence its slice; True when one had to stall or give way."""
-        decodes: list[Sequence] = []
+        stalled = False
         chunks: list[Sequence] = []
-        for sequence in self.running:
-            pending = len(sequence.token_ids) - sequence.num_computed
-            if pending == 1:
-                decodes.append(sequence)
-            elif pending > 1:
+        running = SequenceState.RUNNING
+        for sequence in tuple(self.running):  # a victim leaves the list
+            start = sequence.num_computed
+            if len(sequence.token_ids) - start != 1:
                 chunks.append(sequence)
-        stalled = self._place_decodes(decodes, slices)
+            elif start < sequence.room and sequence.state is running:
+                # Fifteen times of sixteen: the last block has room and nothing has to be asked.
+                row = sequence.row
+                slices[row] = Slice(row=row, start=start, count=1, sample=True)
+            elif not self._place(sequence, 1, slices):
+                stalled = True
         budget = self.limits.prefill_budget(len(slices))
         for sequence in chunks:
             count = min(sequence.num_pending, budget)
@@ -130,21 +134,6 @@ class Scheduler:
             if self._place(sequence, count, slices):
                 budget -= count
             else:
-                stalled = True
-        return stalled
-
-    def _place_decodes(self, decodes: list[Sequence], slices: dict[int, Slice]) -> bool:
-        """As `_place` of one token each; True when one had to stall or give way.
-
-        Fifteen times of sixteen the last block has room and nothing has to be asked.
-        """
-        stalled = False
-        room, running = self.cache.room, SequenceState.RUNNING
-        for sequence in decodes:
-            start, row = sequence.num_computed, sequence.row
-            if sequence.state is running and start < room(sequence):
-                slices[row] = Slice(row=row, start=start, count=1, sample=True)
-            elif not self._place(sequence, 1, slices):
                 stalled = True
         return stalled
 
@@ -314,29 +303,31 @@ class Scheduler:
         self, sequence: Sequence, outcome: SliceResult, now: float, events: list[Event]
     ) -> None:
         """Append the accepted tokens up to a stop, and to `events` what follows."""
-        taken = 0
+        token_ids, known = outcome.token_ids, sequence.token_ids
+        logprobs = outcome.logprobs
         end: tuple[FinishReason, int | None] | None = None
-        known = sequence.token_ids
-        for token_id in outcome.token_ids:
+        for taken, token_id in enumerate(token_ids, 1):
             known.append(token_id)
-            taken += 1
             if token_id in sequence.stop_ids or len(known) >= sequence.most_tokens:
                 end = _end_of(sequence, token_id)
                 if end is not None:
+                    token_ids = token_ids[:taken]
+                    logprobs = None if logprobs is None else logprobs[:taken]
                     break
-        if taken:
-            sequence.first_token_at = sequence.first_token_at or now
+        num_cached = 0
+        if token_ids:
+            if sequence.first_token_at is None:
+                sequence.first_token_at = now
+                num_cached = sequence.num_cached
             sequence.last_token_at = now
-            self.counters.generation_tokens += taken
-        is_first = len(known) - sequence.num_prompt == taken
-        logprobs = outcome.logprobs
+            self.counters.generation_tokens += len(token_ids)
         events.append(
             TokenOut(
                 id=sequence.request.id,
-                token_ids=outcome.token_ids[:taken],
-                logprobs=None if logprobs is None else logprobs[:taken],
+                token_ids=token_ids,
+                logprobs=logprobs,
                 prompt_logprobs=outcome.prompt_logprobs,
-                num_cached=sequence.num_cached if is_first else 0,
+                num_cached=num_cached,
             )
         )
         if end is not None:

@@ -27,8 +27,11 @@ class TokenLogprobs(msgspec.Struct, frozen=True, gc=False):
     """1-based rank of the token at hand in the whole vocabulary."""
 
 
-class SliceResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What one slice produced. Holds no cycles, so the garbage collector need not follow it."""
+class SliceResult(msgspec.Struct, frozen=True, gc=False):
+    """What one slice produced. Holds no cycles, so the garbage collector need not follow it.
+
+    Not keyword-only: a runner makes a step's worth of them with one `map`.
+    """
 
     row: int
     token_ids: tuple[int, ...] = ()

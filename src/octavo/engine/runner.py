@@ -48,17 +48,16 @@ class Runner:
         if not plan.slices:
             return StepResult(step=plan.step, slices=(), elapsed_s=time.perf_counter() - begun)
         spans = Spans.of(plan.slices)
-        is_sampling_S = np.array([piece.sample for piece in plan.slices], np.bool_)
-        samples_all = bool(is_sampling_S.all())
-        last_N = spans.query_starts[1:] - 1
-        last_N = last_N if samples_all else last_N[is_sampling_S]
+        last_N, rows_N = spans.query_starts[1:] - 1, spans.row_S
+        positions_N = spans.start_S + spans.count_S
+        is_sampling = [piece.sample for piece in plan.slices]
+        if not all(is_sampling):
+            at_N = np.flatnonzero(is_sampling)
+            last_N, rows_N, positions_N = last_N[at_N], rows_N[at_N], positions_N[at_N]
         batch = self.rows.pack(spans, last_N, self.device)
         hidden_TD = self.model.forward(batch, self.pool)
         # Where every token wants its logits, as in most steps, nothing has to be picked.
         wanted_ND = hidden_TD if len(last_N) == len(hidden_TD) else hidden_TD[batch.logits_rows_N]
-        rows_N, positions_N = spans.row_S, spans.start_S + spans.count_S
-        if not samples_all:
-            rows_N, positions_N = rows_N[is_sampling_S], positions_N[is_sampling_S]
         sampled = self._sample(wanted_ND, rows_N, positions_N)
         if self._prompt_logprobs:
             self._take_prompt_logprobs(hidden_TD, plan.slices, spans)
@@ -111,8 +110,8 @@ class Runner:
         """In the order of the slices; the sampled entries are those that sample, in that order."""
         is_plain = not (sampled.bad_rows or sampled.has_logprobs or self._prompt_logprobs)
         if is_plain and len(slices) == len(sampled.token_ids):
-            pairs = zip(slices, sampled.token_ids, strict=True)
-            return tuple([SliceResult(row=piece.row, token_ids=(id_,)) for piece, id_ in pairs])
+            rows = [piece.row for piece in slices]
+            return tuple(map(SliceResult, rows, zip(sampled.token_ids, strict=True)))
         results: list[SliceResult] = []
         entry = 0
         for piece in slices:

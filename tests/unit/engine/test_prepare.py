@@ -1,0 +1,86 @@
+"""Packing: a step's tensors are what a loop over its tokens says, for decodes, chunks and both."""
+
+from __future__ import annotations
+
+import gc
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from octavo.core.kvspec import BLOCK_SIZE
+from octavo.core.params import SamplingParams
+from octavo.core.plan import SequenceStart, Slice, StepPlan
+from octavo.core.request import Request
+from octavo.engine.prepare import Rows, Spans
+from octavo.engine.worker import calm_collector
+
+NUM_ROWS, MAX_LEN, NUM_GROUPS = 12, 200, 2
+CPU = torch.device("cpu")
+
+
+def filled_rows(rng: random.Random) -> Rows:
+    """Every row has all its tokens and blocks."""
+    rows = Rows(NUM_ROWS, MAX_LEN, NUM_GROUPS)
+    starts = []
+    for row in range(NUM_ROWS):
+        ids = tuple(rng.randrange(1000) for _ in range(MAX_LEN))
+        blocks = tuple(
+            tuple(rng.sample(range(1, 500), -(-MAX_LEN // BLOCK_SIZE))) for _ in range(NUM_GROUPS)
+        )
+        request = Request(
+            id=str(row), token_ids=ids, params=SamplingParams(), max_tokens=1, seed=0, arrived=0.0
+        )
+        starts.append(SequenceStart(row=row, request=request, token_ids=ids, blocks=blocks))
+    rows.update(StepPlan(step=1, starts=tuple(starts)))
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["decodes", "chunks", "both"])
+@pytest.mark.parametrize("seed", range(5))
+def test_packed_tensors_are_what_a_loop_says(kind: str, seed: int) -> None:
+    rng = random.Random(seed)
+    rows = filled_rows(rng)
+    most = {"decodes": [1], "chunks": [2, 17, 50], "both": [1, 1, 40]}[kind]
+    slices = tuple(
+        Slice(row=row, start=rng.randrange(MAX_LEN - 50), count=rng.choice(most), sample=True)
+        for row in rng.sample(range(NUM_ROWS), rng.randrange(1, NUM_ROWS))
+    )
+    spans = Spans.of(slices)
+    wanted = spans.query_starts[1:] - 1
+    batch = rows.pack(spans, wanted, CPU)
+    tokens = [(p.row, at) for p in slices for at in range(p.start, p.start + p.count)]
+    ends = [p.start + p.count for p in slices]
+    assert batch.positions_T.tolist() == [at for _, at in tokens]
+    assert batch.token_ids_T.tolist() == [int(rows.tokens_RL[row, at]) for row, at in tokens]
+    assert batch.context_lens == tuple(ends)
+    assert batch.logits_rows_N.tolist() == [
+        sum(p.count for p in slices[: n + 1]) - 1 for n in range(len(slices))
+    ]
+    assert batch.num_tokens == len(tokens) == batch.query_starts[-1]
+    width = -(-max(ends) // BLOCK_SIZE)
+    for group, table_RB in zip(batch.groups, rows.tables_GRB, strict=True):
+        slots = [
+            int(table_RB[row, at // BLOCK_SIZE]) * BLOCK_SIZE + at % BLOCK_SIZE
+            for row, at in tokens
+        ]
+        assert group.slots_T.tolist() == slots
+        assert group.block_tables_SB.tolist() == [table_RB[p.row, :width].tolist() for p in slices]
+
+
+def test_sampled_tokens_go_behind_the_known_ones_and_none_is_none() -> None:
+    rows = Rows(4, 8, 1)
+    rows.num_tokens_R[:] = (1, 2, 3, 4)
+    rows.append_tokens(np.array([3, 0, 2]), np.array([30, -1, 20]))
+    assert rows.num_tokens_R.tolist() == [1, 2, 4, 5]
+    assert (rows.tokens_RL[3, 4], rows.tokens_RL[2, 3], rows.tokens_RL.sum()) == (30, 20, 50)
+    rows.append_tokens(np.empty(0, np.int64), np.empty(0, np.int64))
+    assert rows.num_tokens_R.tolist() == [1, 2, 4, 5]
+
+
+def test_the_collector_is_as_before_when_the_engine_ends() -> None:
+    before = gc.get_threshold()
+    with calm_collector():
+        assert gc.get_freeze_count() > 0 and gc.get_threshold() != before
+    assert gc.get_freeze_count() == 0 and gc.get_threshold() == before

@@ -25,7 +25,7 @@ from octavo.core.params import SamplingParams
 from octavo.core.request import Request
 from octavo.engine.boot import boot
 from octavo.engine.engine import Engine
-from octavo.engine.ipc import Events, FrameBuffer, Submit, decode_from_engine, frame
+from octavo.engine.ipc import Cancel, Events, FrameBuffer, Submit, decode_from_engine, frame
 from octavo.engine.link import SocketLink
 from octavo.engine.worker import calm_collector
 from octavo.tools.bench.environment import environment
@@ -178,9 +178,10 @@ class LocalEngine:
             if turn >= 0:
                 rows.append(row)
         assert len(scheduler.running) == batch, "the sequences were to run through"
-        while scheduler.has_work:
-            self.engine.step()
-            self.read()
+        self.send(Cancel(tuple(request.id for request in requests)))
+        self.engine.step()
+        self.read()
+        assert not scheduler.has_work
         return rows
 
 

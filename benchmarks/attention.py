@@ -19,18 +19,22 @@ from typing import Any
 
 import torch
 
+from octavo.cache.pool import KVPool
 from octavo.core.batch import ForwardBatch, GroupBatch
-from octavo.core.kvspec import BLOCK_SIZE, KVSpec
+from octavo.core.kvspec import BLOCK_SIZE, KVGroup, KVSpec
 from octavo.kernels.attention.base import AttentionCase
 from octavo.kernels.attention.registry import ATTENTION
+from octavo.kernels.cpu import extension
+from octavo.kernels.kv import KVTensors
+from octavo.kernels.ops import kv_store
 from octavo.tools.bench.environment import environment
 from octavo.tools.tables import table
 
 STEPS = {
     "1 decode at 256": [(1, 256)],
-    "1 decode at 2048": [(1, 2048)],
+    "1 decode at 4096": [(1, 4096)],
     "16 decodes at 256": [(1, 256)] * 16,
-    "16 decodes at 2048": [(1, 2048)] * 16,
+    "16 decodes at 4096": [(1, 4096)] * 16,
     "chunk of 512 at 2048": [(512, 2048)],
     "128 + 16 decodes at 1024": [(128, 1024)] + [(1, 1024)] * 16,
 }
@@ -60,6 +64,17 @@ def make_batch(slices: list[tuple[int, int]]) -> tuple[ForwardBatch, int]:
     return batch, 1 + sum(needs)
 
 
+def make_cache(num_blocks: int, case: AttentionCase) -> KVTensors:
+    """Random keys and values where an engine keeps them: a pool's pages are as large as the system gives."""
+    spec = KVSpec(num_kv_heads=case.num_kv_heads, head_dim=case.head_dim, dtype=case.cache_dtype)
+    group = KVGroup(spec=spec, layers=(0,), num_blocks=num_blocks)
+    cache = KVPool((group,), 1, torch.device("cpu")).layer(0)
+    slots_T = torch.arange(num_blocks * BLOCK_SIZE)
+    k_THD, v_THD = (torch.randn(len(slots_T), case.num_kv_heads, case.head_dim) for _ in "kv")
+    kv_store(k_THD, v_THD, cache, slots_T)
+    return cache
+
+
 def backends(case: AttentionCase) -> dict[str, Any]:
     """Name -> backend, of those that take the case; the reference only shows what is right."""
     found = {}
@@ -73,11 +88,10 @@ def backends(case: AttentionCase) -> dict[str, Any]:
 def measure(case: AttentionCase, slices: list[tuple[int, int]], rounds: int) -> dict[str, Any]:
     """Seconds per layer of each backend, the plan's share included; outputs are compared first."""
     batch, num_blocks = make_batch(slices)
-    spec = KVSpec(num_kv_heads=case.num_kv_heads, head_dim=case.head_dim, dtype=case.dtype)
+    spec = KVSpec(num_kv_heads=case.num_kv_heads, head_dim=case.head_dim, dtype=case.cache_dtype)
     dtype = getattr(torch, case.dtype)
     q_THD = torch.randn(batch.num_tokens, case.num_heads, case.head_dim).to(dtype)
-    shape = (num_blocks, BLOCK_SIZE, case.num_kv_heads, case.head_dim)
-    cache = (torch.randn(shape).to(dtype), torch.randn(shape).to(dtype))
+    cache = make_cache(num_blocks, case)
     there = backends(case)
     wanted = there[SLOW].run(q_THD, cache, there[SLOW].plan(batch, 0, spec))
     runs: dict[str, Callable[[], Any]] = {}
@@ -94,8 +108,8 @@ def measure(case: AttentionCase, slices: list[tuple[int, int]], rounds: int) -> 
             runs[name]()
             if turn >= 0:
                 seconds[name].append(time.perf_counter() - begun)
-    size = sum(context for _, context in slices) * 2 * case.num_kv_heads * case.head_dim
-    return {"seconds": seconds, "kv_bytes": size * dtype.itemsize}
+    size = sum(context for _, context in slices) * spec.bytes_per_token
+    return {"seconds": seconds, "kv_bytes": size}
 
 
 def ceiling(num_bytes: int) -> float:
@@ -114,15 +128,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--heads", type=int, nargs=3, default=[16, 8, 128], metavar=("H", "G", "D"))
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    extension.set_num_threads(args.threads)
     heads, kv_heads, head_dim = args.heads
     case = AttentionCase(
         device="cpu",
         dtype=args.dtype,
+        cache_dtype=args.dtype if args.kv_cache_dtype == "auto" else args.kv_cache_dtype,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,

@@ -1,24 +1,35 @@
-// AVX2 + FMA, eight floats at a time. Head sizes that are no multiple of eight go to the scalar unit.
-//
-// Every sum has one order: each (row, key) dot product is one chain of fused multiply-adds over D in steps of eight,
-// reduced by the same tree, whether one row or two are computed together.
+// AVX2 + FMA + F16C, eight floats at a time. Head sizes that are no multiple of eight go to the scalar unit.
 #include <immintrin.h>
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "attention.h"
+
+// Accumulators stay in registers only when every loop over them is unrolled.
+#if defined(__GNUC__)
+#define OCTAVO_UNROLL _Pragma("GCC unroll 8")
+#define OCTAVO_INLINE inline __attribute__((always_inline))
+#else
+#define OCTAVO_UNROLL
+#define OCTAVO_INLINE inline
+#endif
 
 namespace octavo {
 namespace {
 
 #include "attention_body.h"
 
-inline __m256 load8_bf16(const char* src) {
-  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+template <DType K>
+inline __m256 load8(const char* src) {
+  if constexpr (K == DType::float32) return _mm256_loadu_ps(reinterpret_cast<const float*>(src));
+  const auto half = [src] { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(src)); };
+  if constexpr (K == DType::bfloat16) return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half()), 16));
+  if constexpr (K == DType::float16) return _mm256_cvtph_ps(half());
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(src))));
 }
 
 // Round to nearest, ties to even; NaN stays a (quiet) NaN.
@@ -33,19 +44,11 @@ inline __m128i pack8_bf16(__m256 value) {
   return _mm256_castsi256_si128(packed);
 }
 
-inline __m128 fold_lanes(__m256 x) { return _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)); }
-
+// (x0+x4 + x2+x6) + (x1+x5 + x3+x7)
 inline float sum8(__m256 x) {
-  __m128 s = fold_lanes(x);
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-
-// Four sums at once. Each is (x0+x4 + x1+x5) + (x2+x6 + x3+x7).
-inline __m128 sum8x4(__m256 a, __m256 b, __m256 c, __m256 d) {
-  const __m256 ab = _mm256_hadd_ps(a, b);
-  const __m256 cd = _mm256_hadd_ps(c, d);
-  return fold_lanes(_mm256_hadd_ps(ab, cd));
 }
 
 inline float max8(__m256 x) {
@@ -74,118 +77,248 @@ inline __m256 exp8(__m256 x) {
   return _mm256_and_ps(_mm256_mul_ps(y, _mm256_castsi256_ps(power)), alive);
 }
 
+inline float exp1(float x) { return _mm256_cvtss_f32(exp8(_mm256_set1_ps(x))); }
+
+// rows[i][d] -> rows[d][i]
+OCTAVO_INLINE void transpose8(__m256* rows) {
+  __m256 t[8], u[8];
+  OCTAVO_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    t[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+    t[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+  }
+  OCTAVO_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    u[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+    u[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+    u[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+    u[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+  }
+  OCTAVO_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+    rows[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+  }
+}
+
+// Features d .. d + 7 of eight keys, one vector per feature.
+template <DType K>
+OCTAVO_INLINE void load_keys(__m256* features, const char* k, int64_t stride, int d) {
+  OCTAVO_UNROLL
+  for (int i = 0; i < 8; ++i) features[i] = load8<K>(k + i * stride + d * size_of(K));
+  transpose8(features);
+}
+
 struct Avx2 {
+  static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
+
+  template <DType K>
+  static void load_as(float* dst, const char* src, int n) {
+    for (int i = 0; i < n; i += 8) _mm256_storeu_ps(dst + i, load8<K>(src + i * size_of(K)));
+  }
+
   static void load_row(float* dst, const char* src, DType dtype, int n) {
-    if (dtype == DType::float32) {
-      std::memcpy(dst, src, sizeof(float) * static_cast<size_t>(n));
-      return;
-    }
-    for (int i = 0; i < n; i += 8) _mm256_storeu_ps(dst + i, load8_bf16(src + 2 * static_cast<int64_t>(i)));
+    if (dtype == DType::float32) return load_as<DType::float32>(dst, src, n);
+    dtype == DType::bfloat16 ? load_as<DType::bfloat16>(dst, src, n) : load_as<DType::float16>(dst, src, n);
   }
 
   static void store_row(char* dst, const float* src, float factor, DType dtype, int n) {
     const __m256 f = _mm256_set1_ps(factor);
-    for (int i = 0; i < n; i += 8) {
+    for (int i = 0; i < n; i += 8, dst += 8 * size_of(dtype)) {
       const __m256 value = _mm256_mul_ps(_mm256_loadu_ps(src + i), f);
       if (dtype == DType::float32) {
-        _mm256_storeu_ps(reinterpret_cast<float*>(dst) + i, value);
+        _mm256_storeu_ps(reinterpret_cast<float*>(dst), value);
       } else {
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + 2 * static_cast<int64_t>(i)), pack8_bf16(value));
+        const __m128i half = dtype == DType::bfloat16 ? pack8_bf16(value) : _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(dst), half);
       }
+    }
+  }
+
+  template <DType K>
+  static void pack_keys(float* panel, const char* k, int64_t stride, int n) {
+    for (int first = 0; first < kBlockSize; first += 8) {
+      for (int d = 0; d < n; d += 8) {
+        __m256 features[8];
+        load_keys<K>(features, k + first * stride, stride, d);
+        OCTAVO_UNROLL
+        for (int i = 0; i < 8; ++i) _mm256_store_ps(panel + (d + i) * 16 + first, features[i]);
+      }
+    }
+  }
+
+  template <DType K>
+  static void pack_values(float* panels, const char* v, int64_t stride, int tokens, int n) {
+    for (int j = 0; j < tokens; ++j) {
+      for (int d = 0; d < n; d += 8) {
+        _mm256_store_ps(panels + (d / 16 * kStretch + j) * 16 + d % 16, load8<K>(v + j * stride + d * size_of(K)));
+      }
+      if (n % 16 != 0) _mm256_store_ps(panels + (n / 16 * kStretch + j) * 16 + 8, _mm256_setzero_ps());
     }
   }
 
   template <int R>
-  static void scores(float* out, const float* q, const float* k, int64_t stride, int tokens, int n) {
-    int j = 0;
-    for (; j + 4 <= tokens; j += 4) {
-      const float* k0 = k + j * stride;
-      __m256 s[R][4];
+  static void tile(float* out, const float* x, int64_t x_stride, const float* panel, int count, int64_t out_stride,
+                   bool from_zero) {
+    __m256 sums[R][2];
+    OCTAVO_UNROLL
+    for (int r = 0; r < R; ++r) {
+      sums[r][0] = from_zero ? _mm256_setzero_ps() : _mm256_loadu_ps(out + r * out_stride);
+      sums[r][1] = from_zero ? _mm256_setzero_ps() : _mm256_loadu_ps(out + r * out_stride + 8);
+    }
+    for (int i = 0; i < count; ++i) {
+      const __m256 low = _mm256_load_ps(panel + i * 16), high = _mm256_load_ps(panel + i * 16 + 8);
+      OCTAVO_UNROLL
       for (int r = 0; r < R; ++r) {
-        for (int i = 0; i < 4; ++i) s[r][i] = _mm256_setzero_ps();
-      }
-      for (int d = 0; d < n; d += 8) {
-        __m256 x[R];
-        for (int r = 0; r < R; ++r) x[r] = _mm256_loadu_ps(q + static_cast<int64_t>(r) * n + d);
-        for (int i = 0; i < 4; ++i) {
-          const __m256 key = _mm256_loadu_ps(k0 + i * stride + d);
-          for (int r = 0; r < R; ++r) s[r][i] = _mm256_fmadd_ps(x[r], key, s[r][i]);
-        }
-      }
-      for (int r = 0; r < R; ++r) {
-        _mm_storeu_ps(out + r * kBlockSize + j, sum8x4(s[r][0], s[r][1], s[r][2], s[r][3]));
+        const __m256 input = _mm256_broadcast_ss(x + r * x_stride + i);
+        sums[r][0] = _mm256_fmadd_ps(input, low, sums[r][0]);
+        sums[r][1] = _mm256_fmadd_ps(input, high, sums[r][1]);
       }
     }
-    for (; j < tokens; ++j) {
-      for (int r = 0; r < R; ++r) {
-        __m256 s = _mm256_setzero_ps();
-        for (int d = 0; d < n; d += 8) {
-          s = _mm256_fmadd_ps(_mm256_loadu_ps(q + static_cast<int64_t>(r) * n + d),
-                              _mm256_loadu_ps(k + j * stride + d), s);
-        }
-        const __m256 zero = _mm256_setzero_ps();
-        out[r * kBlockSize + j] = _mm_cvtss_f32(sum8x4(s, zero, zero, zero));  // the same tree as above
-      }
+    OCTAVO_UNROLL
+    for (int r = 0; r < R; ++r) {
+      _mm256_storeu_ps(out + r * out_stride, sums[r][0]);
+      _mm256_storeu_ps(out + r * out_stride + 8, sums[r][1]);
     }
   }
 
-  static float softmax(float* scores, int lo, int hi, float* maximum, float* sum) {
-    const float none = -std::numeric_limits<float>::infinity();
-    for (int j = 0; j < lo; ++j) scores[j] = none;
-    for (int j = hi; j < kBlockSize; ++j) scores[j] = none;
-    __m256 s0 = _mm256_load_ps(scores);
-    __m256 s1 = _mm256_load_ps(scores + 8);
-    const float block_top = max8(_mm256_max_ps(s0, s1));
-    const float top = block_top > *maximum ? block_top : *maximum;
-    const __m256 tops = _mm256_set1_ps(top);
-    s0 = exp8(_mm256_sub_ps(s0, tops));
-    s1 = exp8(_mm256_sub_ps(s1, tops));
-    _mm256_store_ps(scores, s0);
-    _mm256_store_ps(scores + 8, s1);
-    const float factor = _mm256_cvtss_f32(exp8(_mm256_set1_ps(*maximum - top)));
-    *sum = *sum * factor + sum8(_mm256_add_ps(s0, s1));
-    *maximum = top;
+  template <DType K, int R>
+  static void scores(float* out, const float* q, int64_t q_stride, const char* k, int64_t stride, int n) {
+    __m256 sums[R][2];
+    OCTAVO_UNROLL
+    for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
+    for (int d = 0; d < n; d += 8) {
+      OCTAVO_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        __m256 features[8];
+        load_keys<K>(features, k + 8 * half * stride, stride, d);
+        OCTAVO_UNROLL
+        for (int i = 0; i < 8; ++i) {
+          OCTAVO_UNROLL
+          for (int r = 0; r < R; ++r) {
+            sums[r][half] = _mm256_fmadd_ps(_mm256_broadcast_ss(q + r * q_stride + d + i), features[i], sums[r][half]);
+          }
+        }
+      }
+    }
+    OCTAVO_UNROLL
+    for (int r = 0; r < R; ++r) {
+      _mm256_storeu_ps(out + r * kStretch, sums[r][0]);
+      _mm256_storeu_ps(out + r * kStretch + 8, sums[r][1]);
+    }
+  }
+
+  // J keys of R rows.
+  template <DType K, int R, int J>
+  static void add_keys(float* acc, int64_t acc_stride, const float* p, const char* v, int64_t stride, int n) {
+    __m256 weights[R][J];
+    OCTAVO_UNROLL
+    for (int r = 0; r < R; ++r) {
+      OCTAVO_UNROLL
+      for (int j = 0; j < J; ++j) weights[r][j] = _mm256_broadcast_ss(p + r * kStretch + j);
+    }
+    for (int d = 0; d < n; d += 8) {
+      __m256 sums[R];
+      OCTAVO_UNROLL
+      for (int r = 0; r < R; ++r) sums[r] = _mm256_loadu_ps(acc + r * acc_stride + d);
+      OCTAVO_UNROLL
+      for (int j = 0; j < J; ++j) {
+        const __m256 value = load8<K>(v + j * stride + d * size_of(K));
+        OCTAVO_UNROLL
+        for (int r = 0; r < R; ++r) sums[r] = _mm256_fmadd_ps(weights[r][j], value, sums[r]);
+      }
+      OCTAVO_UNROLL
+      for (int r = 0; r < R; ++r) _mm256_storeu_ps(acc + r * acc_stride + d, sums[r]);
+    }
+  }
+
+  template <DType K, int R>
+  static void add(float* acc, int64_t acc_stride, const float* p, const char* v, int64_t stride, int lo, int hi, int n) {
+    constexpr int J = R == 1 ? 8 : R == 2 ? 4 : 2;
+    int j = lo;
+    for (; j + J <= hi; j += J) add_keys<K, R, J>(acc, acc_stride, p + j, v + j * stride, stride, n);
+    for (; j < hi; ++j) add_keys<K, R, 1>(acc, acc_stride, p + j, v + j * stride, stride, n);
+  }
+
+  static float softmax(float* row, int lo, int hi, const float* k_scales, const float* v_scales, const Attention& a,
+                       float* maximum, float* sum) {
+    const __m256 none = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const int first = lo / 8 * 8;
+    __m256 top = none;
+    for (int j = first; j < hi; j += 8) {
+      __m256 s = _mm256_loadu_ps(row + j);
+      if (k_scales != nullptr) s = _mm256_mul_ps(s, _mm256_loadu_ps(k_scales + j));
+      s = _mm256_mul_ps(s, _mm256_set1_ps(a.scale));
+      if (a.soft_cap > 0.0f) s = cap(s, a.soft_cap);
+      if (j < lo || j + 8 > hi) {
+        const __m256i at = _mm256_add_epi32(lanes, _mm256_set1_epi32(j));
+        const __m256i unseen = _mm256_or_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(lo), at),
+                                               _mm256_cmpgt_epi32(at, _mm256_set1_epi32(hi - 1)));
+        s = _mm256_blendv_ps(s, none, _mm256_castsi256_ps(unseen));
+      }
+      top = _mm256_max_ps(top, s);
+      _mm256_storeu_ps(row + j, s);
+    }
+    const float stretch_top = max8(top);
+    const float new_top = stretch_top > *maximum ? stretch_top : *maximum;
+    const __m256 tops = _mm256_set1_ps(new_top);
+    __m256 total = _mm256_setzero_ps();
+    for (int j = first; j < hi; j += 8) {
+      __m256 p = exp8(_mm256_sub_ps(_mm256_loadu_ps(row + j), tops));
+      total = _mm256_add_ps(total, p);
+      if (v_scales != nullptr) p = _mm256_mul_ps(p, _mm256_loadu_ps(v_scales + j));
+      _mm256_storeu_ps(row + j, p);
+    }
+    const float factor = exp1(*maximum - new_top);  // exp(-inf) = 0 on a row's first stretch
+    *sum = *sum * factor + sum8(total);
+    *maximum = new_top;
     return factor;
   }
 
-  // C vectors of eight of R rows, over all keys.
-  template <int R, int C>
-  static void accumulate_columns(float* acc, const float* p, const float* v, int64_t stride, int lo, int hi,
-                                 const float* factors, int n, int d) {
-    __m256 sums[R][C];
-    for (int r = 0; r < R; ++r) {
-      const __m256 factor = _mm256_set1_ps(factors[r]);
-      for (int c = 0; c < C; ++c) {
-        sums[r][c] = _mm256_mul_ps(_mm256_loadu_ps(acc + static_cast<int64_t>(r) * n + d + 8 * c), factor);
-      }
-    }
-    for (int j = lo; j < hi; ++j) {
-      __m256 weight[R];
-      for (int r = 0; r < R; ++r) weight[r] = _mm256_set1_ps(p[r * kBlockSize + j]);
-      for (int c = 0; c < C; ++c) {
-        const __m256 value = _mm256_loadu_ps(v + j * stride + d + 8 * c);
-        for (int r = 0; r < R; ++r) sums[r][c] = _mm256_fmadd_ps(weight[r], value, sums[r][c]);
-      }
-    }
-    for (int r = 0; r < R; ++r) {
-      for (int c = 0; c < C; ++c) _mm256_storeu_ps(acc + static_cast<int64_t>(r) * n + d + 8 * c, sums[r][c]);
-    }
+  static __m256 cap(__m256 s, float soft_cap) {
+    float each[8];
+    _mm256_storeu_ps(each, s);
+    for (float& value : each) value = soft_cap * tanhf(value / soft_cap);
+    return _mm256_loadu_ps(each);
   }
 
-  template <int R>
-  static void accumulate(float* acc, const float* p, const float* v, int64_t stride, int lo, int hi,
-                         const float* factors, int n) {
-    int d = 0;
-    for (; d + 32 <= n; d += 32) accumulate_columns<R, 4>(acc, p, v, stride, lo, hi, factors, n, d);
-    for (; d + 8 <= n; d += 8) accumulate_columns<R, 1>(acc, p, v, stride, lo, hi, factors, n, d);
+  static void scale(float* row, float factor, int n) {
+    const __m256 f = _mm256_set1_ps(factor);
+    for (int i = 0; i < n; i += 8) _mm256_storeu_ps(row + i, _mm256_mul_ps(_mm256_loadu_ps(row + i), f));
+  }
+
+  static void fold(float* total, float* total_maximum, float* total_sum, const float* acc, float maximum, float sum,
+                   int n) {
+    if (*total_sum == 0.0f) {
+      std::memcpy(total, acc, sizeof(float) * static_cast<size_t>(n));
+      *total_maximum = maximum;
+      *total_sum = sum;
+      return;
+    }
+    const float top = maximum > *total_maximum ? maximum : *total_maximum;
+    const float old_factor = exp1(*total_maximum - top), factor = exp1(maximum - top);
+    for (int i = 0; i < n; i += 8) {
+      const __m256 old = _mm256_mul_ps(_mm256_loadu_ps(total + i), _mm256_set1_ps(old_factor));
+      _mm256_storeu_ps(total + i, _mm256_fmadd_ps(_mm256_loadu_ps(acc + i), _mm256_set1_ps(factor), old));
+    }
+    *total_sum = *total_sum * old_factor + sum * factor;
+    *total_maximum = top;
   }
 };
 
-}  // namespace
-
-void attention_avx2(const Attention& a, const AttentionPiece& piece, float* scratch) {
-  if (a.head_dim % 8 != 0) return attention_scalar(a, piece, scratch);
+void piece(const Attention& a, const AttentionPiece& piece, float* scratch) {
+  if (a.head_dim % 8 != 0) return attention_kernels_scalar.piece(a, piece, scratch);
   run_attention_piece<Avx2>(a, piece, scratch);
 }
+
+void fold(const Attention& a, const AttentionFold& fold, float* scratch) {
+  if (a.head_dim % 8 != 0) return attention_kernels_scalar.fold(a, fold, scratch);
+  fold_attention_row<Avx2>(a, fold, scratch);
+}
+
+}  // namespace
+
+const AttentionKernels attention_kernels_avx2 = {piece, fold};
 
 }  // namespace octavo

@@ -1,115 +1,358 @@
-// The walk over a piece's KV blocks, shared by the translation units of all instruction sets.
+// The walk over a piece's keys, shared by the translation units of vector instruction sets.
 //
 // Each unit defines, in its unnamed namespace, a struct `Ops` and includes this file into that namespace, so that no
-// function compiled for one instruction set can be merged by the linker with that of another:
-//   load_row(dst, src, dtype, n)            n values of dtype -> float
-//   store_row(dst, src, factor, dtype, n)   n floats * factor -> dtype
-//   scores<R>(out, q, k, k_stride, tokens, n)   out[r * 16 + j] = dot(q[r], k[j]) for R rows, j < tokens
-//   softmax(scores, lo, hi, maximum, sum)   online softmax of scores[lo .. hi); returns the factor for what is there
-//   accumulate<R>(acc, p, v, v_stride, lo, hi, factors, n)   acc[r] = acc[r] * factors[r] + sum_j p[r * 16 + j] * v[j]
+// function compiled for one instruction set can be merged by the linker with that of another. K is the cache's dtype;
+// a panel is 16 columns, one row of them after the other:
+//   load_row(dst, src, dtype, n), store_row(dst, src, factor, dtype, n)   n values from or to dtype
+//   pack_keys<K>(panel, k, stride, n)              16 keys -> panel[d][key]
+//   pack_values<K>(panels, v, stride, tokens, n)   tokens rows of n values -> panels, kStretch rows each
+//   tile<R>(out, x, x_stride, panel, count, out_stride, from_zero)   out[r] (+)= chain over i of x[r][i] * panel[i]
+//   scores<K, R>(out, q, q_stride, k, k_stride, n)      the same chains for 16 keys where they lie; out rows kStretch apart
+//   add<K, R>(acc, stride, p, v, v_stride, lo, hi, n)   acc[r] += chain over j of p[r][j] * v[j]
+//   softmax(row, lo, hi, factors, a, maximum, sum)      scores[lo .. hi) -> weights; the factor for what was there
+//   scale(row, factor, n), fold(...), prefetch(p)
 //
 // Online softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867.
 
-struct View {
-  const float* data;
-  int64_t stride;  // floats from one token to the next
+constexpr int kTileRows = 6;
+
+struct Range {
+  int lo, hi;  // keys of a stretch
+  bool empty() const { return lo >= hi; }
 };
 
+inline int least(int a, int b) { return a < b ? a : b; }
+inline int most(int a, int b) { return a > b ? a : b; }
+
 inline const char* at(const void* base, int64_t index, DType dtype) {
-  return static_cast<const char*>(base) + index * (dtype == DType::float32 ? 4 : 2);
+  return static_cast<const char*>(base) + index * size_of(dtype);
 }
 
-// The keys (or values) of one block and KV head as floats. Rows that are read once are read in place; others are
-// gathered, because in the cache a head's rows lie a power of two apart and would share a few sets of the L1.
-template <class Ops>
-inline View load_block(float* gathered, const void* cache, int64_t from, DType dtype, int64_t stride, int tokens, int n,
-                       bool read_once) {
-  if (read_once && dtype == DType::float32) return {static_cast<const float*>(cache) + from, stride};
-  for (int j = 0; j < tokens; ++j) {
-    Ops::load_row(gathered + int64_t(j) * n, at(cache, from + j * stride, dtype), dtype, n);
+// Calls f(std::integral_constant<int, R>) for R = rows.
+template <class F>
+inline void with_rows(int rows, F f) {
+  switch (rows) {
+    case 1: return f(std::integral_constant<int, 1>());
+    case 2: return f(std::integral_constant<int, 2>());
+    case 3: return f(std::integral_constant<int, 3>());
+    case 4: return f(std::integral_constant<int, 4>());
+    case 5: return f(std::integral_constant<int, 5>());
+    default: return f(std::integral_constant<int, 6>());
   }
-  return {gathered, n};
 }
 
-template <class Ops, int R>
-inline void rows_step(const Attention& a, const float* q, View k, View v, int lo, int hi, float* acc, float* maximum,
-                      float* sum) {
-  alignas(64) float scores[R * kBlockSize];
-  float factors[R];
-  Ops::template scores<R>(scores, q, k.data, k.stride, hi, a.head_dim);
-  for (int r = 0; r < R; ++r) {
-    float* row = scores + r * kBlockSize;
-    for (int j = lo; j < hi; ++j) row[j] *= a.scale;
-    if (a.soft_cap > 0.0f) {
-      for (int j = lo; j < hi; ++j) row[j] = a.soft_cap * tanhf(row[j] / a.soft_cap);
+template <class Ops, DType K>
+class Walk {
+ public:
+  Walk(const Attention& a, const AttentionPiece& piece, float* scratch)
+      : a_(a), piece_(piece), D_(a.head_dim), stride_(row_stride(a.head_dim)), heads_(a.num_heads / a.num_kv_heads) {
+    rows_ = piece.num_rows * heads_;
+    all_rows_ = rows_ * piece.num_kv_heads;
+    const int count = a.query_starts[piece.slice + 1] - a.query_starts[piece.slice];
+    first_ = a.context_lens[piece.slice] - count + (piece.first_row - a.query_starts[piece.slice]);
+    table_ = a.block_tables + int64_t(piece.slice) * a.table_width;
+    token_stride_ = int64_t(a.num_kv_heads) * D_ * size_of(K);
+    const auto take = [&scratch](int64_t floats) {
+      float* taken = scratch;
+      scratch += (floats + 15) / 16 * 16;
+      return taken;
+    };
+    q_ = take(all_rows_ * stride_);
+    acc_ = take(all_rows_ * stride_);
+    total_ = take(all_rows_ * stride_);
+    p_ = take(int64_t(all_rows_) * kStretch);
+    k_panel_ = take(kBlockSize * stride_);
+    v_panels_ = take(kStretch * stride_);
+    k_scales_ = take(int64_t(piece.num_kv_heads) * kStretch);
+    v_scales_ = take(int64_t(piece.num_kv_heads) * kStretch);
+    maximum_ = take(all_rows_);
+    sum_ = take(all_rows_);
+    total_maximum_ = take(all_rows_);
+    total_sum_ = take(all_rows_);
+  }
+
+  void run() {
+    load_queries();
+    last_ = least(first_ + piece_.num_rows, piece_.end_key) - 1;
+    const int oldest = a_.window > 0 ? most(0, first_ - a_.window + 1) : 0;
+    seen_from_ = most(oldest, piece_.first_key);
+    clear(total_sum_, total_maximum_);
+    for (base_ = seen_from_ / kStretch * kStretch; base_ <= last_; base_ += kStretch) {
+      if (base_ % kSpan == 0 || base_ <= seen_from_) begin_span();
+      first_block_ = most(seen_from_ - base_, 0) / kBlockSize;
+      tokens_ = least(last_ + 1 - base_, kStretch);
+      num_blocks_ = (tokens_ + kBlockSize - 1) / kBlockSize;
+      is_last_ = base_ + kStretch > last_;
+      is_open_ = range(0).hi == kStretch && range(rows_ - 1).lo == 0;
+      stretch();
+      if (is_last_ || (base_ + kStretch) % kSpan == 0) end_span();
     }
-    factors[r] = Ops::softmax(row, lo, hi, &maximum[r], &sum[r]);
+    piece_.partial < 0 ? store() : store_partial();
   }
-  Ops::template accumulate<R>(acc, scores, v.data, v.stride, lo, hi, factors, a.head_dim);
-}
+
+ private:
+  // Row r of KV head g of the piece.
+  int64_t row(int g, int r) const { return int64_t(g) * rows_ + r; }
+
+  int64_t output(int g, int token) const {
+    return (int64_t(piece_.first_row + token) * a_.num_heads + int64_t(piece_.kv_head + g) * heads_) * D_;
+  }
+
+  void load_queries() {
+    for (int g = 0; g < piece_.num_kv_heads; ++g) {
+      for (int r = 0; r < rows_; ++r) {
+        const int64_t from = output(g, r / heads_) + int64_t(r % heads_) * D_;
+        Ops::load_row(q_ + row(g, r) * stride_, at(a_.q, from, a_.dtype), a_.dtype, D_);
+      }
+    }
+  }
+
+  void clear(float* sum, float* maximum) const {
+    for (int r = 0; r < all_rows_; ++r) {
+      sum[r] = 0.0f;
+      maximum[r] = -std::numeric_limits<float>::infinity();
+    }
+  }
+
+  void begin_span() {
+    clear(sum_, maximum_);
+    std::memset(acc_, 0, sizeof(float) * static_cast<size_t>(all_rows_ * stride_));
+  }
+
+  // A row's first span is taken as it is, so that it has the bits that it has alone.
+  void end_span() {
+    for (int r = 0; r < all_rows_; ++r) {
+      if (sum_[r] == 0.0f) continue;
+      Ops::fold(total_ + r * stride_, &total_maximum_[r], &total_sum_[r], acc_ + r * stride_, maximum_[r], sum_[r],
+                int(stride_));
+    }
+  }
+
+  const char* block(const void* cache, int b, int g) const {
+    const int64_t token = int64_t(table_[base_ / kBlockSize + b]) * kBlockSize;
+    return at(cache, (token * a_.num_kv_heads + piece_.kv_head + g) * D_, K);
+  }
+
+  // The keys of this stretch that row r of a KV head sees.
+  Range range(int r) const {
+    const int position = first_ + r / heads_ - base_;
+    const int lo = a_.window > 0 ? most(position - a_.window + 1, 0) : 0;
+    return {lo, least(position + 1, tokens_)};
+  }
+
+  void stretch() {
+    if (K == DType::int8) gather_scales();
+    if (rows_ <= kRowsInPlace) {
+      for (int b = first_block_; b < num_blocks_; ++b) scores_in_place(b);
+      for (int g = 0; g < piece_.num_kv_heads; ++g) softmax(g);
+      for (int b = first_block_; b < num_blocks_; ++b) values_in_place(b);
+      return;
+    }
+    for (int g = 0; g < piece_.num_kv_heads; ++g) {
+      for (int b = first_block_; b < num_blocks_; ++b) packed_scores(g, b);
+      softmax(g);
+      packed_values(g);
+    }
+  }
+
+  void gather_scales() {
+    for (int j = first_block_ * kBlockSize; j < tokens_; ++j) {
+      const int64_t token = int64_t(table_[(base_ + j) / kBlockSize]) * kBlockSize + j % kBlockSize;
+      const int64_t from = token * a_.num_kv_heads + piece_.kv_head;
+      for (int g = 0; g < piece_.num_kv_heads; ++g) {
+        k_scales_[g * kStretch + j] = a_.k_scales[from + g];
+        v_scales_[g * kStretch + j] = a_.v_scales[from + g];
+      }
+    }
+  }
+
+  // While one head of a block is computed, its share of what is read next comes into the cache, in the order in which it
+  // lies in memory: a head's own rows are too short runs for the machine to foresee them.
+  void fetch_next(const void* cache, int next_block, int g) const {
+    const int heads = piece_.num_kv_heads;
+    const char* from = at(cache, (int64_t(table_[next_block]) * kBlockSize * a_.num_kv_heads + piece_.kv_head) * D_, K);
+    const int64_t bytes = int64_t(heads) * D_ * size_of(K);
+    for (int j = kBlockSize * g / heads; j < kBlockSize * (g + 1) / heads; ++j) {
+      for (int64_t i = 0; i < bytes; i += 64) Ops::prefetch(from + j * token_stride_ + i);
+    }
+  }
+
+  void scores_in_place(int b) {
+    const bool is_end = b + 1 == num_blocks_;
+    const void* next_cache = is_end ? a_.v_cache : a_.k_cache;
+    const int next = base_ / kBlockSize + (is_end ? first_block_ : b + 1);
+    for (int g = 0; g < piece_.num_kv_heads; ++g) {
+      fetch_next(next_cache, next, g);
+      float* out = p_ + row(g, 0) * kStretch + b * kBlockSize;
+      const float* q = q_ + row(g, 0) * stride_;
+      const char* k = block(a_.k_cache, b, g);
+      with_rows(rows_, [&](auto R) {
+        if constexpr (R <= kRowsInPlace) Ops::template scores<K, R>(out, q, stride_, k, token_stride_, D_);
+      });
+    }
+  }
+
+  void values_in_place(int b) {
+    const bool is_end = b + 1 == num_blocks_;
+    const void* next_cache = is_end ? a_.k_cache : a_.v_cache;
+    const int next = is_end ? (base_ + kStretch) / kBlockSize : base_ / kBlockSize + b + 1;
+    for (int g = 0; g < piece_.num_kv_heads; ++g) {
+      if (!(is_end && is_last_)) fetch_next(next_cache, next, g);
+      const char* v = block(a_.v_cache, b, g);
+      const int from = b * kBlockSize;
+      over_ranges(0, rows_, {from, from + kBlockSize}, [&](int r, auto R, Range keys) {
+        if constexpr (R <= kRowsInPlace) {
+          Ops::template add<K, R>(acc_ + row(g, r) * stride_, stride_, p_ + row(g, r) * kStretch + from, v, token_stride_,
+                                  keys.lo - from, keys.hi - from, D_);
+        }
+      });
+    }
+  }
+
+  // Tokens first .. end of what lies at `from`.
+  void fetch(const char* from, int first, int end) const {
+    for (int j = first; j < end; ++j) {
+      for (int64_t i = 0; i < D_ * size_of(K); i += 64) Ops::prefetch(from + j * token_stride_ + i);
+    }
+  }
+
+  void packed_scores(int g, int b) {
+    Ops::template pack_keys<K>(k_panel_, block(a_.k_cache, b, g), token_stride_, D_);
+    const int from = b * kBlockSize;
+    const char* values = block(a_.v_cache, b, g);
+    for (int r = 0; r < rows_; r += kTileRows) {
+      const int count = least(kTileRows, rows_ - r);
+      fetch(values, kBlockSize * r / rows_, kBlockSize * (r + count) / rows_);
+      if (is_open_) {
+        // nothing to skip
+      } else if (range(r + count - 1).hi <= from || range(r).lo >= from + kBlockSize) continue;
+      float* out = p_ + row(g, r) * kStretch + from;
+      const float* q = q_ + row(g, r) * stride_;
+      with_rows(count, [&](auto R) { Ops::template tile<R>(out, q, stride_, k_panel_, D_, kStretch, true); });
+    }
+  }
+
+  void softmax(int g) {
+    const float* k_scales = K == DType::int8 ? k_scales_ + g * kStretch : nullptr;
+    const float* v_scales = K == DType::int8 ? v_scales_ + g * kStretch : nullptr;
+    for (int r = 0; r < rows_; ++r) {
+      const Range keys = range(r);
+      if (keys.empty()) continue;
+      const int64_t i = row(g, r);
+      const float factor =
+        Ops::softmax(p_ + i * kStretch, keys.lo, keys.hi, k_scales, v_scales, a_, &maximum_[i], &sum_[i]);
+      if (factor != 1.0f) Ops::scale(acc_ + i * stride_, factor, int(stride_));
+    }
+  }
+
+  // Keys first .. end of the stretch that is packed next.
+  void fetch_next_keys(int g, int first, int end) const {
+    const bool is_last_head = g + 1 == piece_.num_kv_heads;
+    const int base = is_last_head ? base_ + kStretch : base_;
+    for (int position = base + first; position < least(base + end, last_ + 1); ++position) {
+      const int64_t token = int64_t(table_[position / kBlockSize]) * kBlockSize + position % kBlockSize;
+      fetch(at(a_.k_cache, (token * a_.num_kv_heads + piece_.kv_head + (is_last_head ? 0 : g + 1)) * D_, K), 0, 1);
+    }
+  }
+
+  void packed_values(int g) {
+    for (int b = first_block_; b < num_blocks_; ++b) {
+      const int tokens = least(kBlockSize, tokens_ - b * kBlockSize);
+      Ops::template pack_values<K>(v_panels_ + b * kBlockSize * 16, block(a_.v_cache, b, g), token_stride_, tokens, D_);
+    }
+    for (int64_t column = 0; column < stride_; column += 16) {
+      fetch_next_keys(g, int(column * kStretch / stride_), int((column + 16) * kStretch / stride_));
+      const float* panel = v_panels_ + column * kStretch;
+      for (int first = 0; first < rows_; first += kTileRows) {
+        over_ranges(first, least(kTileRows, rows_ - first), {0, kStretch}, [&](int r, auto R, Range keys) {
+          Ops::template tile<R>(acc_ + row(g, r) * stride_ + column, p_ + row(g, r) * kStretch + keys.lo, kStretch,
+                                panel + keys.lo * 16, keys.hi - keys.lo, stride_, false);
+        });
+      }
+    }
+  }
+
+  // Calls f(first row, number of rows, keys) so that each of `count` rows meets its keys within `limits` in order, as many
+  // rows together as see the same keys. No row is computed with a key that it does not see, not even with weight zero:
+  // what lies there may be anything.
+  template <class F>
+  void over_ranges(int first, int count, Range limits, F f) const {
+    if (is_open_) return with_rows(count, [&](auto R) { f(first, R, limits); });
+    Range common = limits;
+    for (int r = first; r < first + count; ++r) common = {most(common.lo, range(r).lo), least(common.hi, range(r).hi)};
+    const auto alone = [&](int from, int to) {
+      for (int r = first; r < first + count; ++r) {
+        const Range keys{most(range(r).lo, from), least(range(r).hi, to)};
+        if (!keys.empty()) f(r, std::integral_constant<int, 1>(), keys);
+      }
+    };
+    if (common.empty()) return alone(limits.lo, limits.hi);
+    alone(limits.lo, common.lo);
+    with_rows(count, [&](auto R) { f(first, R, common); });
+    alone(common.hi, limits.hi);
+  }
+
+  void store() {
+    for (int g = 0; g < piece_.num_kv_heads; ++g) {
+      for (int r = 0; r < rows_; ++r) {
+        char* out = const_cast<char*>(at(a_.out, output(g, r / heads_) + int64_t(r % heads_) * D_, a_.dtype));
+        Ops::store_row(out, total_ + row(g, r) * stride_, 1.0f / total_sum_[row(g, r)], a_.dtype, D_);
+      }
+    }
+  }
+
+  void store_partial() {
+    float* to = a_.partials + piece_.partial;
+    for (int r = 0; r < all_rows_; ++r, to += partial_stride(D_)) {
+      std::memcpy(to, total_ + r * stride_, sizeof(float) * static_cast<size_t>(stride_));
+      to[stride_] = total_maximum_[r];
+      to[stride_ + 1] = total_sum_[r];
+    }
+  }
+
+  const Attention& a_;
+  const AttentionPiece& piece_;
+  const int D_;
+  const int64_t stride_;
+  const int heads_;  // query heads that share a KV head
+  int rows_;         // per KV head
+  int all_rows_;
+  int first_;  // position of the piece's first token
+  const int32_t* table_;
+  int64_t token_stride_;  // bytes
+  int seen_from_ = 0;
+  int last_ = 0;
+  int base_ = 0;  // position of the stretch's first key
+  int first_block_ = 0;
+  int num_blocks_ = 0;
+  int tokens_ = 0;
+  bool is_last_ = false;
+  bool is_open_ = false;  // all rows see the whole stretch
+  float *q_, *acc_, *total_, *p_, *k_panel_, *v_panels_, *k_scales_, *v_scales_;
+  float *maximum_, *sum_, *total_maximum_, *total_sum_;
+};
 
 template <class Ops>
 void run_attention_piece(const Attention& a, const AttentionPiece& piece, float* scratch) {
-  const int D = a.head_dim;
-  const int heads = a.num_heads / a.num_kv_heads;  // query heads that share this KV head
-  const int rows = piece.num_rows * heads;
-  float* acc = scratch;                       // [rows, D]
-  float* q = acc + int64_t(rows) * D;         // [rows, D]
-  float* k_block = q + int64_t(rows) * D;     // [16, D]
-  float* v_block = k_block + kBlockSize * D;  // [16, D]
-  float* maximum = v_block + kBlockSize * D;  // [rows]
-  float* sum = maximum + rows;                // [rows]
-
-  for (int t = 0; t < piece.num_rows; ++t) {
-    const int64_t from = (int64_t(piece.first_row + t) * a.num_heads + int64_t(piece.kv_head) * heads) * D;
-    Ops::load_row(q + int64_t(t) * heads * D, at(a.q, from, a.dtype), a.dtype, heads * D);
+  switch (a.cache_dtype) {
+    case DType::float32: return Walk<Ops, DType::float32>(a, piece, scratch).run();
+    case DType::bfloat16: return Walk<Ops, DType::bfloat16>(a, piece, scratch).run();
+    case DType::float16: return Walk<Ops, DType::float16>(a, piece, scratch).run();
+    case DType::int8: return Walk<Ops, DType::int8>(a, piece, scratch).run();
   }
-  for (int64_t i = 0; i < int64_t(rows) * D; ++i) acc[i] = 0.0f;
-  for (int r = 0; r < rows; ++r) {
-    maximum[r] = -std::numeric_limits<float>::infinity();
-    sum[r] = 0.0f;
-  }
+}
 
-  const int count = a.query_starts[piece.slice + 1] - a.query_starts[piece.slice];
-  const int slice_start = a.context_lens[piece.slice] - count;  // position of the slice's first token
-  const int first = slice_start + (piece.first_row - a.query_starts[piece.slice]);
-  const int last = first + piece.num_rows - 1;
-  const int seen_from = a.window > 0 ? (first - a.window + 1 > 0 ? first - a.window + 1 : 0) : 0;
-  const int32_t* table = a.block_tables + int64_t(piece.slice) * a.table_width;
-  const bool read_once = rows <= 2;
-  const int64_t token_stride = int64_t(a.num_kv_heads) * D;
-
-  for (int block = seen_from / kBlockSize; block <= last / kBlockSize; ++block) {
-    const int start = block * kBlockSize;
-    const int tokens = last + 1 - start < kBlockSize ? last + 1 - start : kBlockSize;
-    const int64_t from = int64_t(table[block]) * kBlockSize * token_stride + int64_t(piece.kv_head) * D;
-    const View k = load_block<Ops>(k_block, a.k_cache, from, a.dtype, token_stride, tokens, D, read_once);
-    const View v = load_block<Ops>(v_block, a.v_cache, from, a.dtype, token_stride, tokens, D, read_once);
-    for (int t = 0; t < piece.num_rows; ++t) {
-      const int position = first + t;
-      const int hi = position + 1 - start < kBlockSize ? position + 1 - start : kBlockSize;
-      const int oldest = a.window > 0 ? position - a.window + 1 - start : 0;
-      const int lo = oldest > 0 ? oldest : 0;
-      if (lo >= hi) continue;
-      // Rows of one step are heads of one token: all see the same keys, so no row computes with another's mask.
-      int head = 0;
-      for (; head + 2 <= heads; head += 2) {
-        const int r = t * heads + head;
-        rows_step<Ops, 2>(a, q + int64_t(r) * D, k, v, lo, hi, acc + int64_t(r) * D, maximum + r, sum + r);
-      }
-      for (; head < heads; ++head) {
-        const int r = t * heads + head;
-        rows_step<Ops, 1>(a, q + int64_t(r) * D, k, v, lo, hi, acc + int64_t(r) * D, maximum + r, sum + r);
-      }
+template <class Ops>
+void fold_attention_row(const Attention& a, const AttentionFold& fold, float* scratch) {
+  const int64_t stride = row_stride(a.head_dim), step = partial_stride(a.head_dim);
+  for (int head = 0; head < a.num_heads; ++head) {
+    float maximum = -std::numeric_limits<float>::infinity(), sum = 0.0f;
+    for (int span = 0; span < fold.num_spans; ++span) {
+      const float* from = a.partials + fold.partial + (int64_t(span) * a.num_heads + head) * step;
+      if (from[stride + 1] == 0.0f) continue;
+      Ops::fold(scratch, &maximum, &sum, from, from[stride], from[stride + 1], int(stride));
     }
-  }
-
-  for (int t = 0; t < piece.num_rows; ++t) {
-    const int64_t to = (int64_t(piece.first_row + t) * a.num_heads + int64_t(piece.kv_head) * heads) * D;
-    for (int head = 0; head < heads; ++head) {
-      const int r = t * heads + head;
-      char* out = const_cast<char*>(at(a.out, to + int64_t(head) * D, a.dtype));
-      Ops::store_row(out, acc + int64_t(r) * D, 1.0f / sum[r], a.dtype, D);
-    }
+    char* out = const_cast<char*>(at(a.out, (int64_t(fold.row) * a.num_heads + head) * a.head_dim, a.dtype));
+    Ops::store_row(out, scratch, 1.0f / sum, a.dtype, a.head_dim);
   }
 }

@@ -48,7 +48,7 @@ nb::dict features() {
 }  // namespace
 
 bool has_kernels(Isa isa) {
-  return isa <= best_isa() && attention_kernel(isa) != nullptr && gemm_kernels(isa) != nullptr &&
+  return isa <= best_isa() && attention_kernels(isa) != nullptr && gemm_kernels(isa) != nullptr &&
          quant_kernels(isa) != nullptr && row_kernels(isa) != nullptr && sample_kernels(isa) != nullptr;
 }
 

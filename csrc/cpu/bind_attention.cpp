@@ -13,14 +13,7 @@ using namespace nanobind::literals;
 namespace octavo::bind {
 namespace {
 
-using Tensor3 = nb::ndarray<nb::ro, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-using Cache = nb::ndarray<nb::ro, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
-using Output = nb::ndarray<nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-std::string shape_of(const Tensor3& t) {
-  return "[" + std::to_string(t.shape(0)) + ", " + std::to_string(t.shape(1)) + ", " + std::to_string(t.shape(2)) + "]";
-}
 
 // Where the tokens of a step and their keys are. Owns copies, checked once per step.
 struct AttentionPlan {
@@ -55,43 +48,45 @@ struct AttentionPlan {
   }
 };
 
-void paged_attention(const AttentionPlan& plan, const Tensor3& q, const Cache& k_cache, const Cache& v_cache,
-                     const Output& out, double scale, int window, double soft_cap, int num_threads,
-                     const std::string& isa) {
-  Attention a{};
-  a.dtype = dtype_of(q, "q");
-  require(k_cache.dtype() == q.dtype() && v_cache.dtype() == q.dtype() && out.dtype() == q.dtype(),
-          "q, k_cache, v_cache and out: expected one dtype");
-  require(int64_t(q.shape(0)) == plan.query_starts.back(), "q " + shape_of(q) + ": the plan has " +
-                                                             std::to_string(plan.query_starts.back()) + " tokens");
-  for (size_t i = 0; i < 3; ++i) require(out.shape(i) == q.shape(i), "out: expected the shape of q, " + shape_of(q));
-  for (size_t i = 0; i < 4; ++i) require(k_cache.shape(i) == v_cache.shape(i), "k_cache and v_cache differ in shape");
-  require(k_cache.shape(1) == size_t(kBlockSize), "k_cache: expected [num_blocks, 16, G, D]");
-  require(k_cache.shape(3) == q.shape(2) && q.shape(2) > 0, "k_cache: its head size is not that of q " + shape_of(q));
-  require(k_cache.shape(2) > 0 && q.shape(1) % k_cache.shape(2) == 0, "q " + shape_of(q) +
-                                                                        ": heads are no multiple of the cache's");
-  require(plan.top_block < int64_t(k_cache.shape(0)), "block_tables: block " + std::to_string(plan.top_block) +
-                                                        " is outside a cache of " + std::to_string(k_cache.shape(0)));
+// Shapes, dtypes and layout of what lies at the addresses are checked by octavo.kernels.cpu; here, what the plan knows.
+void paged_attention(const AttentionPlan& plan, uintptr_t q, uintptr_t k_cache, uintptr_t v_cache, uintptr_t k_scales,
+                     uintptr_t v_scales, uintptr_t out, int64_t num_tokens, int64_t num_blocks, int num_heads,
+                     int num_kv_heads, int head_dim, int dtype, int cache_dtype, double scale, int window,
+                     double soft_cap, int num_threads, const std::string& isa) {
+  require(num_tokens == plan.query_starts.back(), "q has " + std::to_string(num_tokens) + " tokens, the plan has " +
+                                                    std::to_string(plan.query_starts.back()));
+  require(head_dim > 0 && num_kv_heads > 0 && num_heads % num_kv_heads == 0,
+          "q: " + std::to_string(num_heads) + " heads are no multiple of the cache's " + std::to_string(num_kv_heads));
+  require(plan.top_block < num_blocks, "block_tables: block " + std::to_string(plan.top_block) +
+                                         " is outside a cache of " + std::to_string(num_blocks));
+  require(dtype >= 0 && dtype < int(DType::int8) && cache_dtype >= 0 && cache_dtype <= int(DType::int8),
+          "dtype, cache_dtype: not one of attention.h");
+  require(cache_dtype != int(DType::int8) || (k_scales != 0 && v_scales != 0), "k_scales, v_scales: int8 needs them");
   require(window >= 0 && num_threads >= 1, "window, num_threads: expected >= 0 and >= 1");
   require(std::isfinite(scale) && std::isfinite(soft_cap) && soft_cap >= 0, "scale, soft_cap: expected finite numbers");
-  const AttentionKernel kernel = find_kernel(isa, attention_kernel);
-  a.q = q.data();
-  a.k_cache = k_cache.data();
-  a.v_cache = v_cache.data();
-  a.out = out.data();
+  const AttentionKernels& kernels = *find_kernel(isa, attention_kernels);
+  Attention a{};
+  a.dtype = DType(dtype);
+  a.cache_dtype = DType(cache_dtype);
+  a.q = pointer<const void>(q);
+  a.k_cache = pointer<const void>(k_cache);
+  a.v_cache = pointer<const void>(v_cache);
+  a.k_scales = pointer<const float>(k_scales);
+  a.v_scales = pointer<const float>(v_scales);
+  a.out = pointer<void>(out);
   a.query_starts = plan.query_starts.data();
   a.context_lens = plan.context_lens.data();
   a.block_tables = plan.block_tables.data();
   a.num_slices = static_cast<int>(plan.context_lens.size());
   a.table_width = plan.table_width;
-  a.num_heads = static_cast<int>(q.shape(1));
-  a.num_kv_heads = static_cast<int>(k_cache.shape(2));
-  a.head_dim = static_cast<int>(q.shape(2));
+  a.num_heads = num_heads;
+  a.num_kv_heads = num_kv_heads;
+  a.head_dim = head_dim;
   a.scale = static_cast<float>(scale);
   a.window = window;
   a.soft_cap = static_cast<float>(soft_cap);
   nb::gil_scoped_release released;
-  octavo::paged_attention(a, kernel, num_threads);
+  octavo::paged_attention(a, kernels, num_threads);
 }
 
 }  // namespace
@@ -100,9 +95,7 @@ void add_attention(nb::module_& m) {
   nb::class_<AttentionPlan>(m, "AttentionPlan", "Where the tokens of a step and their keys are.")
       .def(nb::init<std::vector<int32_t>, std::vector<int32_t>, const Table&>(), "query_starts"_a, "context_lens"_a,
            nb::arg("block_tables").noconvert());
-  m.def("paged_attention", &paged_attention, "plan"_a, nb::arg("q").noconvert(), nb::arg("k_cache").noconvert(),
-        nb::arg("v_cache").noconvert(), nb::arg("out").noconvert(), nb::kw_only(), "scale"_a, "window"_a = 0,
-        "soft_cap"_a = 0.0, "num_threads"_a = 1, "isa"_a = "", "Attention of every query token over its cached keys.");
+  m.def("paged_attention", &paged_attention, "Attention of every query token over its cached keys.");
 }
 
 }  // namespace octavo::bind

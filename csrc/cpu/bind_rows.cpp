@@ -26,14 +26,17 @@ void silu_and_mul(uintptr_t x, uintptr_t out, int64_t rows, int features, int nu
 }
 
 void attention_inputs(uintptr_t qkv, uintptr_t q_weight, uintptr_t k_weight, uintptr_t cos, uintptr_t sin,
-                      uintptr_t slots, uintptr_t q_out, uintptr_t k_cache, uintptr_t v_cache, int64_t num_tokens,
-                      int num_heads, int num_kv_heads, int head_dim, int num_rotated, double eps, int num_threads,
-                      const std::string& isa) {
+                      uintptr_t slots, uintptr_t q_out, int cache_dtype, uintptr_t k_cache, uintptr_t v_cache,
+                      uintptr_t k_scales, uintptr_t v_scales, int64_t num_tokens, int num_heads, int num_kv_heads,
+                      int head_dim, int num_rotated, double eps, int num_threads, const std::string& isa) {
+  require(cache_dtype >= 0 && cache_dtype <= int(DType::int8), "cache_dtype: not one of attention.h");
+  require(cache_dtype != int(DType::int8) || (k_scales != 0 && v_scales != 0), "k_scales, v_scales: int8 needs them");
   require(head_dim <= kMaxHeadDim && num_rotated <= head_dim, "head_dim: at most 1024, and all rotated within");
   const AttentionInputs op{pointer<const float>(qkv), pointer<const float>(q_weight),
                                    pointer<const float>(k_weight), pointer<const float>(cos),
                                    pointer<const float>(sin), pointer<const int64_t>(slots), pointer<float>(q_out),
-                                   pointer<float>(k_cache), pointer<float>(v_cache), num_tokens, num_heads,
+                                   DType(cache_dtype), pointer<void>(k_cache), pointer<void>(v_cache),
+                                   pointer<float>(k_scales), pointer<float>(v_scales), num_tokens, num_heads,
                                    num_kv_heads, head_dim, num_rotated, static_cast<float>(eps)};
   const RowKernels& kernels = find_rows(isa);
   nb::gil_scoped_release released;

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "attention.h"  // DType
 #include "isa.h"
 
 namespace octavo {
@@ -32,7 +33,8 @@ struct SiluAndMul {
 };
 
 // Splits projected rows into queries, keys and values; norms queries and keys per head where there are weights; rotates
-// them by position (neox pairs: feature i with i + K, features from 2 K on unchanged); stores keys and values.
+// them by position (neox pairs: feature i with i + K, features from 2 K on unchanged); stores keys and values
+// in the cache's dtype.
 struct AttentionInputs {
   const float* qkv;       // [T, (H + 2 G) D]
   const float* q_weight;  // [D] or null
@@ -41,8 +43,11 @@ struct AttentionInputs {
   const float* sin;       // [T, K]
   const int64_t* slots;   // [T]: block * kBlockSize + offset
   float* q_out;           // [T, H, D]
-  float* k_cache;         // [slots, G, D]
-  float* v_cache;         // [slots, G, D]
+  DType cache_dtype;
+  void* k_cache;          // [slots, G, D]
+  void* v_cache;          // [slots, G, D]
+  float* k_scales;        // [slots, G] with int8: the largest magnitude / 127
+  float* v_scales;        // [slots, G] with int8
   int64_t num_tokens;
   int num_heads;
   int num_kv_heads;

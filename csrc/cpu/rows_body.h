@@ -1,6 +1,8 @@
 // The arithmetic of rows.h, compiled once per instruction set: plain loops over lanes, which compilers turn into vectors.
 // Included into an unnamed namespace, so that no function of one instruction set is merged with that of another.
 
+#include "convert_body.h"
+
 constexpr int kLanes = 16;
 
 inline float fold(const float* lanes) {
@@ -86,14 +88,48 @@ inline void rotate_row(const float* x, const float* cos, const float* sin, float
   for (int i = rotated; i < n; ++i) out[i] = x[i];
 }
 
+inline float largest(const float* x, int n) {
+  float lanes[kLanes] = {};
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      const float size = fabsf(x[i + l]);
+      lanes[l] = size > lanes[l] ? size : lanes[l];
+    }
+  }
+  for (int l = 0; i < n; ++i, ++l) lanes[l] = fabsf(x[i]) > lanes[l] ? fabsf(x[i]) : lanes[l];
+  float top = lanes[0];
+  for (int l = 1; l < kLanes; ++l) top = lanes[l] > top ? lanes[l] : top;
+  return top;
+}
+
+// One head's keys or values -> place `at` (slot * G + head) of a cache.
+inline void store_head(const float* x, int n, DType dtype, void* cache, float* scales, int64_t at) {
+  char* to = static_cast<char*>(cache) + at * n * size_of(dtype);
+  if (dtype == DType::float32) {
+    memcpy(to, x, sizeof(float) * static_cast<size_t>(n));
+  } else if (dtype == DType::bfloat16) {
+    uint16_t* out = reinterpret_cast<uint16_t*>(to);
+    for (int i = 0; i < n; ++i) out[i] = float_to_bf16(x[i]);
+  } else if (dtype == DType::float16) {
+    uint16_t* out = reinterpret_cast<uint16_t*>(to);
+    for (int i = 0; i < n; ++i) out[i] = float_to_half(x[i]);
+  } else {
+    int8_t* out = reinterpret_cast<int8_t*>(to);
+    const float top = largest(x, n), inverse = top > 0.0f ? 127.0f / top : 0.0f;
+    const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer, ties to even
+    for (int i = 0; i < n; ++i) out[i] = static_cast<int8_t>(static_cast<int32_t>((x[i] * inverse + shift) - shift));
+    scales[at] = top / 127.0f;
+  }
+}
+
 void attention_inputs_rows(const AttentionInputs& op, int64_t first, int64_t last) {
   const int D = op.head_dim, H = op.num_heads, G = op.num_kv_heads;
-  float normed[kMaxHeadDim];
+  float normed[kMaxHeadDim], rotated[kMaxHeadDim];
   for (int64_t t = first; t < last; ++t) {
     const float* row = op.qkv + t * (H + 2 * G) * D;
     const float* cos = op.cos + t * (op.num_rotated / 2);
     const float* sin = op.sin + t * (op.num_rotated / 2);
-    float* keys = op.k_cache + op.slots[t] * G * D;
     for (int head = 0; head < H + G; ++head) {
       const float* x = row + head * D;
       const float* weight = head < H ? op.q_weight : op.k_weight;
@@ -101,9 +137,12 @@ void attention_inputs_rows(const AttentionInputs& op, int64_t first, int64_t las
         norm_row(x, weight, normed, D, op.eps);
         x = normed;
       }
-      float* out = head < H ? op.q_out + (t * H + head) * D : keys + (head - H) * D;
-      rotate_row(x, cos, sin, out, op.num_rotated, D);
+      rotate_row(x, cos, sin, head < H ? op.q_out + (t * H + head) * D : rotated, op.num_rotated, D);
+      if (head >= H) store_head(rotated, D, op.cache_dtype, op.k_cache, op.k_scales, op.slots[t] * G + head - H);
     }
-    memcpy(op.v_cache + op.slots[t] * G * D, row + (H + G) * D, sizeof(float) * static_cast<size_t>(G) * D);
+    for (int head = 0; head < G; ++head) {
+      const float* x = row + (H + G + head) * D;
+      store_head(x, D, op.cache_dtype, op.v_cache, op.v_scales, op.slots[t] * G + head);
+    }
   }
 }

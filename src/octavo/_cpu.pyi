@@ -19,18 +19,27 @@ class AttentionPlan:
         block_tables: Any,  # int32 [S, B], a numpy array or a torch CPU tensor
     ) -> None: ...
 
-def paged_attention(  # arrays: numpy or torch CPU, C-contiguous; never copied
+def paged_attention(
     plan: AttentionPlan,
-    q: Any,
-    k_cache: Any,
-    v_cache: Any,
-    out: Any,
-    *,
+    q: int,
+    k_cache: int,
+    v_cache: int,
+    k_scales: int,
+    v_scales: int,
+    out: int,
+    num_tokens: int,
+    num_blocks: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: int,
+    cache_dtype: int,
     scale: float,
-    window: int = 0,
-    soft_cap: float = 0.0,
-    num_threads: int = 1,
-    isa: str = "",
+    window: int,
+    soft_cap: float,
+    num_threads: int,
+    isa: str,
+    /,
 ) -> None: ...
 
 class PackedWeight:
@@ -82,8 +91,11 @@ def attention_inputs(
     sin: int,
     slots: int,
     q_out: int,
+    cache_dtype: int,
     k_cache: int,
     v_cache: int,
+    k_scales: int,
+    v_scales: int,
     num_tokens: int,
     num_heads: int,
     num_kv_heads: int,

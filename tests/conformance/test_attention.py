@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from octavo.core.batch import ForwardBatch, GroupBatch
-from octavo.core.kvspec import BLOCK_SIZE, KVSpec
+from octavo.core.kvspec import BLOCK_SIZE, KV_DTYPE_BYTES, KVSpec
 from octavo.kernels.attention.base import AttentionCase
 from octavo.kernels.attention.reference import ReferenceAttention
 from octavo.kernels.attention.registry import ATTENTION
+from octavo.kernels.kv import KVTensors, quantize
 
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 3e-3}
 """Per unit of max(1, |value|): a few roundings of the dtype (2^-24, 2^-8, 2^-11)."""
@@ -67,21 +68,26 @@ def make(
 
 def make_tensors(
     case: AttentionCase, batch: ForwardBatch, num_blocks: int
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+) -> tuple[torch.Tensor, KVTensors]:
     """Random queries and cache; slots past each context hold huge values that no output may show."""
     generator = torch.Generator().manual_seed(5)
-    dtype = getattr(torch, case.dtype)
     q_THD = torch.randn(batch.num_tokens, case.num_heads, case.head_dim, generator=generator).to(
-        dtype
+        getattr(torch, case.dtype)
     )
     shape = (num_blocks, BLOCK_SIZE, case.num_kv_heads, case.head_dim)
-    cache = [torch.randn(shape, generator=generator).to(dtype) for _ in "kv"]
+    values = [torch.randn(shape, generator=generator) for _ in "kv"]
     for table_B, length in zip(batch.groups[0].block_tables_SB, batch.context_lens, strict=True):
         tail = length % BLOCK_SIZE
         if tail:
-            for tensor in cache:
+            for tensor in values:
                 tensor[int(table_B[length // BLOCK_SIZE]), tail:] = 3e4
-    return q_THD, (cache[0], cache[1])
+    dtype = getattr(torch, case.cache_dtype)
+    if dtype is not torch.int8:
+        return q_THD, KVTensors(values[0].to(dtype), values[1].to(dtype))
+    (k, k_scales), (v, v_scales) = (quantize(tensor.flatten(0, 1)) for tensor in values)
+    return q_THD, KVTensors(
+        k.view(shape), v.view(shape), k_scales.view(shape[:3]), v_scales.view(shape[:3])
+    )
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -93,12 +99,17 @@ def one_thread() -> Iterator[None]:
 
 
 def make_case(
-    heads: tuple[int, int, int], dtype: str, window: int | None, soft_cap: float | None
+    heads: tuple[int, int, int],
+    dtype: str,
+    window: int | None,
+    soft_cap: float | None,
+    cache_dtype: str | None = None,
 ) -> tuple[AttentionCase, KVSpec]:
     num_heads, num_kv_heads, head_dim = heads
     case = AttentionCase(
         device="cpu",
         dtype=dtype,
+        cache_dtype=cache_dtype or dtype,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
@@ -108,22 +119,31 @@ def make_case(
     )
     kind = "full" if window is None else "window"
     spec = KVSpec(
-        kind=kind, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=dtype, window=window
+        kind=kind,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        dtype=case.cache_dtype,
+        window=window,
     )
     return case, spec
 
 
 @pytest.mark.parametrize("soft_cap", SOFT_CAPS)
+@pytest.mark.parametrize("cache_dtype", KV_DTYPE_BYTES)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("backend_name", list(ATTENTION.candidates))
 @torch.inference_mode()
 def test_refuses_or_matches(
-    backend_name: str, heads: tuple[int, int, int], dtype: str, soft_cap: float | None
+    backend_name: str,
+    heads: tuple[int, int, int],
+    dtype: str,
+    cache_dtype: str,
+    soft_cap: float | None,
 ) -> None:
     candidate = ATTENTION.candidates.load(backend_name)
     for window in WINDOWS:
-        case, spec = make_case(heads, dtype, window, soft_cap)
+        case, spec = make_case(heads, dtype, window, soft_cap, cache_dtype)
         reason = candidate.refuses(case)
         if reason is not None:
             assert len(reason) > 10, "a refusal says why"
@@ -176,7 +196,7 @@ def test_reference_is_the_definition() -> None:
     q_THD, cache = make_tensors(case, batch, num_blocks)
     k_HLD, v_HLD = (
         t.flatten(0, 1)[BLOCK_SIZE : BLOCK_SIZE + 37].repeat_interleave(2, 1).transpose(0, 1)
-        for t in cache
+        for t in (cache.k, cache.v)
     )
     expected_HTD = torch.nn.functional.scaled_dot_product_attention(
         q_THD.transpose(0, 1), k_HLD, v_HLD, is_causal=True, scale=case.scale

@@ -111,8 +111,7 @@ class Driver:
         groups = tuple(
             msgspec.structs.replace(g, num_blocks=num_blocks) for g in self.loaded.groups
         )
-        dtype = getattr(torch, self.loaded.dtype)
-        self.pool = KVPool(groups, self.loaded.facts.num_layers, torch.device("cpu"), dtype)
+        self.pool = KVPool(groups, self.loaded.facts.num_layers, torch.device("cpu"))
         self.tables = []
         for index, _ in enumerate(groups):
             ids = list(range(1, num_blocks))

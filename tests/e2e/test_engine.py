@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -78,6 +79,34 @@ def test_preempted_is_not(tiny: Path, alone: dict[str, list[int]]) -> None:
     assert engine.engine.scheduler.counters.num_preemptions > 0, (
         "the pool was meant to be too small"
     )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
+def test_a_narrow_cache_changes_nothing_with_company(
+    tiny: Path, dtype: Literal["bfloat16", "float16", "int8"]
+) -> None:
+    """Batched, chunked, after prefix hits and after preemption: the tokens and log-probabilities of each alone."""
+    options = {"logprobs": 1, "max_tokens": 24, "ignore_eos": True}
+    ids = prompts()
+    alone = LocalEngine(tiny, kv_cache_dtype=dtype, enable_prefix_caching=False)
+    for i, p in enumerate(ids):
+        alone.run([request(f"g{i}", p, **options)])
+    per_token = 2 * 2 * 2 * (8 + 4 if dtype == "int8" else 16)  # 2 layers, 2 heads of 8
+    small = {"max_model_len": 160, "kv_cache_memory_bytes": per_token * 16 * 11}
+    for how in ({}, {"max_num_batched_tokens": 33, "threads": 2}, small):
+        engine = LocalEngine(tiny, kv_cache_dtype=dtype, max_num_seqs=16, **how)
+        for _ in range(2):  # the second time, prefixes are found
+            engine.outs.clear()
+            engine.ends.clear()
+            engine.run([request(f"g{i}", p, arrived=i, **options) for i, p in enumerate(ids)])
+            for name, outs in alone.outs.items():
+                got = [(out.token_ids, out.logprobs) for out in engine.outs[name]]
+                assert got == [(out.token_ids, out.logprobs) for out in outs]
+        if how is small:
+            assert engine.engine.scheduler.counters.num_preemptions > 0
+        else:
+            assert sum(getattr(end, "num_cached", 0) for end in engine.ends.values()) > 100
+    assert ("kv_cache_dtype", dtype, "as given") in engine.ready.decisions
 
 
 @pytest.mark.parametrize(("quantization", "turns"), [("none", 600), ("int8", 200), ("int4", 200)])

@@ -1,4 +1,4 @@
-"""The tensors behind block ids: one pair (k, v) per layer. Knows nothing of who holds which block."""
+"""The tensors behind block ids: one `KVTensors` per layer. Knows nothing of who holds which block."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 
 from octavo.core.kvspec import BLOCK_SIZE, KVGroup
 from octavo.core.plan import BlockCopy
+from octavo.kernels.kv import KVTensors
 
 
 class KVPool:
     """Keys and values of every layer on one device. Owner: the runner.
 
-    Layout per layer: k and v each [num_blocks, BLOCK_SIZE, num_kv_heads, head_dim], zero at first, because masked
-    positions are multiplied by zero and must not hold NaN.
+    Layout per layer: k and v each [num_blocks, BLOCK_SIZE, num_kv_heads, head_dim] in the spec's dtype, zero at first,
+    because masked positions are multiplied by zero and must not hold NaN.
     """
 
     def __init__(
@@ -23,35 +24,41 @@ class KVPool:
         groups: tuple[KVGroup, ...],
         num_layers: int,
         device: torch.device,
-        dtype: torch.dtype,
     ) -> None:
         self.groups = groups
-        by_layer: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        by_layer: dict[int, KVTensors] = {}
         for group in groups:
-            spec = group.spec
-            shape = (group.num_blocks, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
             for layer in group.layers:
-                by_layer[layer] = (
-                    _zeros(shape, device, dtype),
-                    _zeros(shape, device, dtype),
-                )
+                by_layer[layer] = _empty_cache(group, device)
         assert sorted(by_layer) == list(range(num_layers)), "every layer in exactly one group"
         self._layers = tuple(by_layer[layer] for layer in range(num_layers))
 
-    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(k, v) of a layer, as views that may be written."""
+    def layer(self, index: int) -> KVTensors:
+        """Keys and values of a layer, which may be written."""
         return self._layers[index]
 
     def copy(self, block_copy: BlockCopy) -> None:
         """Copy one block of a group, in all its layers."""
         for layer in self.groups[block_copy.group].layers:
-            for tensor in self._layers[layer]:
+            for tensor in self._layers[layer].tensors():
                 tensor[block_copy.target].copy_(tensor[block_copy.source])
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(t.numel() * t.element_size() for pair in self._layers for t in pair)
+        return sum(t.numel() * t.element_size() for cache in self._layers for t in cache.tensors())
+
+
+def _empty_cache(group: KVGroup, device: torch.device) -> KVTensors:
+    spec = group.spec
+    shape = (group.num_blocks, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    k, v = _zeros(shape, device, dtype), _zeros(shape, device, dtype)
+    if dtype is not torch.int8:
+        return KVTensors(k, v)
+    return KVTensors(
+        k, v, _zeros(shape[:3], device, torch.float32), _zeros(shape[:3], device, torch.float32)
+    )
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:

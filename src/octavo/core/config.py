@@ -42,6 +42,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "with zero points int4_g32_zp ...)."
         ),
     ] = "none"
+    kv_cache_dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16", "int8"],
+        _Help(
+            description="Type of keys and values in the cache; auto: the activations'. int8 has a scale per token and head."
+        ),
+    ] = "auto"
     load_format: Annotated[
         Literal["auto", "safetensors", "dummy"],
         _Help(description="dummy makes random weights from config.json alone."),

@@ -10,6 +10,9 @@ BLOCK_SIZE = 16
 """Tokens per block: the octavo's sixteen pages. One size everywhere keeps hashes and tables comparable."""
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+KV_DTYPE_BYTES = DTYPE_BYTES | {"int8": 1}
+SCALE_BYTES = 4
+"""int8 keys, and values, have one float32 scale per token and head."""
 
 
 class KVSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,12 +27,14 @@ class KVSpec(msgspec.Struct, frozen=True, kw_only=True):
     num_kv_heads: int
     head_dim: int
     dtype: str = "float32"
+    """Of what is kept: a row of `KV_DTYPE_BYTES`."""
     window: int | None = None
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of keys plus values that one token costs in this layer."""
-        return 2 * self.num_kv_heads * self.head_dim * DTYPE_BYTES[self.dtype]
+        """Bytes of keys plus values, scales included, that one token costs in this layer."""
+        per_head = self.head_dim * KV_DTYPE_BYTES[self.dtype]
+        return 2 * self.num_kv_heads * (per_head + (SCALE_BYTES if self.dtype == "int8" else 0))
 
 
 class KVGroup(msgspec.Struct, frozen=True, kw_only=True):

@@ -51,6 +51,7 @@ class Resolved(NamedTuple):
     facts: ModelFacts
     device: str
     dtype: str
+    kv_dtype: str
     storage: WeightStorage
     limits: Limits
     memory: MemoryPlan
@@ -79,6 +80,7 @@ def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float
     loaded = load_model(
         model_folder(config.model),
         dtype=resolved.dtype,
+        kv_dtype=resolved.kv_dtype,
         device=resolved.device,
         load_format="dummy" if config.load_format == "dummy" else "safetensors",
         seed=config.seed,
@@ -93,7 +95,7 @@ def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float
     details = {
         "imports": f"torch {torch.__version__}",
         "weights": f"{resolved.memory.weights / MIB:.0f} MiB",
-        "kv cache": f"{resolved.memory.kv / MIB:.0f} MiB",
+        "kv cache": f"{resolved.memory.kv / MIB:.0f} MiB of {resolved.kv_dtype}",
     }
     phases = tuple(
         Phase(name=part.name, seconds=part.seconds, detail=details.get(part.name, ""))
@@ -129,8 +131,10 @@ def decide(config: EngineConfig) -> Resolved:
     POLICIES.load(config.scheduling_policy)  # for its error: an unknown name
     facts = read_facts(model_folder(config.model))
     device = _device(config.device)
-    dtype = choose_dtype(facts, config.dtype, device, quantized_as(config.quantization))
-    storage = choose_storage(facts, dtype.dtype, device, quantized_as(config.quantization))
+    quantization = quantized_as(config.quantization)
+    dtype = choose_dtype(facts, config.dtype, device, quantization)
+    kv_dtype = dtype.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+    storage = choose_storage(facts, dtype.dtype, device, quantization)
     asked_len = config.max_model_len
     if asked_len is not None:
         resolve.context_length(asked_len, model_limit=facts.max_context, fits=asked_len)
@@ -145,7 +149,7 @@ def decide(config: EngineConfig) -> Resolved:
         Needs(
             weights=storage.num_bytes,
             activations=facts.activation_bytes(tokens, dtype.dtype, num_logits=config.max_num_seqs),
-            groups=group_layers(facts.kv_specs(dtype.dtype)),
+            groups=group_layers(facts.kv_specs(kv_dtype)),
             max_model_len=wanted_len,
             is_len_explicit=asked_len is not None,
             max_num_seqs=config.max_num_seqs,
@@ -170,10 +174,17 @@ def decide(config: EngineConfig) -> Resolved:
         Decision("device", device, "as given" if config.device != "auto" else "what there is"),
         Decision("dtype", dtype.dtype, dtype.reason),
         *_quantization(config.quantization),
+        Decision(
+            "kv_cache_dtype",
+            kv_dtype,
+            "the activations'" if config.kv_cache_dtype == "auto" else "as given",
+        ),
         length_decision,
         tokens_decision,
     )
-    return Resolved(config, facts, device, dtype.dtype, storage, limits, memory, decisions)
+    return Resolved(
+        config, facts, device, dtype.dtype, kv_dtype, storage, limits, memory, decisions
+    )
 
 
 def _quantization(asked: str) -> tuple[Decision, ...]:
@@ -210,16 +221,23 @@ def _build(resolved: Resolved, model: Model, link: Link, steps: StepLog) -> Engi
     limits, facts = resolved.limits, resolved.facts
     groups = resolved.memory.groups
     device = torch.device(resolved.device)
-    pool = KVPool(groups, facts.num_layers, device, getattr(torch, resolved.dtype))
+    pool = KVPool(groups, facts.num_layers, device)
     rows = Rows(limits.max_num_seqs, limits.max_model_len, len(groups))
     runner = Runner(model, pool, rows, SamplerState(limits.max_num_seqs, facts.vocab_size))
     cache = KVCache(
         groups,
         enable_prefix_caching=resolved.config.enable_prefix_caching,
-        revision=f"{resolved.config.model}:{resolved.dtype}:{resolved.config.quantization}:{resolved.config.seed}",
+        revision=_revision(resolved),
     )
     policy = POLICIES.load(resolved.config.scheduling_policy)()
     return Engine(Scheduler(limits, cache, policy), runner, link, steps)
+
+
+def _revision(resolved: Resolved) -> str:
+    """What cached keys and values depend on beside the tokens: prefix hashes of one revision mean nothing in another."""
+    config = resolved.config
+    parts = (config.model, resolved.dtype, resolved.kv_dtype, config.quantization, str(config.seed))
+    return ":".join(parts)
 
 
 def _why(choice: Choice) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from octavo.kernels.cpu import extension, rows
 from octavo.kernels.dispatch import OpCase
+from octavo.kernels.kv import KVTensors
 from octavo.kernels.ops import QkNorm
 
 P = ParamSpec("P")
@@ -62,10 +63,10 @@ def attention_inputs(
     norms: QkNorm | None,
     angles: tuple[Tensor, Tensor],
     slots_T: Tensor,
-    cache: tuple[Tensor, Tensor],
+    cache: KVTensors,
 ) -> Tensor:
     """As `ops.attention_inputs`."""
-    kv_heads, dim = cache[0].shape[2:]
+    kv_heads, dim = cache.k.shape[2:]
     q_THD = qkv_TO.new_empty(qkv_TO.shape[0], qkv_TO.shape[1] // dim - 2 * kv_heads, dim)
     threads = extension.num_threads()
     rows.attention_inputs(qkv_TO, norms, angles, slots_T, cache, q_THD, num_threads=threads)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from octavo.kernels.dispatch import Function
+from octavo.kernels.kv import KVTensors, quantize
 
 
 def rms_norm(x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
@@ -81,19 +82,22 @@ def linear(
 
 
 def kv_store(
-    k_THD: torch.Tensor,
-    v_THD: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    slots_T: torch.Tensor,
+    k_THD: torch.Tensor, v_THD: torch.Tensor, cache: KVTensors, slots_T: torch.Tensor
 ) -> None:
-    """Write keys and values of T tokens into the paged cache, in place.
+    """Write keys and values of T tokens into the paged cache, in place and in its dtype.
 
-    Shapes: k and v [T, H, D], caches [num_blocks, BLOCK_SIZE, H, D] contiguous, slots int64 [T] =
-    block * BLOCK_SIZE + offset. Other slots are untouched.
+    Shapes: k and v [T, H, D], slots int64 [T] = block * BLOCK_SIZE + offset. Other slots are untouched.
     """
-    k_cache.flatten(0, 1).index_copy_(0, slots_T, k_THD)
-    v_cache.flatten(0, 1).index_copy_(0, slots_T, v_THD)
+    for rows_THD, values, scales in (
+        (k_THD, cache.k, cache.k_scales),
+        (v_THD, cache.v, cache.v_scales),
+    ):
+        if scales is None:
+            values.flatten(0, 1).index_copy_(0, slots_T, rows_THD.to(values.dtype))
+        else:
+            integers_THD, scales_TH = quantize(rows_THD)
+            values.flatten(0, 1).index_copy_(0, slots_T, integers_THD)
+            scales.flatten(0, 1).index_copy_(0, slots_T, scales_TH)
 
 
 class QkNorm(NamedTuple):
@@ -109,13 +113,13 @@ def attention_inputs(
     norms: QkNorm | None,
     angles: tuple[torch.Tensor, torch.Tensor],
     slots_T: torch.Tensor,
-    cache: tuple[torch.Tensor, torch.Tensor],
+    cache: KVTensors,
 ) -> torch.Tensor:
     """Split projected rows, norm queries and keys where asked, rotate both, store keys and values; the queries.
 
     Shapes: qkv [T, (H + 2 G) D], `angles` cos and sin as in `rope`, slots and cache as in `kv_store` -> [T, H, D].
     """
-    kv_heads, dim = cache[0].shape[2:]
+    kv_heads, dim = cache.k.shape[2:]
     rows_THD = qkv_TO.view(qkv_TO.shape[0], qkv_TO.shape[1] // dim, dim)
     sizes = (rows_THD.shape[1] - 2 * kv_heads, kv_heads, kv_heads)
     q_THD, k_THD, v_THD = rows_THD.split_with_sizes(sizes, dim=1)
@@ -123,7 +127,7 @@ def attention_inputs(
         q_THD = rms_norm(q_THD, norms.q_weight_D, norms.eps)
         k_THD = rms_norm(k_THD, norms.k_weight_D, norms.eps)
     q_THD, k_THD = rope(q_THD, k_THD, *angles)
-    kv_store(k_THD, v_THD, *cache, slots_T)
+    kv_store(k_THD, v_THD, cache, slots_T)
     return q_THD
 
 

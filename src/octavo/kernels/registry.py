@@ -13,6 +13,7 @@ from octavo.kernels.gemm.registry import LINEAR
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from octavo.kernels.kv import KVTensors
     from octavo.kernels.ops import QkNorm
 
     Pair: TypeAlias = tuple[Tensor, Tensor]
@@ -37,15 +38,17 @@ ADD_RMS_NORM: Op[OpCase, Callable[[Tensor, Tensor, Tensor, float], Pair]] = Op(
         },
     ),
 )
-ATTENTION_INPUTS: Op[OpCase, Callable[[Tensor, QkNorm | None, Pair, Tensor, Pair], Tensor]] = Op(
-    "attention_inputs",
-    Registry(
-        "attention_inputs kernel",
-        {
-            "cpu": "octavo.kernels.cpu_rows:ATTENTION_INPUTS",
-            "torch": "octavo.kernels.ops:TORCH_ATTENTION_INPUTS",
-        },
-    ),
+ATTENTION_INPUTS: Op[OpCase, Callable[[Tensor, QkNorm | None, Pair, Tensor, KVTensors], Tensor]] = (
+    Op(
+        "attention_inputs",
+        Registry(
+            "attention_inputs kernel",
+            {
+                "cpu": "octavo.kernels.cpu_rows:ATTENTION_INPUTS",
+                "torch": "octavo.kernels.ops:TORCH_ATTENTION_INPUTS",
+            },
+        ),
+    )
 )
 SILU_AND_MUL: Op[OpCase, Callable[[Tensor], Tensor]] = Op(
     "silu_and_mul",

@@ -11,6 +11,7 @@ from octavo.core.batch import ForwardBatch
 from octavo.core.kvspec import KVSpec
 from octavo.kernels.attention.base import AttentionBackend, AttentionCase
 from octavo.kernels.attention.registry import ATTENTION
+from octavo.kernels.kv import KVTensors
 from octavo.kernels.ops import QkNorm
 from octavo.kernels.registry import ATTENTION_INPUTS
 from octavo.layers.build import Build
@@ -20,8 +21,8 @@ from octavo.layers.linear import Linear
 class LayerCaches(Protocol):
     """Where a model finds its layers' keys and values; `cache.pool.KVPool` is one."""
 
-    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(k, v) of a layer, each [num_blocks, BLOCK_SIZE, G, D], written in place."""
+    def layer(self, index: int) -> KVTensors:
+        """Keys and values of a layer, written in place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,7 @@ class Attention:
         case = AttentionCase(
             device=build.device.type,
             dtype=build.dtype_name,
+            cache_dtype=spec.dtype,
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=dim,

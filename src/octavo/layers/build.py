@@ -32,6 +32,8 @@ class Build:
     device: torch.device
     weight_dtype: torch.dtype
     """Of tables and linear weights until they are packed; the rest has `dtype`."""
+    kv_dtype: str = "auto"
+    """Of keys and values in the cache; "auto" is `dtype`."""
     dispatch: Dispatcher = field(default_factory=Dispatcher)
     quantization: str = ""
     """Format in which linear kernels keep their weights, quantized at load (`kernels/gemm/formats.py`); "" for none."""
@@ -49,6 +51,11 @@ class Build:
     def dtype_name(self) -> str:
         """The dtype by torch's name without the module: "float32"."""
         return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def kv_dtype_name(self) -> str:
+        """As `dtype_name`, of the cache."""
+        return self.dtype_name if self.kv_dtype == "auto" else self.kv_dtype
 
     def at(self, name: str) -> Build:
         """The same build for the part called `name`."""

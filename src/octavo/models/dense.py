@@ -58,7 +58,7 @@ class DenseModel:
     def __init__(self, facts: ModelFacts, build: Build) -> None:
         self.facts = facts
         self._weights = build.weights
-        self._specs = facts.kv_specs(build.dtype_name)
+        self._specs = facts.kv_specs(build.kv_dtype_name)
         groups = group_layers(self._specs)
         group_of = {layer: i for i, group in enumerate(groups) for layer in group.layers}
         self.embed = Embedding(build.at("model.embed_tokens"), facts.vocab_size, facts.hidden_size)

@@ -99,6 +99,7 @@ def load_model(
     folder: Path,
     *,
     dtype: str = "auto",
+    kv_dtype: str = "auto",
     device: str = "cpu",
     load_format: LoadFormat = "safetensors",
     seed: int = 0,
@@ -110,6 +111,7 @@ def load_model(
 
     `kernels` forces candidates by op ({"attention": "reference"}). `load_format` "dummy" needs config.json alone and
     fills from `seed`. `quantization` names a format of `kernels/gemm/formats.py`, "" none.
+    fills from `seed`. `kv_dtype` is what keys and values are kept in; "auto" is the dtype of the activations.
 
     Raises:
         ModelError: the folder's config.json or weights.
@@ -125,6 +127,7 @@ def load_model(
         dtype=torch_dtype,
         device=torch.device(device),
         weight_dtype=getattr(torch, storage.dtype),
+        kv_dtype=kv_dtype,
         dispatch=dispatch,
         quantization=quantization,
     )

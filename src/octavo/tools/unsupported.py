@@ -37,7 +37,6 @@ ROWS: tuple[Row, ...] = (
     Row(("--enable-expert-parallel", "-ep"), "switch"),
     Row(("--api-server-count",), neutral=_ONE, fix="Use 1."),
     Row(("--distributed-executor-backend",)),
-    Row(("--kv-cache-dtype",), neutral=("auto",), fix="Use auto."),
     Row(("--block-size",), neutral=(str(BLOCK_SIZE),), fix=f"Use {BLOCK_SIZE}."),
     Row(("--enable-lora",), "switch"),
     Row(("--lora-modules",), "values"),

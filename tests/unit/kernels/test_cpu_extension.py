@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,18 @@ import torch
 
 from octavo.kernels.cpu import extension
 from octavo.kernels.cpu.attention import PagedAttention
+from octavo.kernels.kv import KVTensors, gather, quantize
 
 if extension.missing():
     pytest.fail(f"tests run against an installed package: {extension.missing()}", pytrace=False)
 
 BLOCK = 16
 ISAS = extension.runnable_isas()
-FLOAT32_TOLERANCE = 2e-6  # absolute, on values of order 1; sums of at most 300 terms
-BFLOAT16_TOLERANCE = 1e-2  # relative to 1: one rounding to 8 bits of the float32 result
+CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
+# Absolute, against float64 on unrounded standard normal values: the dtype's own rounding of keys and values.
+FLOAT32_TOLERANCE = 2e-6
+HALF_TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 3e-3}
+INT8_TOLERANCE = 5e-2
 
 
 @dataclass(kw_only=True)
@@ -54,23 +59,24 @@ class Case:
         self.k[~written] = np.nan
         self.v[~written] = np.nan
 
-    def run(self, *, isa: str = "", threads: int = 1) -> np.ndarray:
-        out = np.full_like(self.q, np.nan)
-        plan = PagedAttention(self.starts, list(self.contexts), self.tables)
-        plan.run(
-            self.q,
-            self.k,
-            self.v,
-            out,
-            scale=self.head_dim**-0.5,
-            window=self.window,
-            soft_cap=self.soft_cap,
-            num_threads=threads,
-            isa=isa,
-        )
+    @property
+    def cache(self) -> KVTensors:
+        return KVTensors(torch.from_numpy(self.k), torch.from_numpy(self.v))
+
+    def plan(self) -> PagedAttention:
+        return PagedAttention(self.starts, list(self.contexts), self.tables)
+
+    def run(
+        self, q: torch.Tensor | None = None, cache: KVTensors | None = None, **how: Any
+    ) -> torch.Tensor:
+        """`how`: isa, num_threads. Output in the dtype of the queries."""
+        q = torch.from_numpy(self.q) if q is None else q
+        out = torch.full_like(q, torch.nan)
+        options = {"scale": self.head_dim**-0.5, "window": self.window, "soft_cap": self.soft_cap}
+        self.plan().run(q, cache or self.cache, out, **options, **how)
         return out
 
-    def reference(self) -> np.ndarray:
+    def reference(self) -> torch.Tensor:
         """Softmax attention in float64, one row at a time."""
         out = np.zeros(self.q.shape)
         for index, (count, context) in enumerate(zip(self.counts, self.contexts, strict=True)):
@@ -89,7 +95,7 @@ class Case:
                         scores = self.soft_cap * np.tanh(scores / self.soft_cap)
                     weights = np.exp(scores - scores.max())
                     out[row, head] = weights / weights.sum() @ values[low : position + 1, group]
-        return out
+        return torch.from_numpy(out)
 
 
 CASES = {
@@ -110,13 +116,12 @@ CASES = {
     "window 5": Case(counts=(25, 1), contexts=(40, 33), window=5),
     "window 16": Case(counts=(25, 1), contexts=(40, 33), window=16),
     "window 100": Case(counts=(25, 1), contexts=(40, 233), window=100),
+    "several stretches": Case(counts=(70, 1, 2), contexts=(200, 333, 129), heads=8),
+    "several spans": Case(counts=(1, 5, 1), contexts=(2100, 1030, 1024), head_dim=16),
+    "a window over spans": Case(counts=(1, 40), contexts=(2100, 1040), head_dim=16, window=1030),
     "soft cap": Case(counts=(9, 1), contexts=(40, 33), soft_cap=2.0),
     "soft cap and window": Case(counts=(9, 1), contexts=(40, 33), soft_cap=30.0, window=20),
 }
-
-
-def bf16(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(array).to(torch.bfloat16)
 
 
 def test_the_isa_is_one_that_the_features_allow() -> None:
@@ -127,44 +132,76 @@ def test_the_isa_is_one_that_the_features_allow() -> None:
     assert ("avx2" in ISAS) <= (has["avx2"] and has["fma"] and has["f16c"])
 
 
-@pytest.mark.parametrize("isa", ISAS)
+def within(out: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_float32_matches_the_reference(name: str, isa: str) -> None:
+def test_float32_matches_the_definition(name: str) -> None:
     case = CASES[name]
-    np.testing.assert_allclose(case.run(isa=isa), case.reference(), rtol=0, atol=FLOAT32_TOLERANCE)
+    within(case.run(), case.reference(), FLOAT32_TOLERANCE)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+def kept_as(case: Case, dtype: torch.dtype) -> KVTensors:
+    """The case's cache in another dtype; what was never written stays poison."""
+    if dtype is not torch.int8:
+        return KVTensors(case.cache.k.to(dtype), case.cache.v.to(dtype))
+    kept: dict[str, torch.Tensor] = {}
+    for name, values in (("k", case.cache.k), ("v", case.cache.v)):
+        integers, scales = quantize(values.flatten(0, 1).nan_to_num(7.0))
+        scales[values.flatten(0, 1).isnan().any(-1)] = torch.nan
+        kept[name] = integers.view(values.shape)
+        kept[f"{name}_scales"] = scales.view(values.shape[:3])
+    return KVTensors(**kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", CASES)
-def test_bfloat16_is_float32_on_rounded_inputs_rounded_once(name: str, isa: str) -> None:
+def test_half_precision_is_float32_on_rounded_inputs_rounded_once(
+    name: str, dtype: torch.dtype
+) -> None:
     case = CASES[name]
-    q, k, v = bf16(case.q), bf16(case.k), bf16(case.v)
-    out = torch.empty_like(q)
-    plan = PagedAttention(case.starts, case.contexts, torch.from_numpy(case.tables))
-    options = {"scale": case.head_dim**-0.5, "window": case.window, "soft_cap": case.soft_cap}
-    plan.run(q, k, v, out, isa=isa, **options)
-    exact = torch.empty(q.shape)
-    plan.run(q.float(), k.float(), v.float(), exact, isa=isa, **options)
-    assert torch.equal(out, exact.to(torch.bfloat16))
-    np.testing.assert_allclose(out.float(), case.reference(), rtol=0, atol=2 * BFLOAT16_TOLERANCE)
+    q, cache = torch.from_numpy(case.q).to(dtype), kept_as(case, dtype)
+    exact = case.run(q.float(), KVTensors(cache.k.float(), cache.v.float()))
+    assert torch.equal(case.run(q, cache), exact.to(dtype))
+    assert torch.equal(case.run(q.float(), cache), exact)
+    within(exact, case.reference(), HALF_TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", CASES)
-def test_the_number_of_threads_changes_no_bit(name: str, isa: str) -> None:
+def test_int8_is_float32_on_what_it_stands_for(name: str) -> None:
     case = CASES[name]
-    alone = case.run(isa=isa)
-    for threads in (2, 3, 7):
-        np.testing.assert_array_equal(case.run(isa=isa, threads=threads), alone)
+    cache = kept_as(case, torch.int8)
+    k, v = (
+        gather(values, scales, slice(None)).view(case.k.shape)
+        for values, scales in ((cache.k, cache.k_scales), (cache.v, cache.v_scales))
+    )
+    within(case.run(cache=cache), case.run(cache=KVTensors(k, v)).double(), FLOAT32_TOLERANCE)
+    within(case.run(cache=cache), case.reference(), INT8_TOLERANCE)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("window", [None, 21])
-@pytest.mark.parametrize("heads", [2, 4, 6])
-def test_chunks_and_batch_mates_change_no_bit(isa: str, window: int | None, heads: int) -> None:
-    whole = Case(counts=(61,), contexts=(61,), heads=heads, window=window)
-    expected = whole.run(isa=isa)
-    for cuts in ((0, 1, 61), (0, 17, 33, 61), (0, 16, 60, 61)):
+@pytest.mark.parametrize("dtype", CACHE_DTYPES)
+@pytest.mark.parametrize("name", CASES)
+def test_instruction_sets_and_threads_change_no_bit(name: str, dtype: torch.dtype) -> None:
+    case = CASES[name]
+    cache = kept_as(case, dtype)
+    expected = case.run(cache=cache, isa="scalar")
+    for isa in ISAS:
+        for threads in (1, 2, 3, 40):
+            assert torch.equal(case.run(cache=cache, isa=isa, num_threads=threads), expected)
+
+
+@pytest.mark.parametrize("dtype", CACHE_DTYPES)
+@pytest.mark.parametrize("window", [None, 21, 90])
+@pytest.mark.parametrize("heads", [2, 4, 6, 14])
+def test_chunks_and_batch_mates_change_no_bit(
+    window: int | None, heads: int, dtype: torch.dtype
+) -> None:
+    whole = Case(counts=(161,), contexts=(161,), heads=heads, window=window, head_dim=24)
+    cache = kept_as(whole, dtype)
+    expected = whole.run(cache=cache, isa="scalar")
+    q_THD = torch.from_numpy(whole.q)
+    for cuts in ((0, 1, 161), (0, 17, 33, 161), (0, 16, 60, 64, 130, 160, 161), range(162)):
         for start, end in zip(cuts, cuts[1:], strict=False):
             # The chunk goes between two strangers that use the same cache.
             strangers = PagedAttention(
@@ -172,19 +209,18 @@ def test_chunks_and_batch_mates_change_no_bit(isa: str, window: int | None, head
                 [5, end, 40],
                 np.repeat(whole.tables, 3, axis=0),
             )
-            q = np.concatenate([whole.q[:1], whole.q[start:end], whole.q[:2]])
-            out = np.empty_like(q)
-            scale = whole.head_dim**-0.5
-            strangers.run(q, whole.k, whole.v, out, scale=scale, window=window, isa=isa)
-            np.testing.assert_array_equal(out[1:-2], expected[start:end])
+            q = torch.cat([q_THD[:1], q_THD[start:end], q_THD[:2]])
+            out = torch.empty_like(q)
+            strangers.run(q, cache, out, scale=whole.head_dim**-0.5, window=window)
+            assert torch.equal(out[1:-2], expected[start:end])
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_large_scores_do_not_overflow(isa: str) -> None:
     case = Case(counts=(1, 4), contexts=(100, 30), seed=3)
     case.q *= 1000
-    assert np.isfinite(case.run(isa=isa)).all()
-    np.testing.assert_allclose(case.run(isa=isa), case.reference(), rtol=0, atol=1e-3)
+    assert case.run(isa=isa).isfinite().all()
+    within(case.run(isa=isa), case.reference(), 1e-3)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -193,9 +229,9 @@ def test_a_bad_value_stays_in_its_row(isa: str) -> None:
     case = Case(counts=(20,), contexts=(20,), seed=5)
     case.v[case.tables[0][0], 9, 1, :] = np.inf
     out = case.run(isa=isa)
-    assert np.isfinite(out[:9]).all()
-    assert np.isfinite(out[:, :2]).all()  # heads 0 and 1 read key/value head 0
-    assert not np.isfinite(out[9:, 2:]).any()
+    assert out[:9].isfinite().all()
+    assert out[:, :2].isfinite().all()  # heads 0 and 1 read key/value head 0
+    assert not out[9:, 2:].isfinite().any()
 
 
 def test_concurrent_calls_take_turns() -> None:
@@ -205,7 +241,7 @@ def test_concurrent_calls_take_turns() -> None:
 
     def work() -> None:
         for _ in range(50):
-            if not np.array_equal(case.run(threads=2), expected):
+            if not torch.equal(case.run(num_threads=2), expected):
                 wrong.append(1)
 
     threads = [threading.Thread(target=work) for _ in range(3)]
@@ -220,15 +256,15 @@ def test_concurrent_calls_take_turns() -> None:
 def test_a_forked_child_has_a_pool_of_its_own() -> None:
     script = """
 import os
-import numpy as np
-from octavo.kernels.cpu import extension
+import torch
 from octavo.kernels.cpu.attention import PagedAttention
-q = np.ones((4, 4, 8), np.float32)
-kv = np.ones((2, 16, 4, 8), np.float32)
-plan = PagedAttention([0, 4], [4], np.array([[1]], np.int32))
+from octavo.kernels.kv import KVTensors
+q = torch.ones(4, 4, 8)
+kv = torch.ones(2, 16, 4, 8)
+plan = PagedAttention([0, 4], [4], torch.tensor([[1]], dtype=torch.int32))
 def run():
-    out = np.zeros_like(q)
-    plan.run(q, kv, kv, out, scale=1.0, num_threads=2)
+    out = torch.zeros_like(q)
+    plan.run(q, KVTensors(kv, kv), out, scale=1.0, num_threads=2)
     assert (out == 1).all()
 run()
 child = os.fork()
@@ -243,12 +279,12 @@ assert os.waitpid(child, 0)[1] == 0
 def test_what_does_not_fit_is_refused() -> None:
     case = CASES["decode"]
     tables, starts, contexts = case.tables, case.starts, list(case.contexts)
-    plan = PagedAttention(starts, contexts, tables)
-    out = np.empty_like(case.q)
+    plan, q, (k, v, _, _) = case.plan(), torch.from_numpy(case.q), case.cache
+    out = torch.empty_like(q)
+    int8 = kept_as(case, torch.int8)
 
-    def run(**changes: object) -> None:
-        arrays = {"q": case.q, "k": case.k, "v": case.v, "out": out} | changes
-        plan.run(*arrays.values(), scale=1.0)
+    def run(q: torch.Tensor = q, cache: KVTensors = case.cache, out: torch.Tensor = out) -> None:
+        plan.run(q, cache, out, scale=1.0)
 
     for error, message, call in [
         (ValueError, "query_starts", lambda: PagedAttention([0, 1], contexts, tables)),
@@ -262,14 +298,24 @@ def test_what_does_not_fit_is_refused() -> None:
             "incompatible function arguments",
             lambda: PagedAttention(starts, contexts, tables.astype(np.int64)),
         ),
-        (ValueError, "the plan has 3 tokens", lambda: run(q=case.q[:2])),
-        (ValueError, "out", lambda: run(out=out[:2])),
-        (ValueError, "one dtype", lambda: run(out=out.astype(np.float64))),
-        (ValueError, "float32 or bfloat16", lambda: run(q=case.q.astype(np.float16))),
-        (ValueError, "outside a cache", lambda: run(k=case.k[:3], v=case.v[:3])),
-        (ValueError, "differ", lambda: run(k=case.k[:3])),
-        (TypeError, "incompatible function arguments", lambda: run(k=case.k[:, :, :, ::2])),
-        (ValueError, "known: ", lambda: plan.run(case.q, case.k, case.v, out, scale=1, isa="mmx")),
+        (ValueError, "the plan has 3", lambda: run(q=q[:2], out=out[:2])),
+        (ValueError, "out: expected", lambda: run(out=out[:2])),
+        (ValueError, "out: expected", lambda: run(out=out.double())),
+        (ValueError, "no attention of torch.float64", lambda: run(q=q.double())),
+        (ValueError, "no attention of torch.int8", lambda: run(q=q.to(torch.int8))),
+        (ValueError, "over a cache of torch.int32", lambda: run(cache=KVTensors(k.int(), v.int()))),
+        (ValueError, "outside a cache", lambda: run(cache=KVTensors(k[:3], v[:3]))),
+        (ValueError, "v_cache: expected", lambda: run(cache=KVTensors(k, v[:3]))),
+        (ValueError, "v_cache: expected", lambda: run(cache=KVTensors(k, v.half()))),
+        (ValueError, "contiguous", lambda: run(cache=KVTensors(k[..., ::2], v[..., ::2]))),
+        (ValueError, "no multiple", lambda: run(q=q[:, :3].clone(), out=out[:, :3].clone())),
+        (ValueError, "has k_scales", lambda: run(cache=KVTensors(int8.k, int8.v))),
+        (
+            ValueError,
+            "k_scales: expected",
+            lambda: run(cache=int8._replace(k_scales=torch.ones(3))),
+        ),
+        (ValueError, "known: ", lambda: plan.run(q, case.cache, out, scale=1, isa="mmx")),
     ]:
         with pytest.raises(error, match=message):
             call()

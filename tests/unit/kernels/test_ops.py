@@ -5,6 +5,7 @@ import torch
 
 from octavo.core.kvspec import BLOCK_SIZE
 from octavo.kernels import ops
+from octavo.kernels.kv import KVTensors
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
@@ -64,7 +65,7 @@ def test_kv_store_writes_its_slots_alone() -> None:
     # A view of a wider product, as the attention layer passes it.
     wide = torch.randn(3, 24)
     k, v = wide[:, 8:16].view(3, 2, 4), wide[:, 16:].view(3, 2, 4)
-    ops.kv_store(k, v, *caches, torch.tensor([16, 47, 21]))
+    ops.kv_store(k, v, KVTensors(*caches), torch.tensor([16, 47, 21]))
     for cache, new in zip(caches, (k, v), strict=True):
         flat = cache.view(-1, 2, 4)
         assert torch.equal(flat[[16, 47, 21]], new)

@@ -1,7 +1,7 @@
 """What an attention backend is. It reads the paged cache; storing keys and values is the op `kv_store`.
 
 Shape letters: T tokens in the step, S slices, H query heads, G kv heads, D head dim, L context, Q rows of a slice.
-A layer's cache is a pair (k, v), each [num_blocks, BLOCK_SIZE, G, D]. Block 0 is the null block.
+A layer's cache is a `KVTensors`: k and v [num_blocks, BLOCK_SIZE, G, D]. Block 0 is the null block.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 
 from octavo.core.batch import ForwardBatch
 from octavo.core.kvspec import KVSpec
+from octavo.kernels.kv import KVTensors
 
 PlanT = TypeVar("PlanT")
 
@@ -23,6 +24,9 @@ class AttentionCase:
 
     device: str
     dtype: str
+    """Of queries and outputs."""
+    cache_dtype: str
+    """Of keys and values; "int8" has scales."""
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -47,9 +51,7 @@ class AttentionBackend(Protocol[PlanT]):
     def plan(self, batch: ForwardBatch, group_index: int, spec: KVSpec, /) -> PlanT:
         """Whatever `run` needs that is the same for all layers of a KV group; called once per step and group."""
 
-    def run(
-        self, q_THD: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor], plan: PlanT, /
-    ) -> torch.Tensor:
+    def run(self, q_THD: torch.Tensor, cache: KVTensors, plan: PlanT, /) -> torch.Tensor:
         """One layer: queries [T, H, D] -> outputs [T, H, D] in the queries' dtype."""
 
 

@@ -12,8 +12,10 @@ from octavo.core.kvspec import BLOCK_SIZE, KVSpec
 from octavo.kernels.attention.base import AttentionCase
 from octavo.kernels.cpu import extension
 from octavo.kernels.cpu.attention import PagedAttention
+from octavo.kernels.kv import KVTensors
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
+CACHE_DTYPES = (*DTYPES, "int8")
 KERNEL_BLOCK_SIZE = 16
 """kBlockSize of csrc/cpu/attention.h."""
 
@@ -29,6 +31,8 @@ class CpuAttention:
         """Refuses other devices and dtypes, and a build without the extension."""
         if BLOCK_SIZE != KERNEL_BLOCK_SIZE:
             return f"is compiled for blocks of {KERNEL_BLOCK_SIZE} tokens and not {BLOCK_SIZE}"
+        if case.cache_dtype not in CACHE_DTYPES:
+            return f"reads a cache of {' or '.join(CACHE_DTYPES)} and not {case.cache_dtype}"
         return extension.refusal(case.device, case.dtype, DTYPES)
 
     def plan(self, batch: ForwardBatch, group_index: int, spec: KVSpec, /) -> PagedAttention:
@@ -39,7 +43,7 @@ class CpuAttention:
     def run(
         self,
         q_THD: torch.Tensor,
-        cache: tuple[torch.Tensor, torch.Tensor],
+        cache: KVTensors,
         plan: PagedAttention,
         /,
     ) -> torch.Tensor:
@@ -48,8 +52,7 @@ class CpuAttention:
         out_THD = torch.empty_like(q_THD)
         plan.run(
             q_THD,
-            cache[0],
-            cache[1],
+            cache,
             out_THD,
             scale=self.case.scale,
             window=self.case.window,

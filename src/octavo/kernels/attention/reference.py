@@ -9,6 +9,7 @@ import torch
 from octavo.core.batch import ForwardBatch
 from octavo.core.kvspec import BLOCK_SIZE, KVSpec
 from octavo.kernels.attention.base import AttentionCase, context_slots
+from octavo.kernels.kv import KVTensors, gather
 
 
 class SlicePlan(NamedTuple):
@@ -42,18 +43,17 @@ class ReferenceAttention:
     def run(
         self,
         q_THD: torch.Tensor,
-        cache: tuple[torch.Tensor, torch.Tensor],
+        cache: KVTensors,
         plan: tuple[SlicePlan, ...],
         /,
     ) -> torch.Tensor:
         """[T, H, D] -> [T, H, D]."""
         out_THD = torch.zeros_like(q_THD)
-        k_PGD, v_PGD = cache[0].flatten(0, 1), cache[1].flatten(0, 1)
         for piece in plan:
             q_QHD = q_THD[piece.start : piece.end].float()
-            out_QHD = self._attend(
-                q_QHD, k_PGD[piece.slots_L].float(), v_PGD[piece.slots_L].float()
-            )
+            k_LGD = gather(cache.k, cache.k_scales, piece.slots_L)
+            v_LGD = gather(cache.v, cache.v_scales, piece.slots_L)
+            out_QHD = self._attend(q_QHD, k_LGD.float(), v_LGD.float())
             out_THD[piece.start : piece.end] = out_QHD.to(q_THD.dtype)
         return out_THD
 

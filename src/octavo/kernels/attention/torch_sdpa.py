@@ -15,6 +15,7 @@ from octavo.core.batch import ForwardBatch
 from octavo.core.kvspec import BLOCK_SIZE, KVSpec
 from octavo.kernels.attention.base import AttentionCase, context_slots
 from octavo.kernels.attention.reference import visible
+from octavo.kernels.kv import KVTensors
 
 SMALL_CONTEXT = 256
 """Up to this length decodes are padded together whatever they waste: a call costs more than the padding."""
@@ -59,9 +60,11 @@ class TorchSdpa:
 
     @staticmethod
     def refuses(case: AttentionCase, /) -> str | None:
-        """Refuses a soft cap, which scaled_dot_product_attention has no place for."""
+        """Refuses a soft cap, which scaled_dot_product_attention has no place for, and a cache in another dtype."""
         if case.soft_cap is not None:
             return "scaled_dot_product_attention has no soft cap"
+        if case.cache_dtype != case.dtype:
+            return f"reads a cache in the queries' dtype and not {case.cache_dtype}"
         return None
 
     def plan(self, batch: ForwardBatch, group_index: int, spec: KVSpec, /) -> SdpaPlan:
@@ -87,13 +90,13 @@ class TorchSdpa:
     def run(
         self,
         q_THD: torch.Tensor,
-        cache: tuple[torch.Tensor, torch.Tensor],
+        cache: KVTensors,
         plan: SdpaPlan,
         /,
     ) -> torch.Tensor:
         """[T, H, D] -> [T, H, D]."""
         out_THD = torch.empty_like(q_THD)
-        k_PGD, v_PGD = cache[0].flatten(0, 1), cache[1].flatten(0, 1)
+        k_PGD, v_PGD = cache.k.flatten(0, 1), cache.v.flatten(0, 1)
         for chunk in plan.chunks:
             k_LGD, v_LGD = k_PGD[chunk.slots], v_PGD[chunk.slots]
             out_1HQD = F.scaled_dot_product_attention(

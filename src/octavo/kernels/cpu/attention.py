@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from octavo.kernels.cpu.extension import native
+import torch
+from torch import Tensor
+
+from octavo.kernels.cpu.extension import address, native
+from octavo.kernels.cpu.rows import cache_addresses
+from octavo.kernels.kv import CODES, KVTensors
 
 
 class Array(Protocol):
@@ -38,10 +43,9 @@ class PagedAttention:
 
     def run(
         self,
-        q_THD: Array,
-        k_cache: Array,
-        v_cache: Array,
-        out_THD: Array,
+        q_THD: Tensor,
+        cache: KVTensors,
+        out_THD: Tensor,
         *,
         scale: float,
         window: int | None = None,
@@ -51,22 +55,39 @@ class PagedAttention:
     ) -> None:
         """Write attention into `out_THD`.
 
-        All arrays are C-contiguous and share one dtype, float32 or bfloat16; sums are float32. Caches are
-        [num_blocks, 16, G, D]. `isa` forces an instruction set; the empty string takes the best.
+        Queries and output share one dtype, float32, bfloat16 or float16; the cache has its own, one of these or int8.
+        Sums are float32. All are C-contiguous; caches are [num_blocks, 16, G, D]. `isa` forces an instruction set; the
+        empty string takes the best.
 
         Raises:
-            ValueError: shapes, dtypes or block ids do not fit.
-            TypeError: an array is elsewhere than on the CPU, or not contiguous.
+            ValueError: shapes, dtypes, layout or block ids do not fit.
         """
+        _, heads, dim = q_THD.shape
+        dtype, cache_dtype = q_THD.dtype, cache.k.dtype
+        if dtype not in CODES or dtype is torch.int8 or cache_dtype not in CODES:
+            raise ValueError(f"no attention of {dtype} over a cache of {cache_dtype}.")
+        blocks, _, kv_heads, _ = cache.k.shape
+        shape = (blocks, 16, kv_heads, dim)
+        k_scales = v_scales = 0
+        k_cache, v_cache, k_scales, v_scales = cache_addresses(cache, shape)
         native.paged_attention(
             self._plan,
-            q_THD,
+            address("q", q_THD, q_THD.shape, dtype),
             k_cache,
             v_cache,
-            out_THD,
-            scale=scale,
-            window=window or 0,
-            soft_cap=soft_cap or 0.0,
-            num_threads=num_threads,
-            isa=isa,
+            k_scales,
+            v_scales,
+            address("out", out_THD, q_THD.shape, dtype),
+            q_THD.shape[0],
+            blocks,
+            heads,
+            kv_heads,
+            dim,
+            CODES[dtype],
+            CODES[cache_dtype],
+            scale,
+            window or 0,
+            soft_cap or 0.0,
+            num_threads,
+            isa,
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.cpu.extension import address, native
+from octavo.kernels.kv import CODES, KVTensors
 
 
 def rms_norm(
@@ -57,12 +58,28 @@ def silu_and_mul(x_NE: Tensor, out_ND: Tensor, *, num_threads: int = 1, isa: str
     )
 
 
+def cache_addresses(cache: KVTensors, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Addresses of keys and values of `shape` [num_blocks, 16, G, D] and of their scales, 0 where there are none.
+
+    Raises:
+        ValueError: shapes, dtypes or layout do not fit.
+    """
+    dtype = cache.k.dtype
+    k, v = address("k_cache", cache.k, shape, dtype), address("v_cache", cache.v, shape, dtype)
+    if dtype is not torch.int8:
+        return k, v, 0, 0
+    if cache.k_scales is None or cache.v_scales is None:
+        raise ValueError("an int8 cache has k_scales and v_scales.")
+    k_scales = address("k_scales", cache.k_scales, shape[:3])
+    return k, v, k_scales, address("v_scales", cache.v_scales, shape[:3])
+
+
 def attention_inputs(
     qkv_TO: Tensor,
     norms: tuple[Tensor, Tensor, float] | None,
     angles: tuple[Tensor, Tensor],
     slots_T: Tensor,
-    cache: tuple[Tensor, Tensor],
+    cache: KVTensors,
     q_THD: Tensor,
     *,
     num_threads: int = 1,
@@ -71,13 +88,16 @@ def attention_inputs(
     """Norm queries and keys per head (`norms`: weights [D] and eps), rotate them, store keys and values.
 
     Shapes: qkv [T, (H + 2 G) D], `angles` cos and sin [T, K], slots int64 [T] below blocks * 16, `cache` keys and values
-    [num_blocks, 16, G, D]; the queries are written to `q_THD`. All float32 and C-contiguous. The slots are not checked.
+    [num_blocks, 16, G, D]; the queries are written to `q_THD`. All float32, save the cache, and C-contiguous. The slots
+    are not checked.
 
     Raises:
         ValueError: shapes, dtypes or layout do not fit.
     """
     num_tokens, heads, dim = q_THD.shape
-    kv_heads, half = cache[0].shape[2], angles[0].shape[1]
+    kv_heads, half = cache.k.shape[2], angles[0].shape[1]
+    if cache.k.dtype not in CODES:
+        raise ValueError(f"no cache of {cache.k.dtype}.")
     q_norm = 0 if norms is None else address("q_norm", norms[0], (dim,))
     k_norm = 0 if norms is None else address("k_norm", norms[1], (dim,))
     native.attention_inputs(
@@ -88,8 +108,8 @@ def attention_inputs(
         address("sin", angles[1], (num_tokens, half)),
         address("slots", slots_T, (num_tokens,), torch.int64),
         address("q", q_THD, q_THD.shape),
-        address("k_cache", cache[0], cache[0].shape),
-        address("v_cache", cache[1], cache[0].shape),
+        CODES[cache.k.dtype],
+        *cache_addresses(cache, (cache.k.shape[0], 16, kv_heads, dim)),
         num_tokens,
         heads,
         kv_heads,

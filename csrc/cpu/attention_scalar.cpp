@@ -155,7 +155,7 @@ void piece(const Attention& a, const AttentionPiece& piece, float* scratch) {
   const int D = a.head_dim, heads = a.num_heads / a.num_kv_heads;
   const int start = a.query_starts[piece.slice], count = a.query_starts[piece.slice + 1] - start;
   const int32_t* table = a.block_tables + int64_t(piece.slice) * a.table_width;
-  float* partial = a.partials + piece.partial;
+  float* partial = piece.partial < 0 ? nullptr : a.partials + piece.partial;
   for (int token = piece.first_row; token < piece.first_row + piece.num_rows; ++token) {
     const int position = a.context_lens[piece.slice] - count + (token - start);
     const int oldest = a.window > 0 ? most(position - a.window + 1, 0) : 0;

@@ -35,7 +35,7 @@ const Step kSteps[] = {
 };
 
 template <class T>
-Bytes attend(const Step& s, DType dtype, Exact<T> (*values)(int64_t, int), const How& how) {
+Bytes attend(const Step& s, DType dtype, Exact<T> (*values)(int64_t, int), const How& how, bool is_int8 = false) {
   const int slices = int(s.counts.size());
   int width = 0;
   for (int context : s.contexts) width = std::max(width, (context + kBlockSize - 1) / kBlockSize);
@@ -48,15 +48,22 @@ Bytes attend(const Step& s, DType dtype, Exact<T> (*values)(int64_t, int), const
   // Backwards, so that the first block that is read is the last of the cache.
   tables.fill([&](int64_t i) { return int32_t(s.is_one_block ? 0 : blocks - 1 - i); });
   const int64_t rows = starts.data()[slices];
-  const int64_t kept = blocks * kBlockSize * s.kv_heads * s.dim;
+  const int64_t scales = blocks * kBlockSize * s.kv_heads, kept = scales * s.dim;
   Exact<T> q = values(rows * s.heads * s.dim - how.missing, 1);
-  Exact<T> keys = values(kept, 1), cached = values(kept, 1);
+  Exact<T> keys = values(is_int8 ? 0 : kept, 1), cached = values(is_int8 ? 0 : kept, 1);
+  Exact<int8_t> int8_keys(is_int8 ? kept : 0, 1), int8_cached(is_int8 ? kept : 0, 1);
+  Exact<float> k_scales = floats(is_int8 ? scales : 0), v_scales = floats(is_int8 ? scales : 0);
+  int8_keys.fill([](int64_t i) { return int8_t(number(i) * 64); });
+  int8_cached.fill([](int64_t i) { return int8_t(number(i + 1) * 64); });
   Exact<T> out(rows * s.heads * s.dim, 1);
   octavo::Attention a{};
   a.dtype = dtype;
   a.q = q.data();
-  a.k_cache = keys.data();
-  a.v_cache = cached.data();
+  a.cache_dtype = is_int8 ? DType::int8 : dtype;
+  a.k_cache = is_int8 ? static_cast<const void*>(int8_keys.data()) : keys.data();
+  a.v_cache = is_int8 ? static_cast<const void*>(int8_cached.data()) : cached.data();
+  a.k_scales = k_scales.data();
+  a.v_scales = v_scales.data();
   a.out = out.data();
   a.query_starts = starts.data();
   a.context_lens = lens.data();
@@ -69,7 +76,7 @@ Bytes attend(const Step& s, DType dtype, Exact<T> (*values)(int64_t, int), const
   a.scale = 0.25f;
   a.window = s.window;
   a.soft_cap = s.soft_cap;
-  octavo::paged_attention(a, octavo::attention_kernel(how.isa), how.threads);
+  octavo::paged_attention(a, *octavo::attention_kernels(how.isa), how.threads);
   return bytes_of(out);
 }
 
@@ -79,9 +86,9 @@ std::vector<Case> attention_cases() {
   std::vector<Case> found;
   for (const Step& s : kSteps) {
     const std::string name = std::string("attention ") + s.name;
-    // The order in which a score is summed is each instruction set's own.
-    found.push_back({name + " float32", [&s](const How& how) { return attend(s, DType::float32, floats, how); }, false});
-    found.push_back({name + " bfloat16", [&s](const How& how) { return attend(s, DType::bfloat16, bfloat16s, how); }, false});
+    found.push_back({name + " float32", [&s](const How& how) { return attend(s, DType::float32, floats, how); }});
+    found.push_back({name + " bfloat16", [&s](const How& how) { return attend(s, DType::bfloat16, bfloat16s, how); }});
+    found.push_back({name + " int8", [&s](const How& how) { return attend(s, DType::float32, floats, how, true); }});
   }
   return found;
 }

@@ -49,7 +49,7 @@ using namespace native;
 
 std::vector<Case> all_cases() {
   std::vector<Case> found;
-  for (const auto& cases : {gemm_cases(), qgemm_cases(), row_cases(), attention_cases()}) {
+  for (const auto& cases : {gemm_cases(), qgemm_cases(), row_cases(), sample_cases(), attention_cases()}) {
     found.insert(found.end(), cases.begin(), cases.end());
   }
   return found;
@@ -67,7 +67,7 @@ Isa most() {
 std::vector<Isa> runnable() {
   std::vector<Isa> found;
   for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
-    const bool is_complete = octavo::attention_kernel(isa) && octavo::gemm_kernels(isa) && octavo::row_kernels(isa);
+    const bool is_complete = octavo::attention_kernels(isa) && octavo::gemm_kernels(isa) && octavo::row_kernels(isa);
     if (isa <= most() && is_complete) found.push_back(isa);
   }
   return found;

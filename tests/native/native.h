@@ -30,7 +30,7 @@ class Exact {
  public:
   explicit Exact(int64_t size, int skew = 0) : size_(size), skew_(skew) {
     if (size > 0) memory_ = static_cast<T*>(allocate(bytes()));
-    for (int64_t i = 0; i < size; ++i) data()[i] = static_cast<T>(0);
+    for (int64_t i = 0; i < size; ++i) data()[i] = T{};
   }
   Exact(Exact&& other) noexcept : size_(other.size_), skew_(other.skew_), memory_(other.memory_) { other.memory_ = nullptr; }
   Exact& operator=(Exact&&) = delete;
@@ -108,5 +108,6 @@ std::vector<Case> attention_cases();
 std::vector<Case> gemm_cases();
 std::vector<Case> qgemm_cases();
 std::vector<Case> row_cases();
+std::vector<Case> sample_cases();
 
 }  // namespace native

@@ -39,9 +39,7 @@ class LoadedModel:
     """Which kernel computes what, and why."""
 
 
-def choose_dtype(
-    facts: ModelFacts, asked: str, device: str, quantization: str = ""
-) -> DtypeChoice:
+def choose_dtype(facts: ModelFacts, asked: str, device: str, quantization: str = "") -> DtypeChoice:
     """The dtype `load_model` would use; for planning memory before it.
 
     Raises:

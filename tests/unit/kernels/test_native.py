@@ -30,6 +30,8 @@ BROKEN = (
     "gemm 193 17 512 bfloat16",
     "qgemm 7 65 33 int8",
     "qgemm 13 31 65 int4 64 zeros",
+    "sample 5 65",
+    "attention dim 128 int8",
     "rms_norm 5 17",
     "rms_norm residual 1 7",
     "silu_and_mul 5 33",

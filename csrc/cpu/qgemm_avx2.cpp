@@ -21,6 +21,7 @@ namespace octavo {
 namespace {
 
 constexpr int kMaxRows = 6;
+constexpr int kAhead = 2048;  // bytes of a panel to ask for early: of one stream the hardware reads too little ahead
 constexpr int kSumQuads = 8;  // quads whose 16-bit sums cannot overflow
 
 // Not std::min: a copy of it compiled for AVX2 could stand in for the baseline's.
@@ -124,39 +125,51 @@ inline void extend(float* chain, __m256i sum, __m256 zero, float x_sum, __m256 f
   _mm256_storeu_ps(chain, _mm256_fmadd_ps(exact, factor, _mm256_loadu_ps(chain)));
 }
 
+// H parts of eight outputs from `part` on, over the quads of one group.
+template <int R, int H>
+inline void extend_int8(const QuantTile& t, const uint8_t* panel, int g, int first, int last, int part) {
+  const int16_t* x = static_cast<const int16_t*>(t.x.values);
+  __m256i sums[R][2 * H];
+  OCTAVO_UNROLL
+  for (int r = 0; r < R; ++r) {
+    OCTAVO_UNROLL
+    for (int k = 0; k < 2 * H; ++k) sums[r][k] = _mm256_setzero_si256();
+  }
+  for (int q = first; q < last; ++q) {
+    const __m128i* at = reinterpret_cast<const __m128i*>(panel + int64_t(q) * 64 + part * 32);
+    if (part == 0) _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead, _MM_HINT_T0);
+    __m256i weights[2 * H];
+    OCTAVO_UNROLL
+    for (int k = 0; k < 2 * H; ++k) weights[k] = _mm256_cvtepu8_epi16(_mm_loadu_si128(at + k));
+    OCTAVO_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const __m256i input = quad_pair(x + (int64_t(q) * R + r) * kQuad);
+      OCTAVO_UNROLL
+      for (int k = 0; k < 2 * H; ++k) add32(sums[r][k], _mm256_madd_epi16(input, weights[k]));
+    }
+  }
+  OCTAVO_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const __m256 factor = _mm256_set1_ps(t.x.scales[g * R + r]);
+    OCTAVO_UNROLL
+    for (int h = 0; h < H; ++h) {
+      const __m256i pairs = _mm256_hadd_epi32(sums[r][2 * h], sums[r][2 * h + 1]);  // outputs 0 1 4 5 | 2 3 6 7
+      const __m256i eight = _mm256_permute4x64_epi64(pairs, 0xd8);
+      extend(t.out + r * kPanel + (part + h) * 8, eight, _mm256_set1_ps(128.0f), t.x.sums[g * R + r], factor);
+    }
+  }
+}
+
 template <int R>
 void multiply_int8(const QuantTile& t) {
   const QuantWeight& w = *t.weight;
   const int quads = num_quads(w.num_inputs), groups = num_groups(w);
   const uint8_t* panel = w.values + int64_t(t.panel) * quads * 64;
-  const int16_t* x = static_cast<const int16_t*>(t.x.values);
-  const __m256 zero = _mm256_set1_ps(128.0f);
+  constexpr int kParts = R <= 2 ? 2 : 1;  // at once, while their sums fit
   std::memset(t.out, 0, sizeof(float) * R * kPanel);
   for (int g = 0; g < groups; ++g) {
     const int first = g * (w.group / kQuad), last = least(first + w.group / kQuad, quads);
-    for (int half = 0; half < 2; ++half) {
-      __m256i sums[R][2];
-      OCTAVO_UNROLL
-      for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
-      for (int q = first; q < last; ++q) {
-        const __m128i* at = reinterpret_cast<const __m128i*>(panel + int64_t(q) * 64 + half * 32);
-        const __m256i low = _mm256_cvtepu8_epi16(_mm_loadu_si128(at));
-        const __m256i high = _mm256_cvtepu8_epi16(_mm_loadu_si128(at + 1));
-        OCTAVO_UNROLL
-        for (int r = 0; r < R; ++r) {
-          const __m256i input = quad_pair(x + (int64_t(q) * R + r) * kQuad);
-          add32(sums[r][0], _mm256_madd_epi16(input, low));
-          add32(sums[r][1], _mm256_madd_epi16(input, high));
-        }
-      }
-      OCTAVO_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const __m256i pairs = _mm256_hadd_epi32(sums[r][0], sums[r][1]);  // outputs 0 1 4 5 | 2 3 6 7
-        const __m256i eight = _mm256_permute4x64_epi64(pairs, 0xd8);
-        const __m256 factor = _mm256_set1_ps(t.x.scales[g * R + r]);
-        extend(t.out + r * kPanel + half * 8, eight, zero, t.x.sums[g * R + r], factor);
-      }
-    }
+    for (int part = 0; part < 2; part += kParts) extend_int8<R, kParts>(t, panel, g, first, last, part);
   }
 }
 
@@ -177,6 +190,9 @@ inline void sum_int4(const uint8_t* panel, const int8_t* x, int first, int last,
   __m256i sums[R][2];
   OCTAVO_UNROLL
   for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
+  for (int line = 0; line < kSumQuads * 32; line += 64) {
+    _mm_prefetch(reinterpret_cast<const char*>(panel + int64_t(first) * 32 + kAhead + line), _MM_HINT_T0);
+  }
   for (int q = first; q < last; ++q) {
     const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + int64_t(q) * 32));
     const __m256i low = _mm256_and_si256(both, nibble);

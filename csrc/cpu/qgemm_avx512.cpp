@@ -16,6 +16,7 @@
 namespace octavo {
 namespace {
 
+constexpr int kAhead = 2048;   // bytes, as in the AVX2 unit
 constexpr int kMaxRows = 12;  // of 32 registers; as many chains as two units of latency five want
 
 // The quad's weights of all sixteen outputs, four bytes each.
@@ -53,6 +54,7 @@ void multiply_as(const QuantTile& t) {
     OCTAVO_UNROLL
     for (int r = 0; r < R; ++r) sums[r] = _mm512_setzero_si512();
     for (int q = first; q < last; ++q) {
+      _mm_prefetch(reinterpret_cast<const char*>(panel + q * quad_bytes(w.type) + kAhead), _MM_HINT_T0);
       const __m512i weights = weights_of<kIsInt8>(panel, q);
       OCTAVO_UNROLL
       for (int r = 0; r < R; ++r) {

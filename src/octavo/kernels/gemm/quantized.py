@@ -63,7 +63,7 @@ class CpuQuantized:
         self, x_ND: torch.Tensor, packed: QuantWeight, bias_O: torch.Tensor | None, /
     ) -> torch.Tensor:
         """[N, D] -> [N, O]."""
-        x_ND = x_ND.detach().contiguous()
+        x_ND = x_ND.contiguous()
         out_NO = torch.empty(x_ND.shape[0], self.case.sizes[0])
         packed.multiply(x_ND, out_NO, bias_O, num_threads=extension.num_threads())
         return out_NO

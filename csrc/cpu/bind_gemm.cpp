@@ -8,8 +8,6 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
-#include <numeric>
-#include <vector>
 
 #include "bind.h"
 #include "gemm.h"
@@ -105,12 +103,6 @@ struct OwnedQuantWeight {
     nb::gil_scoped_release released;
     pack_quant(quant, weight.data(), from, {values.get(), channel_scales.get(), scales.get(), zeros.get()}, num_threads);
   }
-
-  void dequantize(uintptr_t to) const {
-    std::vector<int64_t> all(size_t(quant.num_outputs));
-    std::iota(all.begin(), all.end(), 0);
-    gather_rows(quant, all.data(), quant.num_outputs, pointer<float>(to));
-  }
 };
 
 void quant_linear(const OwnedQuantWeight& weight, uintptr_t x, uintptr_t bias, uintptr_t out, int num_rows,
@@ -150,8 +142,7 @@ void add_gemm(nb::module_& m) {
   nb::class_<OwnedQuantWeight>(m, "QuantWeight", "A weight [O, D] as int8 or int4 in the kernels' layout.")
       .def(nb::init<const Weight&, int, int, bool, int>(), nb::arg("weight").noconvert(), "bits"_a, "group"_a,
            "has_zeros"_a, "num_threads"_a)
-      .def_ro("num_bytes", &OwnedQuantWeight::num_bytes)
-      .def("dequantize", &OwnedQuantWeight::dequantize, "Writes the weight's values as float32 [O, D].");
+      .def_ro("num_bytes", &OwnedQuantWeight::num_bytes);
   m.def("packed_rows", &packed_rows, "Rows of a weight as float32.");
   m.def("quant_rows", &quant_rows, "Rows of a weight, dequantized.");
   m.def("quant_linear", &quant_linear, "out = x * weight^T + bias, x quantized per row and group of inputs.");

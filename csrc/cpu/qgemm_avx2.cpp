@@ -9,13 +9,7 @@
 #include <cstring>
 
 #include "qgemm.h"
-
-// Accumulators stay in registers only when every loop over them is unrolled.
-#if defined(__GNUC__)
-#define OCTAVO_UNROLL _Pragma("GCC unroll 8")
-#else
-#define OCTAVO_UNROLL
-#endif
+#include "unroll.h"
 
 namespace octavo {
 namespace {

@@ -31,41 +31,50 @@ const octavo::QuantKernels& kernels_of(Isa isa) {
   return *octavo::quant_kernels(isa);
 }
 
+// A packed weight in memory of exactly its size.
+class Packed {
+ public:
+  Packed(const Shape& s, const Format& f, int threads)
+      : is_int8_(f.type == octavo::QuantType::int8),
+        count_(octavo::quant_num_scales(f.type, s.outputs, s.inputs, f.group)),
+        values_(octavo::quant_value_bytes(f.type, s.outputs, s.inputs)),
+        channel_scales_(is_int8_ ? count_ : 0),
+        scales_(is_int8_ ? 0 : count_),
+        zeros_(f.has_zeros ? count_ : 0),
+        weight{f.type,         s.outputs,              s.inputs,       f.group,
+               values_.data(), channel_scales_.data(), scales_.data(), zeros_.data()} {
+    const octavo::QuantTarget target{values_.data(), channel_scales_.data(), scales_.data(), zeros_.data()};
+    Exact<uint16_t> source = bfloat16s(int64_t(s.outputs) * s.inputs);
+    octavo::pack_quant(weight, source.data(), octavo::DType::bfloat16, target, threads);
+  }
+
+ private:
+  bool is_int8_;
+  int64_t count_;
+  Exact<uint8_t> values_;
+  Exact<float> channel_scales_;
+  Exact<uint16_t> scales_;
+  Exact<uint8_t> zeros_;
+
+ public:
+  octavo::QuantWeight weight;
+};
+
 Bytes multiply(const Shape& s, const Format& f, const How& how) {
-  const bool is_int8 = f.type == octavo::QuantType::int8;
-  const int64_t count = octavo::quant_num_scales(f.type, s.outputs, s.inputs, f.group);
-  Exact<uint16_t> source = bfloat16s(int64_t(s.outputs) * s.inputs);
-  Exact<uint8_t> values(octavo::quant_value_bytes(f.type, s.outputs, s.inputs));
-  Exact<float> channel_scales(is_int8 ? count : 0);
-  Exact<uint16_t> scales(is_int8 ? 0 : count);
-  Exact<uint8_t> zeros(f.has_zeros ? count : 0);
-  const octavo::QuantWeight weight{f.type,        s.outputs,             s.inputs,      f.group,
-                                   values.data(), channel_scales.data(), scales.data(), zeros.data()};
-  const octavo::QuantTarget target{values.data(), channel_scales.data(), scales.data(), zeros.data()};
-  octavo::pack_quant(weight, source.data(), octavo::DType::bfloat16, target, how.threads);
+  const Packed packed(s, f, how.threads);
   Exact<float> x = floats(int64_t(s.rows) * s.inputs - how.missing, 1);
   Exact<float> bias = floats(s.outputs, 1);
   Exact<float> out(int64_t(s.rows) * s.outputs, 1);
-  octavo::quant_gemm(weight, x.data(), s.rows, bias.data(), out.data(), kernels_of(how.isa), how.threads);
+  octavo::quant_gemm(packed.weight, x.data(), s.rows, bias.data(), out.data(), kernels_of(how.isa), how.threads);
   return bytes_of(out);
 }
 
 Bytes gather(const Shape& s, const Format& f, const How& how) {
-  const bool is_int8 = f.type == octavo::QuantType::int8;
-  const int64_t count = octavo::quant_num_scales(f.type, s.outputs, s.inputs, f.group);
-  Exact<float> source = floats(int64_t(s.outputs) * s.inputs);
-  Exact<uint8_t> values(octavo::quant_value_bytes(f.type, s.outputs, s.inputs));
-  Exact<float> channel_scales(is_int8 ? count : 0);
-  Exact<uint16_t> scales(is_int8 ? 0 : count);
-  Exact<uint8_t> zeros(f.has_zeros ? count : 0);
-  const octavo::QuantWeight weight{f.type,        s.outputs,             s.inputs,      f.group,
-                                   values.data(), channel_scales.data(), scales.data(), zeros.data()};
-  const octavo::QuantTarget target{values.data(), channel_scales.data(), scales.data(), zeros.data()};
-  octavo::pack_quant(weight, source.data(), octavo::DType::float32, target, how.threads);
+  const Packed packed(s, f, how.threads);
   Exact<int64_t> ids(s.outputs);
   ids.fill([&](int64_t i) { return s.outputs - 1 - i; });
   Exact<float> out(int64_t(s.outputs) * s.inputs, 1);
-  octavo::gather_rows(weight, ids.data(), s.outputs, out.data());
+  octavo::gather_rows(packed.weight, ids.data(), s.outputs, out.data());
   return bytes_of(out);
 }
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from octavo.kernels.cpu.extension import address, native
 
 
-class _Weight:
+class Weight:
     """A packed weight [O, D] and the functions of the extension that take it."""
 
     def __init__(
@@ -62,7 +62,7 @@ class _Weight:
         self._gather(self._packed, ids, address("out", out_ND, (count, self.num_inputs)), count)
 
 
-class PackedWeight(_Weight):
+class PackedWeight(Weight):
     """A weight in the kernels' own layout: panels of sixteen outputs, one input after the other.
 
     Kept as bfloat16 where that loses nothing (a bfloat16 weight, or a float32 one whose values all are bfloat16), else
@@ -81,7 +81,7 @@ class PackedWeight(_Weight):
         super().__init__(packed, weight_OD.shape, native.linear, native.packed_rows)
 
 
-class QuantWeight(_Weight):
+class QuantWeight(Weight):
     """A weight quantized to int8 or int4 in the kernels' own layout: panels of sixteen outputs, quads of inputs.
 
     Inputs are quantized per row and group of inputs to int8 as they come, so that sums within a group are exact

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from octavo.kernels.cpu import extension
-from octavo.kernels.cpu.gemm import PackedWeight
+from octavo.kernels.cpu.gemm import PackedWeight, Weight
 from octavo.kernels.dispatch import OpCase
 
 
@@ -36,18 +36,18 @@ class CpuLinear:
         """bfloat16 stays; everything else is kept in float32."""
         return "bfloat16" if checkpoint == "bfloat16" else "float32"
 
-    def pack(self, weight_OD: torch.Tensor, /) -> PackedWeight:
+    def pack(self, weight_OD: torch.Tensor, /) -> Weight:
         """The weight as panels."""
         return PackedWeight(weight_OD.detach(), num_threads=extension.num_threads())
 
-    def rows(self, packed: PackedWeight, ids_T: torch.Tensor, /) -> torch.Tensor:
+    def rows(self, packed: Weight, ids_T: torch.Tensor, /) -> torch.Tensor:
         """int64 [T] -> float32 [T, D]."""
         out_TD = torch.empty(len(ids_T), packed.num_inputs)
         packed.rows(ids_T, out_TD)
         return out_TD
 
     def run(
-        self, x_ND: torch.Tensor, packed: PackedWeight, bias_O: torch.Tensor | None, /
+        self, x_ND: torch.Tensor, packed: Weight, bias_O: torch.Tensor | None, /
     ) -> torch.Tensor:
         """[N, D], [O, D], [O] -> [N, O]."""
         x_ND = x_ND.contiguous()

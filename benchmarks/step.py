@@ -122,7 +122,7 @@ class LocalEngine:
             (engine.scheduler, "schedule", "schedule"),
             (runner.rows, "update", "update"),
             (runner.rows, "pack", "pack"),
-            (runner.model, "forward", "forward"),
+            (runner.graphs, "run", "forward"),
             (runner.model, "logits", "logits"),
             (runner.sampler.chooser_for(runner.device), "choose", "choose"),
             (runner.sampler, "sample", "sample"),

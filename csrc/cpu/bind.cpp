@@ -70,6 +70,7 @@ NB_MODULE(_cpu, m) {
   m.def("set_watch", &set_watch, "Microseconds for which idle threads watch for the next call.");
   bind::add_attention(m);
   bind::add_gemm(m);
+  bind::add_recording(m);
   bind::add_rows(m);
   bind::add_sample(m);
 }

@@ -6,7 +6,9 @@
 #include <nanobind/ndarray.h>
 
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <vector>
 
 #include "attention.h"  // DType
 #include "isa.h"
@@ -54,9 +56,38 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// Calls of one step, to be made again: what a captured graph is on other devices. While one is being written, every call
+// of the hot path is made and noted, with the addresses it was given; they must stay good as long as it is replayed.
+// All of it happens under the GIL.
+class Recording {
+ public:
+  void begin();
+  void end();
+  void replay() const;
+  size_t size() const { return calls_.size(); }
+  static Recording* current;
+
+  template <class Call>
+  void add(const Call& call) {
+    calls_.emplace_back(call);
+  }
+
+ private:
+  std::vector<std::function<void()>> calls_;
+};
+
+// Makes a call without the GIL, and notes it where a recording is being written.
+template <class Call>
+void run(const Call& call) {
+  if (Recording::current != nullptr) Recording::current->add(call);
+  nb::gil_scoped_release released;
+  call();
+}
+
 // One per file: adds its part to the module.
 void add_attention(nb::module_& m);
 void add_gemm(nb::module_& m);
+void add_recording(nb::module_& m);
 void add_rows(nb::module_& m);
 void add_sample(nb::module_& m);
 

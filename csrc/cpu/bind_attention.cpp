@@ -22,15 +22,30 @@ struct AttentionPlan {
   std::vector<int32_t> block_tables;
   int table_width = 0;
   int32_t top_block = -1;
+  int64_t fewest_blocks = INT64_MAX;  // of the caches it was run with, which replays run with again
 
   AttentionPlan(std::vector<int32_t> starts, std::vector<int32_t> lens, const Table& tables)
-      : query_starts(std::move(starts)), context_lens(std::move(lens)) {
-    const size_t slices = context_lens.size();
-    require(query_starts.size() == slices + 1 && query_starts[0] == 0, "query_starts: expected [S + 1] from 0");
+      : query_starts(std::move(starts)) {
+    require(query_starts.size() == lens.size() + 1 && query_starts[0] == 0, "query_starts: expected [S + 1] from 0");
+    update(std::move(lens), tables);
+  }
+
+  // The same slices a step later: a replay of what was recorded with this plan reads these.
+  void update(std::vector<int32_t> lens, const Table& tables) {
+    const size_t slices = query_starts.size() - 1;
+    require(lens.size() == slices, "context_lens: expected one per slice");
     require(tables.shape(0) == slices, "block_tables: expected one row per slice");
+    context_lens = std::move(lens);
     table_width = static_cast<int>(tables.shape(1));
     block_tables.assign(tables.data(), tables.data() + tables.size());
+    top_block = -1;
     for (size_t s = 0; s < slices; ++s) check_slice(s);
+    check_blocks(fewest_blocks);
+  }
+
+  void check_blocks(int64_t num_blocks) const {
+    require(top_block < num_blocks, "block_tables: block " + std::to_string(top_block) + " is outside a cache of " +
+                                      std::to_string(num_blocks));
   }
 
   void check_slice(size_t s) {
@@ -49,7 +64,7 @@ struct AttentionPlan {
 };
 
 // Shapes, dtypes and layout of what lies at the addresses are checked by octavo.kernels.cpu; here, what the plan knows.
-void paged_attention(const AttentionPlan& plan, uintptr_t q, uintptr_t k_cache, uintptr_t v_cache, uintptr_t k_scales,
+void paged_attention(AttentionPlan& plan, uintptr_t q, uintptr_t k_cache, uintptr_t v_cache, uintptr_t k_scales,
                      uintptr_t v_scales, uintptr_t out, int64_t num_tokens, int64_t num_blocks, int num_heads,
                      int num_kv_heads, int head_dim, int dtype, int cache_dtype, double scale, int window,
                      double soft_cap, int num_threads, const std::string& isa) {
@@ -57,8 +72,7 @@ void paged_attention(const AttentionPlan& plan, uintptr_t q, uintptr_t k_cache, 
                                                     std::to_string(plan.query_starts.back()));
   require(head_dim > 0 && num_kv_heads > 0 && num_heads % num_kv_heads == 0,
           "q: " + std::to_string(num_heads) + " heads are no multiple of the cache's " + std::to_string(num_kv_heads));
-  require(plan.top_block < num_blocks, "block_tables: block " + std::to_string(plan.top_block) +
-                                         " is outside a cache of " + std::to_string(num_blocks));
+  plan.check_blocks(num_blocks);
   require(dtype >= 0 && dtype < int(DType::int8) && cache_dtype >= 0 && cache_dtype <= int(DType::int8),
           "dtype, cache_dtype: not one of attention.h");
   require(cache_dtype != int(DType::int8) || (k_scales != 0 && v_scales != 0), "k_scales, v_scales: int8 needs them");
@@ -74,19 +88,22 @@ void paged_attention(const AttentionPlan& plan, uintptr_t q, uintptr_t k_cache, 
   a.k_scales = pointer<const float>(k_scales);
   a.v_scales = pointer<const float>(v_scales);
   a.out = pointer<void>(out);
-  a.query_starts = plan.query_starts.data();
-  a.context_lens = plan.context_lens.data();
-  a.block_tables = plan.block_tables.data();
-  a.num_slices = static_cast<int>(plan.context_lens.size());
-  a.table_width = plan.table_width;
   a.num_heads = num_heads;
   a.num_kv_heads = num_kv_heads;
   a.head_dim = head_dim;
   a.scale = static_cast<float>(scale);
   a.window = window;
   a.soft_cap = static_cast<float>(soft_cap);
-  nb::gil_scoped_release released;
-  octavo::paged_attention(a, kernels, num_threads);
+  plan.fewest_blocks = std::min(plan.fewest_blocks, num_blocks);
+  run([a, &plan, &kernels, num_threads] {
+    Attention step = a;
+    step.query_starts = plan.query_starts.data();
+    step.context_lens = plan.context_lens.data();
+    step.block_tables = plan.block_tables.data();
+    step.num_slices = static_cast<int>(plan.context_lens.size());
+    step.table_width = plan.table_width;
+    octavo::paged_attention(step, kernels, num_threads);
+  });
 }
 
 }  // namespace
@@ -94,7 +111,8 @@ void paged_attention(const AttentionPlan& plan, uintptr_t q, uintptr_t k_cache, 
 void add_attention(nb::module_& m) {
   nb::class_<AttentionPlan>(m, "AttentionPlan", "Where the tokens of a step and their keys are.")
       .def(nb::init<std::vector<int32_t>, std::vector<int32_t>, const Table&>(), "query_starts"_a, "context_lens"_a,
-           nb::arg("block_tables").noconvert());
+           nb::arg("block_tables").noconvert())
+      .def("update", &AttentionPlan::update, "context_lens"_a, nb::arg("block_tables").noconvert());
   m.def("paged_attention", &paged_attention, "Attention of every query token over its cached keys.");
 }
 

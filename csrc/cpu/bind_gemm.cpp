@@ -64,9 +64,10 @@ struct OwnedWeight {
 void linear(const OwnedWeight& weight, uintptr_t x, uintptr_t bias, uintptr_t out, int num_rows, int num_threads,
             const std::string& isa) {
   const GemmKernels& kernels = *find_kernel(isa, gemm_kernels);
-  nb::gil_scoped_release released;
-  octavo::gemm(weight.packed, pointer<const float>(x), num_rows, pointer<const float>(bias), pointer<float>(out), kernels,
-               num_threads);
+  run([=, &kernels, packed = weight.packed] {
+    octavo::gemm(packed, pointer<const float>(x), num_rows, pointer<const float>(bias), pointer<float>(out), kernels,
+                 num_threads);
+  });
 }
 
 // A weight quantized to int8 or int4. Owns its memory.
@@ -108,20 +109,23 @@ struct OwnedQuantWeight {
 void quant_linear(const OwnedQuantWeight& weight, uintptr_t x, uintptr_t bias, uintptr_t out, int num_rows,
                   int num_threads, const std::string& isa) {
   const QuantKernels& kernels = *find_kernel(isa, quant_kernels);
-  nb::gil_scoped_release released;
-  quant_gemm(weight.quant, pointer<const float>(x), num_rows, pointer<const float>(bias), pointer<float>(out), kernels,
-             num_threads);
+  run([=, &kernels, quant = weight.quant] {
+    quant_gemm(quant, pointer<const float>(x), num_rows, pointer<const float>(bias), pointer<float>(out), kernels,
+               num_threads);
+  });
 }
 
 // Rows of a table: an embedding. The ids come from outside, so each is checked.
 template <class Owner>
 void gather(const Owner& weight, int num_outputs, uintptr_t ids, uintptr_t out, int64_t count) {
-  const int64_t* id = pointer<const int64_t>(ids);
-  for (int64_t n = 0; n < count; ++n) {
-    require(id[n] >= 0 && id[n] < num_outputs, "ids: " + std::to_string(id[n]) + " is no row of " + std::to_string(num_outputs));
-  }
-  nb::gil_scoped_release released;
-  gather_rows(weight, id, count, pointer<float>(out));
+  run([=] {
+    const int64_t* id = pointer<const int64_t>(ids);
+    for (int64_t n = 0; n < count; ++n) {
+      require(id[n] >= 0 && id[n] < num_outputs,
+              "ids: " + std::to_string(id[n]) + " is no row of " + std::to_string(num_outputs));
+    }
+    gather_rows(weight, id, count, pointer<float>(out));
+  });
 }
 
 void packed_rows(const OwnedWeight& weight, uintptr_t ids, uintptr_t out, int64_t count) {

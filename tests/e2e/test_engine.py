@@ -114,10 +114,11 @@ def test_log_probabilities_are_the_same_bits_in_any_company(
     tiny: Path, quantization: str, turns: int
 ) -> None:
     """Tokens could agree by luck; log-probabilities show every bit of the logits. 1,000 random compositions: batch
-    mates, chunks, prefix hits from earlier turns, preemption, threads.
+    mates, chunks, prefix hits from earlier turns, preemption, threads, and steps that are replayed or are not.
     """
     options = {"logprobs": 2, "max_tokens": 6, "ignore_eos": True}
-    reference = LocalEngine(tiny, enable_prefix_caching=False, quantization=quantization)
+    plain = {"enable_prefix_caching": False, "enforce_eager": True}
+    reference = LocalEngine(tiny, quantization=quantization, **plain)
     for i, ids in enumerate(prompts()):
         reference.run([request(f"r{i}", ids, **options)])
     small = {"max_model_len": 160, "kv_cache_memory_bytes": 256 * 16 * 11}
@@ -141,6 +142,21 @@ def test_log_probabilities_are_the_same_bits_in_any_company(
             got = [out.logprobs for out in engine.outs.pop(f"{turn}-{k}-{i}")]
             assert got == [out.logprobs for out in reference.outs[f"r{i}"]], (turn, i)
     assert engines[3].engine.scheduler.counters.num_preemptions > 0
+    assert ("steps", "eager", "--enforce-eager") in reference.ready.decisions
+    for engine in engines:
+        assert engine.engine.runner.graphs.refusal is None, "steps were to be replayed"
+
+
+def test_replayed_steps_equal_eager_ones_with_a_table_of_their_own(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path, tie_word_embeddings=False)
+    options = {"logprobs": 2, "max_tokens": 12, "ignore_eos": True}
+    found = []
+    for is_eager in (True, False):
+        engine = LocalEngine(folder, enforce_eager=is_eager)
+        engine.run([request(str(i), ids, **options) for i, ids in enumerate(prompts())])
+        assert (engine.engine.runner.graphs.refusal is None) is not is_eager
+        found.append({name: [out.logprobs for out in outs] for name, outs in engine.outs.items()})
+    assert found[0] == found[1]
 
 
 def test_sliding_window_frees_and_agrees(tmp_path: Path) -> None:

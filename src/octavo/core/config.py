@@ -82,6 +82,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "auto: balanced for a server, throughput offline."
         ),
     ] = "auto"
+    enforce_eager: Annotated[
+        bool,
+        _Help(
+            description="Run every step from Python instead of replaying recorded ones; the output is the same."
+        ),
+    ] = False
     scheduling_policy: Annotated[str, _Help(description="Who runs next: fcfs or priority.")] = (
         "fcfs"
     )

@@ -24,10 +24,12 @@ from octavo.core.resolve import Decision
 from octavo.decoding.state import SamplerState
 from octavo.engine import machine
 from octavo.engine.engine import Engine, Link
+from octavo.engine.graphs import StepGraphs
 from octavo.engine.ipc import Loading, Phase, Ready
 from octavo.engine.memory import MemoryPlan, Needs, available_bytes, plan
 from octavo.engine.prepare import Rows
 from octavo.engine.runner import Runner
+from octavo.kernels import recording
 from octavo.kernels.cpu import extension
 from octavo.kernels.dispatch import Choice
 from octavo.kernels.gemm.formats import head_format, quantized_as
@@ -223,7 +225,9 @@ def _build(resolved: Resolved, model: Model, link: Link, steps: StepLog) -> Engi
     device = torch.device(resolved.device)
     pool = KVPool(groups, facts.num_layers, device)
     rows = Rows(limits.max_num_seqs, limits.max_model_len, len(groups))
-    runner = Runner(model, pool, rows, SamplerState(limits.max_num_seqs, facts.vocab_size))
+    state = SamplerState(limits.max_num_seqs, facts.vocab_size)
+    graphs = StepGraphs(_eager_because(resolved))
+    runner = Runner(model, pool, rows, state, graphs)
     cache = KVCache(
         groups,
         enable_prefix_caching=resolved.config.enable_prefix_caching,
@@ -231,6 +235,13 @@ def _build(resolved: Resolved, model: Model, link: Link, steps: StepLog) -> Engi
     )
     policy = POLICIES.load(resolved.config.scheduling_policy)()
     return Engine(Scheduler(limits, cache, policy), runner, link, steps)
+
+
+def _eager_because(resolved: Resolved) -> str | None:
+    """Why no step is recorded; None where they are."""
+    if resolved.config.enforce_eager:
+        return "--enforce-eager"
+    return recording.refusal(resolved.device, resolved.dtype)
 
 
 def _revision(resolved: Resolved) -> str:
@@ -259,6 +270,10 @@ def _ready(
     chosen = tuple(
         Decision(f"kernel {name}", ", ".join(names), why) for (name, why), names in ops.items()
     )
+    eager = _eager_because(resolved)
+    steps = Decision(
+        "steps", "eager" if eager else "replayed", eager or "one recording per batch size"
+    )
     limits, memory = resolved.limits, resolved.memory
     return Ready(
         model=resolved.config.model,
@@ -273,7 +288,7 @@ def _ready(
         kv_tokens=min(memory.kv_tokens, 1 << 62),
         memory=memory.parts(),
         decisions=tuple(
-            (d.name, d.value, d.reason) for d in (*resolved.decisions, *found, *chosen)
+            (d.name, d.value, d.reason) for d in (*resolved.decisions, *found, *chosen, steps)
         ),
         phases=phases,
         pid=os.getpid(),

@@ -6,6 +6,8 @@ into them and a step's tensors are gathered from them, so that the cost of a ste
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -34,10 +36,26 @@ class Spans(NamedTuple):
         """Lists of numbers first: numpy reads those several times faster than objects."""
         row_S = np.array([piece.row for piece in slices], np.int64)
         start_S = np.array([piece.start for piece in slices], np.int64)
-        count_S = np.array([piece.count for piece in slices], np.int64)
-        query_starts = np.zeros(len(slices) + 1, np.int64)
-        np.cumsum(count_S, out=query_starts[1:])
+        counts = [piece.count for piece in slices]
+        count_S = np.array(counts, np.int64)
+        query_starts = np.array(list(accumulate(counts, initial=0)), np.int64)
         return cls(row_S, start_S, count_S, query_starts)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether each slice has one token, as in most steps."""
+        return int(self.query_starts[-1]) == len(self.row_S)
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """The inputs of a step of one token per slice. Kept and written again, so that such a step can be recorded."""
+
+    token_ids_T: torch.Tensor
+    positions_T: torch.Tensor
+    slots_GT: tuple[torch.Tensor, ...]
+    query_starts: tuple[int, ...]
+    logits_rows_N: torch.Tensor
 
 
 class Rows:
@@ -50,6 +68,10 @@ class Rows:
         self.tables_GRB = np.zeros((num_groups, max_num_seqs, max_blocks), np.int32)
         self.num_blocks_GR = np.zeros((num_groups, max_num_seqs), np.int64)
         self.requests: dict[int, Request] = {}
+        self._token_ids_R = np.zeros(max_num_seqs, np.int64)
+        self._positions_R = np.zeros(max_num_seqs, np.int64)
+        self._slots_GR = np.zeros((num_groups, max_num_seqs), np.int64)
+        self._inputs: dict[int, _Inputs] = {}
 
     def update(self, plan: StepPlan) -> None:
         """Take over what a plan says: ended rows, new rows, appended blocks."""
@@ -81,31 +103,71 @@ class Rows:
         self.num_tokens_R[rows_N] += 1
 
     def pack(self, spans: Spans, logits_rows_N: IntArray, device: torch.device) -> ForwardBatch:
-        """One step as tensors. `logits_rows_N` [N]: indices into the step's tokens whose logits are wanted."""
-        query_starts, row_T, position_T = spans.query_starts, spans.row_S, spans.start_S
-        if query_starts[-1] > len(row_T):  # else one token each, as in most steps
-            offset_T = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1], spans.count_S)
-            row_T = np.repeat(row_T, spans.count_S)
-            position_T = np.repeat(position_T, spans.count_S) + offset_T
-        context_S = spans.start_S + spans.count_S
-        width = int(-(-context_S.max() // BLOCK_SIZE))
-        block_T, offset_T = position_T // BLOCK_SIZE, position_T % BLOCK_SIZE
-        groups = tuple(
-            GroupBatch(
-                slots_T=_tensor(
-                    table_RB[row_T, block_T].astype(np.int64) * BLOCK_SIZE + offset_T, device
-                ),
-                block_tables_SB=_tensor(table_RB[spans.row_S, :width], device),
-            )
-            for table_RB in self.tables_GRB
-        )
+        """One step as tensors. `logits_rows_N` [N]: indices into the step's tokens whose logits are wanted.
+
+        On the CPU, the tensors of a step of one token per slice are the same ones for every step of as many slices.
+        """
+        if spans.is_single and len(logits_rows_N) == len(spans.row_S):
+            return self._pack_single(spans, device)
+        query_starts = spans.query_starts
+        offset_T = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1], spans.count_S)
+        row_T = np.repeat(spans.row_S, spans.count_S)
+        position_T = np.repeat(spans.start_S, spans.count_S) + offset_T
+        slots_GT = tuple(_tensor(slots_T, device) for slots_T in self._slots(row_T, position_T))
+        context_lens = tuple((spans.start_S + spans.count_S).tolist())
         return ForwardBatch(
             token_ids_T=_tensor(self.tokens_RL[row_T, position_T], device),
             positions_T=_tensor(position_T, device),
             query_starts=tuple(query_starts.tolist()),
-            context_lens=tuple(context_S.tolist()),
-            groups=groups,
+            context_lens=context_lens,
+            groups=self._groups(spans.row_S, context_lens, slots_GT, device),
             logits_rows_N=_tensor(logits_rows_N, device),
+        )
+
+    def _pack_single(self, spans: Spans, device: torch.device) -> ForwardBatch:
+        n = len(spans.row_S)
+        self._token_ids_R[:n] = self.tokens_RL[spans.row_S, spans.start_S]
+        self._positions_R[:n] = spans.start_S
+        self._slots_GR[:, :n] = self._slots(spans.row_S, spans.start_S)
+        inputs = self._inputs.get(n) or self._single_inputs(n, device)
+        context_lens = tuple([start + 1 for start in spans.start_S.tolist()])
+        return ForwardBatch(
+            token_ids_T=inputs.token_ids_T,
+            positions_T=inputs.positions_T,
+            query_starts=inputs.query_starts,
+            context_lens=context_lens,
+            groups=self._groups(spans.row_S, context_lens, inputs.slots_GT, device),
+            logits_rows_N=inputs.logits_rows_N,
+        )
+
+    def _single_inputs(self, n: int, device: torch.device) -> _Inputs:
+        inputs = _Inputs(
+            token_ids_T=_tensor(self._token_ids_R[:n], device),
+            positions_T=_tensor(self._positions_R[:n], device),
+            slots_GT=tuple(_tensor(slots_R[:n], device) for slots_R in self._slots_GR),
+            query_starts=tuple(range(n + 1)),
+            logits_rows_N=_tensor(np.arange(n), device),
+        )
+        if device.type == "cpu":  # elsewhere they are copies
+            self._inputs[n] = inputs
+        return inputs
+
+    def _slots(self, row_T: IntArray, position_T: IntArray) -> IntArray:
+        """Where keys and values go, int64 [G, T]."""
+        blocks_GT = self.tables_GRB[:, row_T, position_T // BLOCK_SIZE].astype(np.int64)
+        return blocks_GT * BLOCK_SIZE + position_T % BLOCK_SIZE
+
+    def _groups(
+        self,
+        row_S: IntArray,
+        context_lens: tuple[int, ...],
+        slots_GT: tuple[torch.Tensor, ...],
+        device: torch.device,
+    ) -> tuple[GroupBatch, ...]:
+        width = -(-max(context_lens) // BLOCK_SIZE)
+        return tuple(
+            GroupBatch(slots_T=slots_T, block_tables_SB=_tensor(table_RB[row_S, :width], device))
+            for slots_T, table_RB in zip(slots_GT, self.tables_GRB, strict=True)
         )
 
 

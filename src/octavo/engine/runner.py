@@ -11,12 +11,14 @@ import numpy as np
 import torch
 
 from octavo.cache.pool import KVPool
+from octavo.core.batch import ForwardBatch
 from octavo.core.plan import Slice, StepPlan
 from octavo.core.request import Request
 from octavo.core.result import SliceResult, StepResult, TokenLogprobs
 from octavo.decoding.logprobs import token_logprobs
 from octavo.decoding.sampler import SampledTokens, Sampler
 from octavo.decoding.state import SamplerState
+from octavo.engine.graphs import StepGraphs
 from octavo.engine.prepare import IntArray, Rows, Spans
 from octavo.models.base import Model
 
@@ -27,11 +29,19 @@ _PROMPT_LOGITS_ROWS = 64
 class Runner:
     """Owner of the rows, the sampler's state and the KV pool of one rank."""
 
-    def __init__(self, model: Model, pool: KVPool, rows: Rows, state: SamplerState) -> None:
+    def __init__(
+        self,
+        model: Model,
+        pool: KVPool,
+        rows: Rows,
+        state: SamplerState,
+        graphs: StepGraphs | None = None,
+    ) -> None:
         self.model = model
         self.pool = pool
         self.rows = rows
         self.state = state
+        self.graphs = graphs or StepGraphs("not asked for")
         self.sampler = Sampler()
         self.device = pool.layer(0)[0].device
         self._prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
@@ -55,7 +65,7 @@ class Runner:
             at_N = np.flatnonzero(is_sampling)
             last_N, rows_N, positions_N = last_N[at_N], rows_N[at_N], positions_N[at_N]
         batch = self.rows.pack(spans, last_N, self.device)
-        hidden_TD = self.model.forward(batch, self.pool)
+        hidden_TD = self.graphs.run(self._forward, batch)
         # Where every token wants its logits, as in most steps, nothing has to be picked.
         wanted_ND = hidden_TD if len(last_N) == len(hidden_TD) else hidden_TD[batch.logits_rows_N]
         sampled = self._sample(wanted_ND, rows_N, positions_N)
@@ -63,6 +73,9 @@ class Runner:
             self._take_prompt_logprobs(hidden_TD, plan.slices, spans)
         results = self._results(plan.slices, sampled)
         return StepResult(step=plan.step, slices=results, elapsed_s=time.perf_counter() - begun)
+
+    def _forward(self, batch: ForwardBatch) -> torch.Tensor:
+        return self.model.forward(batch, self.pool)
 
     def _update(self, plan: StepPlan) -> None:
         for row in plan.ended:

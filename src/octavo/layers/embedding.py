@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from octavo.kernels.gemm.base import LinearKernel
+from octavo.kernels.recording import recompute
 from octavo.kernels.registry import EMBEDDING
 from octavo.layers.build import Build
 
@@ -42,6 +43,9 @@ class Embedding:
     def __call__(self, token_ids_T: torch.Tensor) -> torch.Tensor:
         """int64 [T] -> [T, D]."""
         if self._shared is None:
-            return self._gather(token_ids_T, self.weight_VD).to(self._dtype)
+            return recompute(self._rows, token_ids_T)[0]
         kernel, packed = self._shared
         return kernel.rows(packed, token_ids_T)
+
+    def _rows(self, token_ids_T: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self._gather(token_ids_T, self.weight_VD).to(self._dtype),)

@@ -10,6 +10,7 @@ import math
 
 import torch
 
+from octavo.kernels.recording import recompute
 from octavo.layers.rope_spec import RopeSpec
 
 
@@ -23,6 +24,10 @@ class Rope:
 
     def __call__(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """int64 [T] -> (cos, sin), float32 [T, K]. Computed per step, so no table limits the position."""
+        cos_TK, sin_TK = recompute(self._angles, positions_T)
+        return cos_TK, sin_TK
+
+    def _angles(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         angles_TK = positions_T.to(torch.float32).unsqueeze(1) * self._freq_K
         return angles_TK.cos() * self.attention_factor, angles_TK.sin() * self.attention_factor
 

@@ -13,6 +13,7 @@ from octavo.kernels.attention.base import AttentionCase
 from octavo.kernels.cpu import extension
 from octavo.kernels.cpu.attention import PagedAttention
 from octavo.kernels.kv import KVTensors
+from octavo.kernels.recording import before_replay
 
 DTYPES = ("float32", "bfloat16", "float16")
 CACHE_DTYPES = (*DTYPES, "int8")
@@ -37,8 +38,13 @@ class CpuAttention:
 
     def plan(self, batch: ForwardBatch, group_index: int, spec: KVSpec, /) -> PagedAttention:
         """The step's tables, checked and copied."""
-        tables_SB = batch.groups[group_index].block_tables_SB
-        return PagedAttention(batch.query_starts, batch.context_lens, tables_SB.contiguous())
+
+        def tables_SB(batch: ForwardBatch) -> torch.Tensor:
+            return batch.groups[group_index].block_tables_SB.contiguous()
+
+        plan = PagedAttention(batch.query_starts, batch.context_lens, tables_SB(batch))
+        before_replay(lambda batch: plan.update(batch.context_lens, tables_SB(batch)))
+        return plan
 
     def run(
         self,

@@ -41,6 +41,14 @@ class PagedAttention:
         """
         self._plan = native.AttentionPlan(query_starts, context_lens, block_tables_SB)
 
+    def update(self, context_lens: Sequence[int], block_tables_SB: Array) -> None:
+        """The same slices some steps later, for a replay of what was recorded with this plan.
+
+        Raises:
+            ValueError: the tables do not fit each other, or the caches that the plan was run with.
+        """
+        self._plan.update(context_lens, block_tables_SB)
+
     def run(
         self,
         q_THD: Tensor,

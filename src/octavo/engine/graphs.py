@@ -1,0 +1,49 @@
+"""Forward passes that were recorded and are replayed: those of steps with one token per sequence.
+
+Such steps differ only in what is in their inputs, so there is one recording per number of sequences, written when a step
+of that size is run for the first time. Results are the same bits either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from octavo.core import log
+from octavo.core.batch import ForwardBatch
+from octavo.kernels.recording import Arena, Recording
+
+logger = log.get_logger(__name__)
+
+Forward = Callable[[ForwardBatch], torch.Tensor]
+
+
+class StepGraphs:
+    """Recordings by number of sequences. Owner: the runner of one rank.
+
+    A step's tensors of one size are always the same ones (`Rows.pack`), written anew.
+    """
+
+    def __init__(self, refusal: str | None) -> None:
+        """`refusal`: why nothing is recorded; None to try."""
+        self.refusal = refusal
+        self._arena = Arena()
+        self._recordings: dict[int, tuple[torch.Tensor, Recording]] = {}
+
+    def run(self, forward: Forward, batch: ForwardBatch) -> torch.Tensor:
+        """`forward(batch)`, replayed where it was recorded. The result is good until the next call."""
+        num_rows = batch.num_slices
+        if self.refusal is not None or batch.num_tokens != num_rows:
+            return forward(batch)
+        token_ids_T, recording = self._recordings.get(num_rows, (None, None))
+        if recording is not None and token_ids_T is batch.token_ids_T:
+            return recording.replay(batch)
+        recording = Recording(self._arena)
+        hidden_TD = recording.write(lambda: forward(batch))
+        if recording.refusal is None:
+            self._recordings[num_rows] = (batch.token_ids_T, recording)
+        else:
+            self.refusal = recording.refusal
+            logger.info("steps are not recorded: %s", self.refusal)
+        return hidden_TD

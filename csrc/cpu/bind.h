@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "attention.h"  // DType
@@ -64,22 +65,27 @@ class Recording {
   void begin();
   void end();
   void replay() const;
+  std::vector<std::pair<std::string, double>> profile() const;
   size_t size() const { return calls_.size(); }
   static Recording* current;
 
   template <class Call>
-  void add(const Call& call) {
-    calls_.emplace_back(call);
+  void add(const char* name, const Call& call) {
+    calls_.push_back({name, call});
   }
 
  private:
-  std::vector<std::function<void()>> calls_;
+  struct Noted {
+    const char* name;
+    std::function<void()> call;
+  };
+  std::vector<Noted> calls_;
 };
 
 // Makes a call without the GIL, and notes it where a recording is being written.
 template <class Call>
-void run(const Call& call) {
-  if (Recording::current != nullptr) Recording::current->add(call);
+void run(const char* name, const Call& call) {
+  if (Recording::current != nullptr) Recording::current->add(name, call);
   nb::gil_scoped_release released;
   call();
 }

@@ -95,7 +95,7 @@ void paged_attention(AttentionPlan& plan, uintptr_t q, uintptr_t k_cache, uintpt
   a.window = window;
   a.soft_cap = static_cast<float>(soft_cap);
   plan.fewest_blocks = std::min(plan.fewest_blocks, num_blocks);
-  run([a, &plan, &kernels, num_threads] {
+  run("paged_attention", [a, &plan, &kernels, num_threads] {
     Attention step = a;
     step.query_starts = plan.query_starts.data();
     step.context_lens = plan.context_lens.data();

@@ -64,7 +64,7 @@ struct OwnedWeight {
 void linear(const OwnedWeight& weight, uintptr_t x, uintptr_t bias, uintptr_t out, int num_rows, int num_threads,
             const std::string& isa) {
   const GemmKernels& kernels = *find_kernel(isa, gemm_kernels);
-  run([=, &kernels, packed = weight.packed] {
+  run("linear", [=, &kernels, packed = weight.packed] {
     octavo::gemm(packed, pointer<const float>(x), num_rows, pointer<const float>(bias), pointer<float>(out), kernels,
                  num_threads);
   });
@@ -109,7 +109,7 @@ struct OwnedQuantWeight {
 void quant_linear(const OwnedQuantWeight& weight, uintptr_t x, uintptr_t bias, uintptr_t out, int num_rows,
                   int num_threads, const std::string& isa) {
   const QuantKernels& kernels = *find_kernel(isa, quant_kernels);
-  run([=, &kernels, quant = weight.quant] {
+  run("quant_linear", [=, &kernels, quant = weight.quant] {
     quant_gemm(quant, pointer<const float>(x), num_rows, pointer<const float>(bias), pointer<float>(out), kernels,
                num_threads);
   });
@@ -118,7 +118,7 @@ void quant_linear(const OwnedQuantWeight& weight, uintptr_t x, uintptr_t bias, u
 // Rows of a table: an embedding. The ids come from outside, so each is checked.
 template <class Owner>
 void gather(const Owner& weight, int num_outputs, uintptr_t ids, uintptr_t out, int64_t count) {
-  run([=] {
+  run("rows", [=] {
     const int64_t* id = pointer<const int64_t>(ids);
     for (int64_t n = 0; n < count; ++n) {
       require(id[n] >= 0 && id[n] < num_outputs,

@@ -14,13 +14,13 @@ void rms_norm(uintptr_t x, uintptr_t residual, uintptr_t weight, uintptr_t out, 
   const RmsNorm op{pointer<const float>(x), pointer<float>(residual), pointer<const float>(weight),
                            pointer<float>(out), rows, features, static_cast<float>(eps)};
   const RowKernels& kernels = find_rows(isa);
-  run([op, &kernels, num_threads] { octavo::rms_norm(op, kernels, num_threads); });
+  run("rms_norm", [op, &kernels, num_threads] { octavo::rms_norm(op, kernels, num_threads); });
 }
 
 void silu_and_mul(uintptr_t x, uintptr_t out, int64_t rows, int features, int num_threads, const std::string& isa) {
   const SiluAndMul op{pointer<const float>(x), pointer<float>(out), rows, features};
   const RowKernels& kernels = find_rows(isa);
-  run([op, &kernels, num_threads] { octavo::silu_and_mul(op, kernels, num_threads); });
+  run("silu_and_mul", [op, &kernels, num_threads] { octavo::silu_and_mul(op, kernels, num_threads); });
 }
 
 void attention_inputs(uintptr_t qkv, uintptr_t q_weight, uintptr_t k_weight, uintptr_t cos, uintptr_t sin,
@@ -37,7 +37,7 @@ void attention_inputs(uintptr_t qkv, uintptr_t q_weight, uintptr_t k_weight, uin
                                    pointer<float>(k_scales), pointer<float>(v_scales), num_tokens, num_heads,
                                    num_kv_heads, head_dim, num_rotated, static_cast<float>(eps)};
   const RowKernels& kernels = find_rows(isa);
-  run([op, &kernels, num_threads] { octavo::attention_inputs(op, kernels, num_threads); });
+  run("attention_inputs", [op, &kernels, num_threads] { octavo::attention_inputs(op, kernels, num_threads); });
 }
 
 }  // namespace

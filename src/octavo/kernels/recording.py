@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.overrides import TorchFunctionMode
 
 from octavo.core.batch import ForwardBatch
 from octavo.kernels.cpu import extension
@@ -28,7 +28,40 @@ Refresh = Callable[[ForwardBatch], None]
 
 _ALIGNMENT = 64
 _MIN_SLAB = 1 << 20
-_MAKES = frozenset({"aten::empty.memory_format", "aten::new_empty", "aten::empty_like"})
+_MAKES = frozenset({"empty", "new_empty", "empty_like"})
+_LOOKS = frozenset(
+    (
+        "data_ptr",
+        "device",
+        "dim",
+        "dtype",
+        "is_contiguous",
+        "is_cpu",
+        "ndim",
+        "numel",
+        "shape",
+        "size",
+        "stride",
+    )
+    + ("__dlpack__", "__dlpack_device__", "__len__")
+)
+_VIEWS = frozenset(
+    (
+        "contiguous",
+        "detach",
+        "expand",
+        "flatten",
+        "float",
+        "__getitem__",
+        "reshape",
+        "squeeze",
+        "to",
+        "transpose",
+        "unflatten",
+    )
+    + ("unsqueeze", "view")
+)
+"""Some of them copy at times; then what they return is no view."""
 
 
 class Arena:
@@ -125,6 +158,10 @@ class Recording:
         output: torch.Tensor = self._output
         return output
 
+    def profile(self) -> list[tuple[str, float]]:
+        """Replay for the inputs of last time: each call's kernel and its seconds, in order."""
+        return self._calls.profile()
+
 
 def refusal(device: str, dtype: str) -> str | None:
     """Why nothing can be recorded there; None where it can be tried."""
@@ -137,32 +174,34 @@ class _Current:
     recording: Recording | None = None
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
-    """Sees every operation of torch: makes tensors from the arena, lets views pass, refuses what computes."""
+class _Watch(TorchFunctionMode):
+    """Sees every call of torch's functions: makes tensors from the arena, lets views pass, refuses what computes.
+
+    Below these calls, in torch's dispatcher, would be the surer place, but the first use of that imports 800 modules (1.5 s).
+    """
 
     def __init__(self, recording: Recording, arena: Arena) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._recording = recording
         self._arena = arena
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        name = func.name()
+        result = func(*args, **(kwargs or {}))
+        name: str = func.__name__
+        if name == "__get__":  # an attribute
+            name = func.__self__.__name__
         if name in _MAKES:
             return self._arena.empty(result.shape, result.dtype)
-        if not _is_view(func, args, result) and self._recording.refusal is None:
+        is_harmless = name in _LOOKS or (name in _VIEWS and _is_view(result, args[0]))
+        if not is_harmless and self._recording.refusal is None:
             self._recording.refusal = f"{name} is computed by torch"
         return result
 
 
-def _is_view(func: Any, args: Sequence[Any], result: Any) -> bool:
-    if func._schema.is_mutable or not isinstance(result, torch.Tensor):
-        return False
-    storages = [arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor)]
-    return result.untyped_storage().data_ptr() in storages
+def _is_view(result: torch.Tensor, of: torch.Tensor) -> bool:
+    return result.untyped_storage().data_ptr() == of.untyped_storage().data_ptr()
 
 
 def recompute(
@@ -175,7 +214,7 @@ def recompute(
     recording = _Current.recording
     if recording is None:
         return function(*inputs)
-    with _disable_current_modes():
+    with torch._C.DisableTorchFunction():
         results = function(*inputs)
 
         def refresh(_: ForwardBatch) -> None:

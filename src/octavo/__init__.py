@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from octavo.core.params import SamplingParams
+    from octavo.core.structured import StructuredOutputs
     from octavo.engine.llm import LLM
 
-__all__ = ["LLM", "SamplingParams"]
+__all__ = ["LLM", "SamplingParams", "StructuredOutputs"]
 
-_HOMES = {"LLM": "octavo.engine.llm", "SamplingParams": "octavo.core.params"}
+_HOMES = {
+    "LLM": "octavo.engine.llm",
+    "SamplingParams": "octavo.core.params",
+    "StructuredOutputs": "octavo.core.structured",
+}
 
 
 def __getattr__(name: str) -> Any:

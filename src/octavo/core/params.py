@@ -14,6 +14,7 @@ from typing import NoReturn
 import msgspec
 
 from octavo.core.errors import RequestError
+from octavo.core.structured import StructuredOutputs
 
 # Caps on everything that a caller can make long (security class: unbounded sizes and fan-out).
 MAX_N = 64
@@ -68,6 +69,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         _check_int("n", self.n, 1, MAX_N)
@@ -96,6 +98,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             _check_bias(self.logit_bias)
         for name in _SWITCHES:
             _check_bool(name, getattr(self, name))
+        if not isinstance(self.structured_outputs, StructuredOutputs | None):
+            _refuse("structured_outputs", self.structured_outputs, "a StructuredOutputs")
 
     @property
     def is_greedy(self) -> bool:

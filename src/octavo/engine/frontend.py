@@ -116,6 +116,10 @@ class Frontend:
         ready = self.client.ready
         ids = check_prompt(token_ids, ready.vocab_size)
         params.check_token_ids(ready.vocab_size)
+        if params.structured_outputs is not None:
+            raise RequestError(
+                "structured_outputs is not supported yet.", param="structured_outputs"
+            )
         max_tokens = output_limit(len(ids), params.max_tokens, ready.max_model_len)
         if params.min_tokens > max_tokens:
             raise ContextLengthError(

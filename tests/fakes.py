@@ -31,6 +31,7 @@ from octavo.core.result import (
     TokenLogprobs,
     TokenOut,
 )
+from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.client import EngineStatus
 from octavo.engine.frontend import Frontend
 from octavo.engine.ipc import Phase, Ready
@@ -127,6 +128,9 @@ class FakeEngine:
             reason="killed by the test" if self.state == "dead" else "",
             seconds_since_progress=self.seconds_since_progress,
         )
+
+    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
 
     async def generate(self, request: Request) -> AsyncIterator[Event]:
         self.submitted.append(request)

@@ -29,6 +29,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """The model's own end tokens; empty when the caller set `ignore_eos`."""
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     """`params.bad_words` as token ids."""
+    grammar: str = ""
+    """What `params.structured_outputs` was compiled to, in the words of the engine's backend; empty without."""
     priority: int = 0
     """Lower runs first under the `priority` policy."""
     tenant: str = ""

@@ -35,13 +35,15 @@ class SliceResult(msgspec.Struct, frozen=True, gc=False):
 
     row: int
     token_ids: tuple[int, ...] = ()
-    """Accepted tokens: none when the slice did not sample, else at least one."""
+    """Accepted tokens: none when the slice did not sample, else at least one unless `is_finished`."""
     logprobs: tuple[TokenLogprobs, ...] | None = None
     """One per accepted token, where asked."""
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     """Where asked: for the prompt positions start+1 .. start+count that lie inside the prompt."""
     error: ErrorInfo | None = None
     """Set when this slice alone failed; the others stand."""
+    is_finished: bool = False
+    """Whether the output is complete with these tokens, of which there may then be none: its grammar allows no more."""
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):

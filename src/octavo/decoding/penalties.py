@@ -22,8 +22,8 @@ import numpy.typing as npt
 import torch
 
 from octavo.core.request import Request
+from octavo.decoding.grammar.rows import IdArray, MaskedEntry
 
-IdArray = npt.NDArray[np.int64]
 ValueArray = npt.NDArray[np.float32]
 
 NO_IDS: IdArray = np.empty(0, np.int64)
@@ -143,9 +143,13 @@ def apply_edits(logits_NV: torch.Tensor, edits: Sequence[tuple[int, RowEdits]]) 
     _keep_allowed(
         logits_NV, [(n, edit.allowed_ids) for n, edit in edits if edit.allowed_ids is not None]
     )
-    banned_E = _entries(logits_NV, [(n, edit.banned_ids()) for n, edit in edits])
-    if banned_E.numel():
-        logits_NV.view(-1).index_fill_(0, banned_E, -torch.inf)
+    _ban(logits_NV, [(n, edit.banned_ids()) for n, edit in edits])
+
+
+def apply_masks(logits_NV: torch.Tensor, entries: Sequence[MaskedEntry]) -> None:
+    """Leave in place what grammars allow; float32 [N, V], contiguous."""
+    _keep_allowed(logits_NV, [(entry.n, entry.ids) for entry in entries if entry.is_allowed])
+    _ban(logits_NV, [(entry.n, entry.ids) for entry in entries if not entry.is_allowed])
 
 
 def _add_bias(logits_NV: torch.Tensor, edits: Sequence[tuple[int, RowEdits]]) -> None:
@@ -188,6 +192,12 @@ def _keep_allowed(logits_NV: torch.Tensor, allowed: Sequence[tuple[int, IdArray]
     kept_E = flat[entries_E]
     logits_NV.index_fill_(0, rows, -torch.inf)
     flat[entries_E] = kept_E
+
+
+def _ban(logits_NV: torch.Tensor, banned: Sequence[tuple[int, IdArray]]) -> None:
+    banned_E = _entries(logits_NV, banned)
+    if banned_E.numel():
+        logits_NV.view(-1).index_fill_(0, banned_E, -torch.inf)
 
 
 def _entries(logits_NV: torch.Tensor, parts: Sequence[tuple[int, IdArray]]) -> torch.Tensor:

@@ -18,8 +18,9 @@ import torch
 from octavo.core.errors import ErrorInfo
 from octavo.core.result import TokenLogprobs
 from octavo.decoding.chooser import SAMPLE, Chooser, finite_rows
+from octavo.decoding.grammar.rows import StepMasks
 from octavo.decoding.logprobs import token_logprobs
-from octavo.decoding.penalties import RowEdits, apply_edits
+from octavo.decoding.penalties import RowEdits, apply_edits, apply_masks
 from octavo.decoding.state import SamplerState
 from octavo.kernels.dispatch import Dispatcher, OpCase
 
@@ -31,11 +32,13 @@ class SampledTokens:
     """What one call chose, entry by entry."""
 
     token_ids: tuple[int, ...]
-    """[N]: -1, no token, for entries in `bad_rows`."""
+    """[N]: -1, no token, for entries in `bad_rows` and in `ended`."""
     logprobs: tuple[TokenLogprobs | None, ...]
-    """[N]: where asked, and not in `bad_rows`."""
+    """[N]: where asked, and where there is a token."""
     bad_rows: dict[int, ErrorInfo]
     """Entry n (not the row's number) -> why it has no token."""
+    ended: frozenset[int] = frozenset()
+    """Entries whose output was complete before this step."""
     has_logprobs: bool = False
     """Whether any entry has them."""
 
@@ -64,23 +67,34 @@ class Sampler:
         batch = state.batch(rows, positions)
         raw_NV = logits_NV.float()
         edited_NV = raw_NV
-        if batch.edits:
+        masks = batch.masks or StepMasks()
+        if batch.edits or masks.entries:
             edited_NV = raw_NV.clone(memory_format=torch.contiguous_format)
-            apply_edits(edited_NV, batch.edits)
+            if batch.edits:
+                apply_edits(edited_NV, batch.edits)
+            apply_masks(edited_NV, masks.entries)
         token_ids_N = self.chooser_for(raw_NV.device).choose(edited_NV, batch)
         bad_rows: dict[int, ErrorInfo] = {}
         if batch.edits or token_ids_N.min() < 0:
             bad_rows = _failures(token_ids_N, raw_NV, batch.edits)
+        for n, error in masks.failed:
+            token_ids_N[n], bad_rows[n] = -1, error
+        for n in masks.ended:
+            token_ids_N[n] = -1
+            bad_rows.pop(n, None)
         token_ids = token_ids_N.tolist()
         logprobs: Sequence[TokenLogprobs | None] = (None,) * len(token_ids)
         if batch.num_logprobs:
             tops = batch.num_logprobs
-            num_top = [None if n in bad_rows else tops.get(n) for n in range(len(token_ids))]
+            num_top = [
+                None if token_id < 0 else tops.get(n) for n, token_id in enumerate(token_ids)
+            ]
             logprobs = token_logprobs(raw_NV, token_ids, num_top)
         return SampledTokens(
             token_ids=tuple(token_ids),
             logprobs=tuple(logprobs),
             bad_rows=bad_rows,
+            ended=masks.ended,
             has_logprobs=bool(batch.num_logprobs),
         )
 
@@ -114,7 +128,7 @@ def _failures(
         elif token_ids_N[n] < 0:
             failures[n] = ErrorInfo(
                 code="no_token_allowed",
-                message="allowed_token_ids, bad_words and min_tokens together leave no token",
+                message="allowed_token_ids, bad_words, min_tokens and structured_outputs together leave no token",
                 status=400,
                 fix="Allow more tokens or ban fewer.",
             )

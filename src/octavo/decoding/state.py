@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.core.request import Request
+from octavo.decoding.grammar.rows import GrammarRows, StepMasks
 from octavo.decoding.penalties import RowEdits, needs_edits
 from octavo.kernels.sampling import ROW, RowArray
 
@@ -36,6 +37,8 @@ class SamplingBatch:
     """n -> how many alternatives to report, of the entries that want log-probabilities."""
     edits: tuple[tuple[int, RowEdits], ...]
     """(n, edits) of the entries whose logits need editing."""
+    masks: StepMasks | None = None
+    """Of the entries that have a grammar; None when none has."""
 
 
 class SamplerState:
@@ -47,6 +50,7 @@ class SamplerState:
 
     def __init__(self, max_num_seqs: int, vocab_size: int) -> None:
         self.vocab_size = vocab_size
+        self.grammars = GrammarRows(vocab_size)
         self._params_R = np.zeros(max_num_seqs, ROW)
         self._num_logprobs: dict[int, int] = {}
         self._edits: dict[int, RowEdits] = {}
@@ -69,6 +73,7 @@ class SamplerState:
             self._num_logprobs[row] = params.logprobs
         if needs_edits(request):
             self._edits[row] = RowEdits(request, token_ids, self.vocab_size)
+        self.grammars.start(row, request, token_ids[request.num_prompt :])
 
     def append(self, rows: Sequence[int] | npt.NDArray[np.int64], token_ids: Sequence[int]) -> None:
         """Take note of the tokens that some rows' sequences put out, one each; -1 is none."""
@@ -79,10 +84,18 @@ class SamplerState:
             if edits is not None and token_id >= 0:
                 edits.append(token_id)
 
+    def extend(self, row: int, token_ids: Sequence[int]) -> None:
+        """Take note of tokens of one row that were not chosen."""
+        edits = self._edits.get(row)
+        if edits is not None:
+            for token_id in token_ids:
+                edits.append(token_id)
+
     def remove(self, row: int) -> None:
         """Forget a row."""
         self._num_logprobs.pop(row, None)
         self._edits.pop(row, None)
+        self.grammars.remove(row)
 
     def batch(
         self,
@@ -105,4 +118,5 @@ class SamplerState:
             positions_N=np.asarray(positions, np.int64),
             num_logprobs=wants,
             edits=tuple(edited),
+            masks=self.grammars.masks(),
         )

@@ -24,6 +24,7 @@ from octavo.core.resolve import Decision
 from octavo.decoding.state import SamplerState
 from octavo.engine import machine
 from octavo.engine.engine import Engine, Link
+from octavo.engine.grammars import GrammarDesk
 from octavo.engine.graphs import StepGraphs
 from octavo.engine.ipc import Loading, Phase, Ready
 from octavo.engine.memory import MemoryPlan, Needs, available_bytes, plan
@@ -234,7 +235,8 @@ def _build(resolved: Resolved, model: Model, link: Link, steps: StepLog) -> Engi
         revision=_revision(resolved),
     )
     policy = POLICIES.load(resolved.config.scheduling_policy)()
-    return Engine(Scheduler(limits, cache, policy), runner, link, steps)
+    scheduler = Scheduler(limits, cache, policy)
+    return Engine(scheduler, runner, link, steps, GrammarDesk(state.grammars))
 
 
 def _eager_because(resolved: Resolved) -> str | None:

@@ -19,6 +19,7 @@ from octavo.core.errors import EngineDeadError, ErrorInfo, from_info
 from octavo.core.log import get_logger
 from octavo.core.request import Request
 from octavo.core.result import EngineStats, Event, Failed, Finished
+from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.child import EngineProcess
 from octavo.engine.ipc import (
     Cancel,
@@ -32,6 +33,7 @@ from octavo.engine.ipc import (
     StartEngine,
     Submit,
     ToEngine,
+    UseVocabulary,
     decode_from_engine,
     frame,
     read_frame,
@@ -61,6 +63,7 @@ class EngineClient:
         self.stats = EngineStats()
         self.fatal: ErrorInfo | None = None
         self._ready: Ready | None = None
+        self._knows_vocabulary = False
         self._ready_event = asyncio.Event()
         self._state: State = "loading"
         self._loading = Loading(phase="process", fraction=0.0)
@@ -209,6 +212,12 @@ class EngineClient:
             self._streams.pop(request.id, None)
             if not ended:
                 self._send(Cancel((request.id,)))
+
+    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Tell the engine, once, what grammars are built for; before the first request with a grammar."""
+        if not self._knows_vocabulary:
+            self._knows_vocabulary = True
+            self._send(UseVocabulary(vocabulary))
 
     def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes that nobody is using."""

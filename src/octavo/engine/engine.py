@@ -8,7 +8,9 @@ from typing import Protocol
 from octavo.core.errors import ErrorInfo, OctavoError
 from octavo.core.log import get_logger
 from octavo.core.plan import StepPlan
+from octavo.core.request import Request
 from octavo.core.result import Event, Failed, SliceResult, StepResult
+from octavo.engine.grammars import GrammarDesk
 from octavo.engine.ipc import (
     Cancel,
     Events,
@@ -17,6 +19,7 @@ from octavo.engine.ipc import (
     Shutdown,
     Submit,
     ToEngine,
+    UseVocabulary,
 )
 from octavo.meter.steplog import StepLog
 from octavo.scheduler.scheduler import Scheduler
@@ -48,12 +51,18 @@ class Engine:
     """Owns the scheduler and a runner; speaks through a link."""
 
     def __init__(
-        self, scheduler: Scheduler, runner: StepRunner, link: Link, steps: StepLog
+        self,
+        scheduler: Scheduler,
+        runner: StepRunner,
+        link: Link,
+        steps: StepLog,
+        grammars: GrammarDesk,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.link = link
         self.steps = steps
+        self.grammars = grammars
         self.is_stopping = False
 
     def serve(self) -> None:
@@ -67,12 +76,15 @@ class Engine:
 
     def step(self) -> None:
         """One turn of the loop."""
-        events = self._drain(wait=not self.scheduler.has_work)
+        events = self._drain(wait=not (self.scheduler.has_work or self.grammars.is_busy))
+        if self.grammars.is_busy:
+            events += self._admit_built()
         plan = self.scheduler.schedule(time.monotonic())
         if plan is not None:
             result = self._run(plan)
             self.steps.add(plan, result)
             events += self.scheduler.apply(plan, result, time.monotonic())
+        self.grammars.forget_ended(events)
         if events or plan is not None:
             self.link.send(Events(events=tuple(events), stats=self.scheduler.stats()))
 
@@ -84,21 +96,40 @@ class Engine:
 
     def _handle(self, message: ToEngine) -> list[Event]:
         match message:
+            case UseVocabulary(vocabulary):
+                self.grammars.learn(vocabulary)
             case Submit(request):
-                try:
-                    self.scheduler.add(request)
-                except OctavoError as error:
-                    return [Failed(id=request.id, error=error.info())]
+                return self._add(request, self.grammars if request.grammar else self.scheduler)
             case Cancel(ids):
-                return [event for request_id in ids for event in self.scheduler.cancel(request_id)]
+                return [event for request_id in ids for event in self._cancel(request_id)]
             case ResetPrefixCache():
                 self.scheduler.cache.forget_prefixes()
             case Shutdown():
                 self.is_stopping = True
-                return [
-                    e for name in list(self.scheduler.by_id) for e in self.scheduler.cancel(name)
-                ]
+                names = [*self.scheduler.by_id, *self.grammars.waiting_ids]
+                return [event for name in names for event in self._cancel(name)]
         return []
+
+    def _add(self, request: Request, to: GrammarDesk | Scheduler) -> list[Event]:
+        try:
+            to.add(request)
+        except OctavoError as error:
+            return [Failed(id=request.id, error=error.info())]
+        return []
+
+    def _cancel(self, request_id: str) -> list[Event]:
+        """End a request wherever it stands; one that waits for its grammar by way of the scheduler, like all others."""
+        waiting = self.grammars.cancel(request_id)
+        refused = [] if waiting is None else self._add(waiting, self.scheduler)
+        return refused or self.scheduler.cancel(request_id)
+
+    def _admit_built(self) -> list[Event]:
+        """Hand over to the scheduler what has its grammar; with nothing else to do, wait for it."""
+        ready, failed = self.grammars.take(wait_for_one=not self.scheduler.has_work)
+        events: list[Event] = list(failed)
+        for request in ready:
+            events += self._add(request, self.scheduler)
+        return events
 
     def _run(self, plan: StepPlan) -> StepResult:
         """Run a plan; when a step throws, its requests fail and the engine goes on with the others."""

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from octavo.core.aio import closable
 from octavo.core.errors import ContextLengthError, RequestError, from_info
@@ -27,6 +28,8 @@ from octavo.core.result import (
     TokenLogprobs,
     TokenOut,
 )
+from octavo.decoding.grammar.base import Vocabulary
+from octavo.decoding.grammar.compiler import GrammarCompiler
 from octavo.engine.ipc import Ready
 from octavo.text.detokenize import Detokenizer
 from octavo.text.tokenizer import Tokenizer
@@ -42,6 +45,10 @@ class Client(Protocol):
 
     def generate(self, request: Request) -> AsyncIterator[Event]:
         """Submit, then yield events up to and including one Finished or Failed. Closing it early cancels."""
+        ...
+
+    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Tell the engine, once, what grammars are built for; before the first request with a grammar."""
         ...
 
 
@@ -89,6 +96,33 @@ class Frontend:
     def __init__(self, client: Client, tokenizer: Tokenizer) -> None:
         self.client = client
         self.tokenizer = tokenizer
+        self.grammars = GrammarCompiler(self._vocabulary)
+
+    def close(self) -> None:
+        """End the processes that compile grammars, if any were started."""
+        self.grammars.close()
+
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(
+            tokenizer_json=self.tokenizer.to_json(),
+            eos_token_ids=self.tokenizer.eos_token_ids,
+            vocab_size=self.client.ready.vocab_size,
+        )
+
+    async def with_grammar(self, request: Request) -> Request:
+        """The request with what it demands of the output compiled; waits for that where it is new.
+
+        Raises:
+            RequestError: the demand cannot be met, or compiling it passes a limit.
+        """
+        wanted = request.params.structured_outputs
+        if wanted is None:
+            return request
+        source = await self.grammars.compile(wanted)
+        assert self.grammars.vocabulary is not None, "something was compiled for it"
+        self.client.use_vocabulary(self.grammars.vocabulary)
+        params = replace(request.params, structured_outputs=None)
+        return replace(request, grammar=source, params=params)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Text to ids, refusing at once what could not fit.
@@ -116,10 +150,6 @@ class Frontend:
         ready = self.client.ready
         ids = check_prompt(token_ids, ready.vocab_size)
         params.check_token_ids(ready.vocab_size)
-        if params.structured_outputs is not None:
-            raise RequestError(
-                "structured_outputs is not supported yet.", param="structured_outputs"
-            )
         max_tokens = output_limit(len(ids), params.max_tokens, ready.max_model_len)
         if params.min_tokens > max_tokens:
             raise ContextLengthError(
@@ -159,17 +189,16 @@ class Frontend:
     ) -> Generation:
         """Begin one call (all its choices). Raises as `build` does; iterate the result for deltas."""
         requests = self.build(token_ids, params, caller, request_id)
-        return Generation(self.client, self.tokenizer, requests)
+        return Generation(self, requests)
 
 
 class Generation:
     """One call in progress. `async for delta in generation`; closing the iterator cancels what still runs."""
 
-    def __init__(self, client: Client, tokenizer: Tokenizer, requests: list[Request]) -> None:
+    def __init__(self, frontend: Frontend, requests: list[Request]) -> None:
         self.requests = requests
         self.usage = Usage(prompt_tokens=requests[0].num_prompt)
-        self._client = client
-        self._tokenizer = tokenizer
+        self._frontend = frontend
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         single = len(self.requests) == 1
@@ -207,10 +236,12 @@ class Generation:
         """Deltas of one choice; the last one carries `finish_reason`.
 
         Raises:
-            OctavoError: the engine failed this request.
+            OctavoError: its grammar cannot be had, or the engine failed this request.
         """
-        fold = _Choice(request, self._tokenizer)
-        async with contextlib.aclosing(closable(self._client.generate(request))) as events:
+        fold = _Choice(request, self._frontend.tokenizer)
+        request = await self._frontend.with_grammar(request)
+        client = self._frontend.client
+        async with contextlib.aclosing(closable(client.generate(request))) as events:
             async for event in events:
                 delta = fold.take(event)
                 if delta is None:

@@ -14,6 +14,7 @@ from octavo.core.config import EngineConfig
 from octavo.core.errors import EngineError, ErrorInfo
 from octavo.core.request import Request
 from octavo.core.result import EngineStats, Failed, Finished, TokenOut
+from octavo.decoding.grammar.base import Vocabulary
 
 MAX_FRAME_BYTES = 1 << 30
 """Above the largest honest one: prompt_logprobs of 20 over a million tokens are 300 MB."""
@@ -33,6 +34,12 @@ class StartEngine(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
 
     config: EngineConfig
     asked_at: float
+
+
+class UseVocabulary(msgspec.Struct, frozen=True, tag="vocabulary"):
+    """Client -> engine, before the first request with a grammar: what grammars are built for."""
+
+    vocabulary: Vocabulary
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
@@ -97,7 +104,7 @@ class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
     error: ErrorInfo
 
 
-ToEngine = StartEngine | Submit | Cancel | ResetPrefixCache | Shutdown
+ToEngine = StartEngine | UseVocabulary | Submit | Cancel | ResetPrefixCache | Shutdown
 FromEngine = Loading | Ready | Events | Fatal
 
 _encoder = msgspec.msgpack.Encoder()

@@ -85,6 +85,7 @@ class LLM:
         except BaseException:
             self._end_loop()
             raise
+        self._frontend = Frontend(self._client, self.tokenizer)
         atexit.register(self.close)
 
     async def _start(self) -> EngineClient:
@@ -119,10 +120,11 @@ class LLM:
             raise EngineDeadError("this LLM is closed.", fix="Make another.")
         listed = _as_list(prompts)
         params = _params_for(sampling_params, len(listed))
-        frontend = Frontend(self._client, self.tokenizer)
+        frontend = self._frontend
         ids = [frontend.encode(p) if isinstance(p, str) else list(p) for p in listed]
         for tokens, one in zip(ids, params, strict=True):
             frontend.build(tokens, one, Caller(), "check")
+        self._call(self._compile(params))
         return self._call(self._run(frontend, listed, ids, params, use_tqdm))
 
     def chat(
@@ -151,6 +153,7 @@ class LLM:
             return
         self._is_closed = True
         atexit.unregister(self.close)
+        self._frontend.close()
         self._call(self._client.close())
         self._end_loop()
 
@@ -194,6 +197,11 @@ class LLM:
             # and by way of the list, because the interrupt may come before a future could be kept.
             self._loop.call_soon_threadsafe(self._loop.call_soon, cancel)
             raise
+
+    async def _compile(self, params: Sequence[SamplingParams]) -> None:
+        """What the output has to be like; before anything runs, so that a refusal comes first."""
+        wanted = {one.structured_outputs for one in params if one.structured_outputs is not None}
+        await asyncio.gather(*[self._frontend.grammars.compile(one) for one in wanted])
 
     async def _run(
         self,

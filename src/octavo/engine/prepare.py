@@ -102,6 +102,12 @@ class Rows:
         self.tokens_RL[rows_N, self.num_tokens_R[rows_N]] = token_ids_N
         self.num_tokens_R[rows_N] += 1
 
+    def append_forced(self, row: int, token_ids: tuple[int, ...]) -> None:
+        """Write tokens that were not sampled behind a row's known tokens."""
+        have = self.num_tokens_R[row]
+        self.tokens_RL[row, have : have + len(token_ids)] = token_ids
+        self.num_tokens_R[row] += len(token_ids)
+
     def pack(self, spans: Spans, logits_rows_N: IntArray, device: torch.device) -> ForwardBatch:
         """One step as tensors. `logits_rows_N` [N]: indices into the step's tokens whose logits are wanted.
 

@@ -15,6 +15,7 @@ from octavo.core.batch import ForwardBatch
 from octavo.core.plan import Slice, StepPlan
 from octavo.core.request import Request
 from octavo.core.result import SliceResult, StepResult, TokenLogprobs
+from octavo.decoding.grammar.rows import Taken
 from octavo.decoding.logprobs import token_logprobs
 from octavo.decoding.sampler import SampledTokens, Sampler
 from octavo.decoding.state import SamplerState
@@ -22,6 +23,7 @@ from octavo.engine.graphs import StepGraphs
 from octavo.engine.prepare import IntArray, Rows, Spans
 from octavo.models.base import Model
 
+_NOTHING = Taken()
 _PROMPT_LOGITS_ROWS = 64
 """Prompt positions whose logits are made at once: 64 x 150k float32 are 37 MiB."""
 
@@ -64,14 +66,16 @@ class Runner:
         if not all(is_sampling):
             at_N = np.flatnonzero(is_sampling)
             last_N, rows_N, positions_N = last_N[at_N], rows_N[at_N], positions_N[at_N]
+        self.state.grammars.begin(rows_N)
         batch = self.rows.pack(spans, last_N, self.device)
         hidden_TD = self.graphs.run(self._forward, batch)
         # Where every token wants its logits, as in most steps, nothing has to be picked.
         wanted_ND = hidden_TD if len(last_N) == len(hidden_TD) else hidden_TD[batch.logits_rows_N]
         sampled = self._sample(wanted_ND, rows_N, positions_N)
+        taken = self._take(rows_N, sampled)
         if self._prompt_logprobs:
             self._take_prompt_logprobs(hidden_TD, plan.slices, spans)
-        results = self._results(plan.slices, sampled)
+        results = self._results(plan.slices, sampled, taken)
         return StepResult(step=plan.step, slices=results, elapsed_s=time.perf_counter() - begun)
 
     def _forward(self, batch: ForwardBatch) -> torch.Tensor:
@@ -101,6 +105,22 @@ class Runner:
         self.state.append(rows_N, sampled.token_ids)
         return sampled
 
+    def _take(self, rows_N: IntArray, sampled: SampledTokens) -> dict[int, Taken]:
+        """Tell grammars of the new tokens: entry -> what follows from its token, for entries that have a grammar."""
+        grammars = self.state.grammars
+        if not grammars.is_in_use:
+            return {}
+        taken = {n: Taken(is_finished=True) for n in sampled.ended}
+        for n, (row, token_id) in enumerate(zip(rows_N.tolist(), sampled.token_ids, strict=True)):
+            found = grammars.take(row, token_id) if token_id >= 0 else None
+            if found is None:
+                continue
+            taken[n] = found
+            if found.forced:
+                self.rows.append_forced(row, found.forced)
+                self.state.extend(row, found.forced)
+        return taken
+
     def _take_prompt_logprobs(
         self, hidden_TD: torch.Tensor, slices: tuple[Slice, ...], spans: Spans
     ) -> None:
@@ -118,10 +138,10 @@ class Runner:
                 )
 
     def _results(
-        self, slices: tuple[Slice, ...], sampled: SampledTokens
+        self, slices: tuple[Slice, ...], sampled: SampledTokens, taken: dict[int, Taken]
     ) -> tuple[SliceResult, ...]:
         """In the order of the slices; the sampled entries are those that sample, in that order."""
-        is_plain = not (sampled.bad_rows or sampled.has_logprobs or self._prompt_logprobs)
+        is_plain = not (sampled.bad_rows or sampled.has_logprobs or self._prompt_logprobs or taken)
         if is_plain and len(slices) == len(sampled.token_ids):
             rows = [piece.row for piece in slices]
             return tuple(map(SliceResult, rows, zip(sampled.token_ids, strict=True)))
@@ -131,16 +151,19 @@ class Runner:
             if not piece.sample:
                 results.append(SliceResult(row=piece.row))
                 continue
-            if entry in sampled.bad_rows:
-                results.append(SliceResult(row=piece.row, error=sampled.bad_rows[entry]))
+            more = taken.get(entry, _NOTHING)
+            error = sampled.bad_rows.get(entry, more.error)
+            if error is not None:
+                results.append(SliceResult(row=piece.row, error=error))
             else:
-                token_ids, logprobs = (sampled.token_ids[entry],), sampled.logprobs[entry]
+                token_id, logprobs = sampled.token_ids[entry], sampled.logprobs[entry]
                 results.append(
                     SliceResult(
                         row=piece.row,
-                        token_ids=token_ids,
+                        token_ids=() if token_id < 0 else (token_id, *more.forced),
                         logprobs=None if logprobs is None else (logprobs,),
                         prompt_logprobs=self._end_prompt_logprobs(piece.row),
+                        is_finished=more.is_finished,
                     )
                 )
             entry += 1

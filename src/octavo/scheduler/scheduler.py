@@ -295,7 +295,7 @@ class Scheduler:
                 self.counters.prompt_tokens += in_prompt
             sequence.num_computed = piece.start + piece.count
             self.cache.advance(sequence)
-            if outcome.token_ids or outcome.prompt_logprobs is not None:
+            if outcome.token_ids or outcome.is_finished or outcome.prompt_logprobs is not None:
                 self._take(sequence, outcome, now, events)
         return events
 
@@ -314,6 +314,8 @@ class Scheduler:
                     token_ids = token_ids[:taken]
                     logprobs = None if logprobs is None else logprobs[:taken]
                     break
+        if outcome.is_finished and token_ids == outcome.token_ids:
+            end = end if end is not None and end[0] == "stop" else ("stop", None)
         num_cached = 0
         if token_ids:
             if sequence.first_token_at is None:

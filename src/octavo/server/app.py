@@ -52,6 +52,7 @@ def create_app(state: AppState) -> Starlette:
         yield
         if state.on_stop is not None:
             await state.on_stop()
+        state.frontend.close()
 
     app = Starlette(
         routes=[_route(row, state) for row in ROUTES],

@@ -18,6 +18,7 @@ MAX_CHOICES = 2048
 MAX_MESSAGES = 4096
 MAX_CONTENT_PARTS = 1024
 MAX_NAME_CHARS = 256
+MAX_DESCRIPTION_CHARS = 16 << 10
 MAX_KWARGS_BYTES = 64 << 10
 MAX_KWARGS_DEPTH = 8
 
@@ -28,6 +29,8 @@ BIG_FIELD_BYTES: Mapping[str, int] = {
     "messages": MAX_BODY_BYTES,
     "tokens": MAX_BODY_BYTES,
     "allowed_token_ids": 4 << 20,
+    "response_format": 2 << 20,
+    "structured_outputs": 2 << 20,
     "chat_template_kwargs": MAX_KWARGS_BYTES,
 }
 

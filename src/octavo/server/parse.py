@@ -17,7 +17,7 @@ from msgspec import Raw
 
 from octavo.core.errors import RequestError, did_you_mean
 from octavo.server.limits import BIG_FIELD_BYTES, FIELD_BYTES
-from octavo.server.unsupported import NEUTRAL
+from octavo.server.unsupported import NEUTRAL, RENAMED
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -70,7 +70,7 @@ class Parser(Generic[T]):
                     f"{name} is not supported yet.",
                     param=name,
                     code="unsupported_field",
-                    fix="Leave it out.",
+                    fix=f"Send {RENAMED[name]} instead." if name in RENAMED else "Leave it out.",
                 )
         else:
             short = name[:_MAX_SHOWN_CHARS]

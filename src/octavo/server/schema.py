@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, Raw
 
 from octavo.core.params import MAX_LOGPROBS, MAX_TOKENS
-from octavo.server.limits import MAX_MESSAGES, MAX_NAME_CHARS
+from octavo.server.limits import MAX_DESCRIPTION_CHARS, MAX_MESSAGES, MAX_NAME_CHARS
 
 Name = Annotated[str, Meta(max_length=MAX_NAME_CHARS)]
 TokenIds = list[Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]]
@@ -28,6 +28,42 @@ class StreamOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
     """Usage so far on every chunk."""
     include_obfuscation: Literal[False] | None = None
     """Padding against eavesdroppers who measure chunks; there is none here to leave out."""
+
+
+class JsonSchemaFormat(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The `json_schema` of a response format."""
+
+    schema: Raw = Raw()
+    name: Name | None = None
+    """For the caller's own use, as is `description`."""
+    description: Annotated[str, Meta(max_length=MAX_DESCRIPTION_CHARS)] | None = None
+    strict: bool | None = None
+    """Output is always held to the schema, and what would not be held is refused."""
+
+
+class ResponseFormat(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What the output has to be, as OpenAI's clients say it."""
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
+    json_schema: JsonSchemaFormat | None = None
+    structures: list[dict[str, Any]] | None = None
+    triggers: list[str] | None = None
+
+
+class StructuredBody(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """`StructuredOutputs` as callers send it; that checks it."""
+
+    json: Raw = Raw()
+    """A schema, or a string that holds one."""
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: Raw = Raw()
+    """An object, or a string that holds one."""
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
+    whitespace_pattern: str | None = None
 
 
 class GenerateBody(msgspec.Struct, kw_only=True, frozen=True):
@@ -69,6 +105,8 @@ class GenerateBody(msgspec.Struct, kw_only=True, frozen=True):
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredBody | None = None
 
 
 class CompletionBody(GenerateBody, kw_only=True, frozen=True):

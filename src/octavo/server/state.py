@@ -12,6 +12,7 @@ from octavo.core.config import ServerConfig
 from octavo.core.errors import EngineDeadError, NotFoundError, OperatorError, did_you_mean
 from octavo.core.request import Request
 from octavo.core.result import EngineStats, Event
+from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.client import EngineStatus
 from octavo.engine.frontend import Frontend
 from octavo.engine.ipc import Ready
@@ -43,6 +44,10 @@ class EngineHandle(Protocol):
 
     def generate(self, request: Request) -> AsyncIterator[Event]:
         """Submit, then yield events up to one Finished or Failed. Closing it early cancels."""
+        ...
+
+    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Tell the engine, once, what grammars are built for."""
         ...
 
 

@@ -9,19 +9,23 @@ from collections.abc import Mapping
 from typing import Any
 
 _FALSE = (False,)
-_TEXT_ONLY = ({"type": "text"},)
+
+RENAMED: Mapping[str, str] = {
+    "guided_choice": "structured_outputs.choice",
+    "guided_grammar": "structured_outputs.grammar",
+    "guided_json": "structured_outputs.json",
+    "guided_regex": "structured_outputs.regex",
+    "guided_whitespace_pattern": "structured_outputs.whitespace_pattern",
+}
+"""Older spellings, and what is called so now."""
 
 _GENERATE: Mapping[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "cache_salt": (),
     "echo": _FALSE,
     "ec_transfer_params": (),
-    "guided_choice": (),
     "guided_decoding_backend": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_whitespace_pattern": (),
+    **dict.fromkeys(RENAMED, ()),
     "kv_transfer_params": (),
     "length_penalty": (1,),
     "logprob_token_ids": ([],),
@@ -31,14 +35,12 @@ _GENERATE: Mapping[str, tuple[Any, ...]] = {
     "prompt_embeds": (),
     "repetition_detection": (),
     "request_id": (),
-    "response_format": _TEXT_ONLY,
     "return_mm_kwargs": _FALSE,
     "return_token_offsets": _FALSE,
     "return_tokens_as_token_ids": _FALSE,
     "routed_experts_prompt_start": (0,),
     "session_id": (),
     "stream_interval": (1,),
-    "structured_outputs": (),
     "thinking_token_budget": (),
     "truncate_prompt_tokens": (),
     "truncation_side": (),

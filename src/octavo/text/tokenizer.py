@@ -153,6 +153,10 @@ class Tokenizer:
         """The token alone, as text; replacement characters where it is not whole characters."""
         return self._pieces.inner(token_id).decode(errors="replace")
 
+    def to_json(self) -> str:
+        """The tokenizer as tokenizer.json would say it, with every added token."""
+        return str(self._backend.to_str())
+
     def bad_word_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Token sequences to forbid: each word as it starts a text, and as it follows a space.
 

@@ -20,6 +20,7 @@ from octavo.server.openai.logprobs import (
     chat_logprobs,
     prompt_logprobs,
 )
+from octavo.server.openai.output_format import check_output_format
 from octavo.server.openai.prompts import chat_prompt
 from octavo.server.openai.sampling import caller_of, sampling_params
 from octavo.server.parse import Parser
@@ -106,6 +107,7 @@ async def chat_completions(call: Call) -> ASGIApp:
     caller = caller_of(call.caller, body, state)
     check_body(body, 1)
     ready = state.check_accepting()
+    await check_output_format(state.frontend, body, params)
     ids = await chat_prompt(state.frontend, state.chat_template, body)
     if asked is None and "max_new_tokens" in defaults:
         room = output_limit(len(ids), None, ready.max_model_len)

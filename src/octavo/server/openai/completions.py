@@ -19,6 +19,7 @@ from octavo.server.openai.logprobs import (
     completion_logprobs,
     prompt_logprobs,
 )
+from octavo.server.openai.output_format import check_output_format
 from octavo.server.openai.prompts import completion_prompts
 from octavo.server.openai.sampling import caller_of, sampling_params
 from octavo.server.parse import Parser
@@ -68,6 +69,7 @@ async def completions(call: Call) -> ASGIApp:
     caller = caller_of(call.caller, body, state)
     check_body(body, 1)
     state.check_accepting()
+    await check_output_format(state.frontend, body, params)
     adds = body.add_special_tokens is not False
     prompts = await completion_prompts(state.frontend, body.prompt, add_special_tokens=adds)
     check_body(body, len(prompts))

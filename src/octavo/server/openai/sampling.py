@@ -8,6 +8,7 @@ from typing import Any
 from octavo.core.errors import RequestError
 from octavo.core.params import MAX_LOGIT_BIAS, SamplingParams
 from octavo.engine.frontend import Caller
+from octavo.server.openai.output_format import output_format
 from octavo.server.schema import GenerateBody
 from octavo.server.state import AppState
 
@@ -57,6 +58,7 @@ def sampling_params(
         values["stop"] = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
     if body.logit_bias is not None:
         values["logit_bias"] = _biases(body.logit_bias)
+    values["structured_outputs"] = output_format(body)
     return SamplingParams(logprobs=logprobs, max_tokens=max_tokens, **values)
 
 

@@ -1,0 +1,193 @@
+"""Grammars by llguidance (https://github.com/guidance-ai/llguidance): an Earley parser over a lexer of derivatives,
+walked along the trie of the vocabulary. It bounds its own work per step; what passes a bound becomes an error of that
+request.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.gbnf_to_lark import any_to_lark
+
+from octavo.core.structured import StructuredOutputs
+from octavo.decoding.grammar import json_schema
+from octavo.decoding.grammar.base import Grammar, GrammarError, Vocabulary, WordArray
+from octavo.decoding.grammar.lark import Lark, json_options
+from octavo.decoding.grammar.lru import BytesLRU
+
+_CACHE_BYTES = 64 << 20
+_MATCHER_BYTES = 256 << 10
+"""What a grammar of a small schema takes beside its source; larger ones take more in proportion to it."""
+_BYTES_PER_CHAR = 64
+
+_NOTHING = "it allows no output at all"
+
+
+def limits() -> LLParserLimits:
+    """Bounds of one step of one request: some milliseconds of work, some tens of megabytes of states."""
+    return LLParserLimits(
+        step_lexer_fuel=100_000,
+        step_max_items=20_000,
+        max_lexer_states=50_000,
+        max_grammar_size=200_000,
+        verbose_errors=False,
+    )
+
+
+class Backend:
+    """Grammars for one vocabulary.
+
+    Raises:
+        GrammarError: the tokenizer is of a kind that the library cannot read.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        try:
+            self._tokenizer = LLTokenizer(
+                vocabulary.tokenizer_json,
+                n_vocab=vocabulary.vocab_size,
+                eos_token=list(vocabulary.eos_token_ids) or None,
+            )
+        except ValueError as error:
+            raise GrammarError(
+                f"structured output does not work with this model's tokenizer: {error}.",
+                param="structured_outputs",
+            ) from error
+        self._lark = Lark(vocabulary)
+        self._cache: BytesLRU[str, LLMatcher] = BytesLRU(_CACHE_BYTES)
+        self._lock = threading.Lock()
+
+    def compile(self, wanted: StructuredOutputs) -> str:
+        """As `GrammarBackend.compile`."""
+        param = f"structured_outputs.{wanted.constraint}"
+        source = self._translate(wanted, param)
+        problem = self._problem(source)
+        if problem and wanted.json is not None:
+            self._refuse_part(wanted, problem, param)
+        if problem:
+            raise GrammarError(f"{param} cannot be used: {problem}.", param=param)
+        return source
+
+    def build(self, source: str) -> Grammar:
+        """As `GrammarBackend.build`."""
+        with self._lock:
+            known = self._cache.get(source)
+        if known is None:
+            known = self._matcher(source)
+            if known.is_error():
+                raise GrammarError(f"the grammar does not build: {_first_line(known.get_error())}.")
+            size = _MATCHER_BYTES + _BYTES_PER_CHAR * len(source)
+            with self._lock:
+                self._cache.put(source, known, size)
+        return _Matching(known.deep_copy())
+
+    def _matcher(self, source: str) -> LLMatcher:
+        return LLMatcher(self._tokenizer, source, log_level=0, limits=limits())
+
+    def _translate(self, wanted: StructuredOutputs, param: str) -> str:
+        if wanted.json is not None:
+            return self._json(json_schema.parse(wanted.json, param), wanted, param)
+        if wanted.json_object:
+            return self._json({"type": "object"}, wanted, param)
+        if wanted.regex is not None:
+            return str(LLMatcher.grammar_from_regex(wanted.regex))
+        if wanted.choice is not None:
+            return self._lark.choice(wanted.choice)
+        if wanted.grammar is not None:
+            return self._lark.checked(_as_lark(wanted.grammar, param), param)
+        assert wanted.structural_tag is not None, "one constraint is set"
+        return self._lark.structural_tag(wanted, param)
+
+    def _json(self, schema: Any, wanted: StructuredOutputs, param: str) -> str:
+        json_schema.check(schema, param)
+        if schema is False:
+            raise GrammarError(f"{param} cannot be used: {_NOTHING}.", param=param)
+        schema = {} if schema is True else json_schema.without_dialect(schema)
+        if wanted.disable_additional_properties:
+            schema = json_schema.closed(schema)
+        return _json_grammar(schema, wanted)
+
+    def _problem(self, source: str) -> str:
+        """Why a source cannot be used; the empty string when it can."""
+        matcher = self._matcher(source)
+        if not matcher.is_error() and not matcher.is_stopped():
+            allowed = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+            if not matcher.is_error() and not allowed.any():
+                return _NOTHING
+        if matcher.is_error():
+            reason = _first_line(matcher.get_error())
+            return _NOTHING if reason.startswith("NoExtension") else reason
+        return "; ".join(matcher.get_grammar_warnings())
+
+    def _refuse_part(self, wanted: StructuredOutputs, problem: str, param: str) -> None:
+        """Name the place in the schema that is at fault, if a part of it is alone."""
+        assert wanted.json is not None, "called for a schema"
+        schema = json_schema.without_dialect(json_schema.parse(wanted.json, param))
+
+        def fails(part: Any) -> bool:
+            return self._matcher(_json_grammar(part, wanted)).is_error()
+
+        pointer = json_schema.locate(schema, fails)
+        json_schema.refuse(param, pointer, f"cannot be used: {problem}")
+
+
+class _Matching:
+    """A grammar in use."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    def mask(self, words_W: WordArray) -> None:
+        """As `Grammar.mask`."""
+        place: int = words_W.__array_interface__["data"][0]
+        self._matcher.unsafe_compute_mask_ptr(place, words_W.nbytes)
+        if self._matcher.is_error():
+            raise self._failure()
+
+    def advance(self, token_id: int) -> None:
+        """As `Grammar.advance`."""
+        if not self._matcher.consume_token(token_id):
+            raise self._failure()
+
+    def rollback(self, num_tokens: int) -> None:
+        """As `Grammar.rollback`."""
+        self._matcher.rollback(num_tokens)
+
+    def forced(self) -> tuple[int, ...]:
+        """As `Grammar.forced`."""
+        return tuple(self._matcher.compute_ff_tokens())
+
+    def is_finished(self) -> bool:
+        """As `Grammar.is_finished`."""
+        if not self._matcher.is_stopped():
+            return False
+        if self._matcher.is_error():
+            raise self._failure()
+        return True
+
+    def _failure(self) -> GrammarError:
+        reason = _first_line(self._matcher.get_error())
+        return GrammarError(f"the grammar of this request gave up: {reason}.", code="grammar_limit")
+
+
+def _json_grammar(schema: Any, wanted: StructuredOutputs) -> str:
+    options: Any = json_options(wanted)
+    return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options))
+
+
+def _as_lark(grammar: str, param: str) -> str:
+    if "::=" not in grammar:
+        return grammar
+    try:
+        return str(any_to_lark(grammar))
+    except Exception as error:  # the converter raises nothing narrower
+        raise GrammarError(f"{param} is no EBNF: {error}.", param=param) from error
+
+
+def _first_line(text: str) -> str:
+    """The gist of the library's report, which goes on with excerpts."""
+    return " ".join(text.replace("<non-verbose/>", "").split())[:300].rstrip(".")

@@ -1,0 +1,219 @@
+"""The grammars of the running rows, and which tokens a step may choose. No torch: masks leave here as token ids.
+
+Masks depend on tokens that are known when a step begins, so a thread computes them while the model runs. Where a grammar
+leaves one text only, its tokens are those that the tokenizer would write: the mask allows the first of them alone, and
+`take` hands out the rest at once, so that jumping over them and choosing them one by one come to the same.
+
+Shape letters: W words of 32 tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.core.errors import ErrorInfo
+from octavo.core.request import Request
+from octavo.decoding.grammar.base import Grammar, GrammarError
+
+IdArray = npt.NDArray[np.int64]
+
+MAX_JUMP = 64
+"""Forced tokens taken in one step."""
+
+
+class MaskedEntry(NamedTuple):
+    """What one entry of a step may choose."""
+
+    n: int
+    ids: IdArray
+    is_allowed: bool
+    """Whether `ids` are what is allowed, or what is not: whichever are fewer."""
+
+
+class StepMasks(NamedTuple):
+    """What a step's entries may choose, of those that have a grammar."""
+
+    entries: tuple[MaskedEntry, ...] = ()
+    ended: frozenset[int] = frozenset()
+    """Entries whose output is complete: nothing is chosen for them."""
+    failed: tuple[tuple[int, ErrorInfo], ...] = ()
+
+
+class Taken(NamedTuple):
+    """What follows from a row's new token."""
+
+    forced: tuple[int, ...] = ()
+    """Tokens that come after it without being chosen."""
+    is_finished: bool = False
+    error: ErrorInfo | None = None
+
+
+class _Row:
+    """One request's grammar in its row."""
+
+    def __init__(self, grammar: Grammar, request: Request) -> None:
+        params = request.params
+        self.grammar = grammar
+        self.request = request
+        # A caller that forbids or favours single tokens chooses among all ways to write a text.
+        self.forces = not (
+            params.logit_bias or params.allowed_token_ids or request.bad_words_ids
+        )  # fmt: skip
+        # Log-probabilities of a token need the logits before it.
+        self.jumps = self.forces and params.logprobs is None
+        self.queue: tuple[int, ...] = ()
+        """Forced tokens that are still to come."""
+        self.num_taken = 0
+        self.error: ErrorInfo | None = None
+
+    def restart(self, output_ids: Sequence[int]) -> None:
+        """Go back to the start, then take the output so far, as it was taken then."""
+        self.grammar.rollback(self.num_taken)
+        self.num_taken, self.queue = 0, ()
+        for token_id in output_ids:
+            self.look_ahead()
+            self.take(token_id)
+
+    def look_ahead(self) -> None:
+        """Ask what is forced next, unless that is known."""
+        if self.forces and not self.queue:
+            self.queue = self.grammar.forced()
+
+    def take(self, token_id: int) -> None:
+        self.grammar.advance(token_id)
+        self.num_taken += 1
+        self.queue = self.queue[1:] if self.queue[:1] == (token_id,) else ()
+
+
+class GrammarRows:
+    """Owner: the runner of one rank. `learn` and `forget` are the engine's to call."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.eos_ids: IdArray = np.empty(0, np.int64)
+        self._known: dict[str, _Row] = {}
+        self._rows: dict[int, _Row] = {}
+        self._thread: ThreadPoolExecutor | None = None
+        self._pending: Future[StepMasks] | None = None
+        self._words_W = np.zeros(-(-vocab_size // 32), np.uint32)
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether any running row has a grammar."""
+        return bool(self._rows)
+
+    def set_ends(self, eos_token_ids: Sequence[int]) -> None:
+        """Take note of the model's end tokens, before the first grammar comes."""
+        known = [token_id for token_id in eos_token_ids if token_id < self.vocab_size]
+        self.eos_ids = np.array(known, np.int64)
+
+    def learn(self, request: Request, grammar: Grammar) -> None:
+        """Keep the grammar of a request until `forget`."""
+        self._known[request.id] = _Row(grammar, request)
+
+    def forget(self, request_id: str) -> None:
+        """The request has ended."""
+        self._known.pop(request_id, None)
+
+    def start(self, row: int, request: Request, output_ids: Sequence[int]) -> None:
+        """A row begins, or begins again after a preemption."""
+        if not request.grammar:
+            return
+        known = self._rows[row] = self._known[request.id]
+        try:
+            known.restart(output_ids)
+        except GrammarError as error:
+            known.error = error.info()
+
+    def remove(self, row: int) -> None:
+        """The row is free."""
+        self._rows.pop(row, None)
+
+    def begin(self, rows: IdArray) -> None:
+        """Start on the masks of the entries that will be chosen in this step."""
+        if not self._rows:
+            return
+        self._settle()
+        work = [(n, self._rows[row]) for n, row in enumerate(rows.tolist()) if row in self._rows]
+        if not work:
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "octavo-masks")
+        self._pending = self._thread.submit(self._masks, work)
+
+    def masks(self) -> StepMasks | None:
+        """What was begun, once it is done; None when no entry has a grammar."""
+        if self._pending is None:
+            return None
+        pending, self._pending = self._pending, None
+        return pending.result()
+
+    def take(self, row: int, token_id: int) -> Taken | None:
+        """A row's new token; None when it has no grammar."""
+        known = self._rows.get(row)
+        if known is None:
+            return None
+        try:
+            return self._take(known, token_id)
+        except GrammarError as error:
+            known.error = error.info()
+            return Taken(error=known.error)
+
+    def _take(self, row: _Row, token_id: int) -> Taken:
+        row.take(token_id)
+        forced: tuple[int, ...] = ()
+        if row.jumps and not row.grammar.is_finished():
+            row.look_ahead()
+            room = min(MAX_JUMP, row.request.max_tokens - row.num_taken)
+            forced = row.queue[: max(0, room)]
+            for each in forced:
+                row.take(each)
+        return Taken(forced=forced, is_finished=row.grammar.is_finished())
+
+    def _settle(self) -> None:
+        """A step that failed has left its masks behind; they must not be computed beside this one's."""
+        if self._pending is not None:
+            self._pending.exception()
+            self._pending = None
+
+    def _masks(self, work: list[tuple[int, _Row]]) -> StepMasks:
+        entries, ended, failed = [], [], []
+        for n, row in work:
+            try:
+                if row.error is not None:
+                    failed.append((n, row.error))
+                    continue
+                entry = self._mask(n, row)
+            except GrammarError as error:
+                row.error = error.info()
+                failed.append((n, row.error))
+                continue
+            if entry is None:
+                ended.append(n)
+            else:
+                entries.append(entry)
+        return StepMasks(tuple(entries), frozenset(ended), tuple(failed))
+
+    def _mask(self, n: int, row: _Row) -> MaskedEntry | None:
+        """What may be chosen; None when nothing but the end may."""
+        row.look_ahead()
+        if row.queue:
+            return MaskedEntry(n, np.array(row.queue[:1], np.int64), is_allowed=True)
+        if row.grammar.is_finished():
+            return None
+        row.grammar.mask(self._words_W)
+        bits_V = np.unpackbits(self._words_W.view(np.uint8), bitorder="little")[: self.vocab_size]
+        num_allowed = int(np.count_nonzero(bits_V))
+        num_ends = int(np.count_nonzero(bits_V[self.eos_ids]))
+        if num_allowed == num_ends:
+            return None
+        if num_ends and not row.request.eos_token_ids:
+            bits_V[self.eos_ids] = 0  # the caller ignores ends as long as there is anything else
+        if 2 * num_allowed <= self.vocab_size:
+            return MaskedEntry(n, np.flatnonzero(bits_V), is_allowed=True)
+        return MaskedEntry(n, np.flatnonzero(bits_V == 0), is_allowed=False)

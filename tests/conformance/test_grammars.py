@@ -75,7 +75,7 @@ def of_schema(made: GrammarBackend, schema: Any) -> Grammar:
 def test_what_ends_is_valid(made: GrammarBackend, index: int) -> None:
     schema = SCHEMAS[index]
     dialect = jsonschema.validators.validator_for(schema)  # draft 2020-12 where it does not say
-    validator = dialect(schema, format_checker=jsonschema.FormatChecker())
+    validator = dialect(schema, format_checker=dialect.FORMAT_CHECKER)
     rng = random.Random(index)
     source = made.compile(StructuredOutputs(json=json.dumps(schema)))
     whole = [walk(made.build(source), rng, 400) for _ in range(12)]

@@ -4,12 +4,12 @@ Masks depend on tokens that are known when a step begins, so a thread computes t
 leaves one text only, its tokens are those that the tokenizer would write: the mask allows the first of them alone, and
 `take` hands out the rest at once, so that jumping over them and choosing them one by one come to the same.
 
-Shape letters: W words of 32 tokens, V vocabulary.
+Shape letters: M masks of one step, W words of 32 tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from octavo.core.errors import ErrorInfo
 from octavo.core.request import Request
-from octavo.decoding.grammar.base import Grammar, GrammarError
+from octavo.decoding.grammar.base import Grammar, GrammarError, WordArray
 
 IdArray = npt.NDArray[np.int64]
 
@@ -76,13 +76,14 @@ class _Row:
         self.grammar.rollback(self.num_taken)
         self.num_taken, self.queue = 0, ()
         for token_id in output_ids:
-            self.look_ahead()
+            self.next_forced()
             self.take(token_id)
 
-    def look_ahead(self) -> None:
-        """Ask what is forced next, unless that is known."""
+    def next_forced(self) -> int | None:
+        """The next token, if the grammar leaves one text only; asked for unless that is known."""
         if self.forces and not self.queue:
             self.queue = self.grammar.forced()
+        return self.queue[0] if self.queue else None
 
     def take(self, token_id: int) -> None:
         self.grammar.advance(token_id)
@@ -100,7 +101,6 @@ class GrammarRows:
         self._rows: dict[int, _Row] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._pending: Future[StepMasks] | None = None
-        self._words_W = np.zeros(-(-vocab_size // 32), np.uint32)
 
     @property
     def is_in_use(self) -> bool:
@@ -168,7 +168,7 @@ class GrammarRows:
         row.take(token_id)
         forced: tuple[int, ...] = ()
         if row.jumps and not row.grammar.is_finished():
-            row.look_ahead()
+            row.next_forced()
             room = min(MAX_JUMP, row.request.max_tokens - row.num_taken)
             forced = row.queue[: max(0, room)]
             for each in forced:
@@ -182,38 +182,45 @@ class GrammarRows:
             self._pending = None
 
     def _masks(self, work: list[tuple[int, _Row]]) -> StepMasks:
-        entries, ended, failed = [], [], []
+        found, ended, failed = [], [], []
+        masked: list[tuple[int, _Row]] = []
+        words_MW = np.zeros((len(work), -(-self.vocab_size // 32)), np.uint32)
         for n, row in work:
             try:
                 if row.error is not None:
                     failed.append((n, row.error))
-                    continue
-                entry = self._mask(n, row)
+                elif row.next_forced() is not None:
+                    found.append(MaskedEntry(n, np.array(row.queue[:1], np.int64), is_allowed=True))
+                elif row.grammar.is_finished():
+                    ended.append(n)
+                else:
+                    row.grammar.mask(words_MW[len(masked)])
+                    masked.append((n, row))
             except GrammarError as error:
                 row.error = error.info()
                 failed.append((n, row.error))
-                continue
-            if entry is None:
+        for n, ids, is_allowed in self._entries(masked, words_MW[: len(masked)]):
+            if ids is None:
                 ended.append(n)
             else:
-                entries.append(entry)
-        return StepMasks(tuple(entries), frozenset(ended), tuple(failed))
+                found.append(MaskedEntry(n, ids, is_allowed))
+        return StepMasks(tuple(found), frozenset(ended), tuple(failed))
 
-    def _mask(self, n: int, row: _Row) -> MaskedEntry | None:
-        """What may be chosen; None when nothing but the end may."""
-        row.look_ahead()
-        if row.queue:
-            return MaskedEntry(n, np.array(row.queue[:1], np.int64), is_allowed=True)
-        if row.grammar.is_finished():
-            return None
-        row.grammar.mask(self._words_W)
-        bits_V = np.unpackbits(self._words_W.view(np.uint8), bitorder="little")[: self.vocab_size]
-        num_allowed = int(np.count_nonzero(bits_V))
-        num_ends = int(np.count_nonzero(bits_V[self.eos_ids]))
-        if num_allowed == num_ends:
-            return None
-        if num_ends and not row.request.eos_token_ids:
-            bits_V[self.eos_ids] = 0  # the caller ignores ends as long as there is anything else
-        if 2 * num_allowed <= self.vocab_size:
-            return MaskedEntry(n, np.flatnonzero(bits_V), is_allowed=True)
-        return MaskedEntry(n, np.flatnonzero(bits_V == 0), is_allowed=False)
+    def _entries(
+        self, masked: list[tuple[int, _Row]], words_MW: WordArray
+    ) -> Iterator[tuple[int, IdArray | None, bool]]:
+        """(n, ids, whether they are the allowed ones) of each mask; no ids where nothing but the end is allowed."""
+        bits_MV = np.unpackbits(words_MW.view(np.uint8), axis=1, bitorder="little")
+        bits_MV = bits_MV[:, : self.vocab_size].view(np.bool_)
+        num_allowed_M = np.count_nonzero(bits_MV, axis=1).tolist()
+        num_ends_M = np.count_nonzero(bits_MV[:, self.eos_ids], axis=1).tolist()
+        for (n, row), bits_V, num_allowed, num_ends in zip(
+            masked, bits_MV, num_allowed_M, num_ends_M, strict=True
+        ):
+            if num_allowed == num_ends:
+                yield n, None, True
+                continue
+            if num_ends and not row.request.eos_token_ids:
+                bits_V[self.eos_ids] = False  # ends are ignored while there is anything else
+            is_allowed = 2 * num_allowed <= self.vocab_size
+            yield n, np.flatnonzero(bits_V if is_allowed else ~bits_V), is_allowed

@@ -24,6 +24,8 @@ SCHEMAS: list[dict[str, Any]] = [
     {"type": "string", "pattern": "^[a-f]{2,4}-[0-9]+$", "maxLength": 9},
     {"type": "string", "format": "date"},
     {"type": "string", "format": "uuid"},
+    {"type": ["string", "null"], "format": "date-time", "maxLength": 24},
+    {"type": "string", "format": "time", "maxLength": 14},
     {"oneOf": [{"type": "integer", "minimum": -5, "maximum": 5}, {"type": "boolean"}, TEXT]},
     {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0, "maximum": 99}, "maxProperties": 2},
     {"type": "object", "patternProperties": {"^k[0-9]$": {"type": "boolean"}}, "additionalProperties": False, "maxProperties": 3},

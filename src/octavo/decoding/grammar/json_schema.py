@@ -23,6 +23,7 @@ MAX_EXACT = 1 << 53
 FORMATS = (
     "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
 )  # fmt: skip
+_NO_LEAP_SECOND = r":[0-5][0-9](\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
 _DRAFTS = ("draft-04", "draft-06", "draft-07", "draft/2019-09", "draft/2020-12")
 _ONE = ("items", "additionalItems", "additionalProperties")
 _MANY = ("anyOf", "oneOf", "allOf", "prefixItems")
@@ -114,11 +115,18 @@ def closed(schema: Any) -> Any:
     return schema
 
 
-def without_dialect(schema: Any) -> Any:
-    """The schema without `$schema`, so that no keyword is unknown because a dialect is older or newer."""
-    for _, part in subschemas(schema):
-        if isinstance(part, dict):
-            part.pop("$schema", None)
+def prepared(schema: Any) -> Any:
+    """The schema as grammars are made from it; changes the one given.
+
+    Without `$schema`, so that no keyword is unknown because a dialect is older or newer; and times without leap seconds,
+    which are valid at one minute of some years only (RFC 3339, 5.7).
+    """
+    for _, part in list(subschemas(schema)):
+        if not isinstance(part, dict):
+            continue
+        part.pop("$schema", None)
+        if part.get("format") in ("time", "date-time"):
+            part["allOf"] = [*part.get("allOf", ()), {"pattern": _NO_LEAP_SECOND}]
     return schema
 
 

@@ -58,16 +58,23 @@ class Lark:
         return f"start: CHOICE\nCHOICE: {texts}"
 
     def checked(self, grammar: str, param: str) -> str:
-        """The grammar as given, once the schemas in it are known to be enforced."""
+        """The grammar, once the schemas in it are known to be enforced."""
         decoder = json.JSONDecoder()
+        pieces, done = [], 0
         for found in _EMBEDDED.finditer(grammar):
+            if found.start() < done:
+                continue  # inside the schema before it
             try:
                 _, end = decoder.raw_decode(grammar, found.end())
             except (ValueError, RecursionError) as error:
                 raise GrammarError(f"{param}: %json is followed by no JSON: {error}.", param=param) from error  # fmt: skip
             schema = json_schema.parse(grammar[found.end() : end], param)
             json_schema.check(schema, param)
-        return grammar
+            if not isinstance(schema, bool):
+                schema = json_schema.prepared(schema)
+            pieces += [grammar[done : found.end()], json.dumps(schema)]
+            done = end
+        return "".join([*pieces, grammar[done:]])
 
     def structural_tag(self, wanted: StructuredOutputs, param: str) -> str:
         """Text in which every trigger begins one of the structures."""
@@ -82,7 +89,7 @@ class Lark:
                     param=param,
                 )
             json_schema.check(structure.schema, param, f"/structures/{index}/schema")
-            schema = json_schema.without_dialect(structure.schema)
+            schema = json_schema.prepared(structure.schema)
             if wanted.disable_additional_properties:
                 schema = json_schema.closed(schema)
             trigger = max(triggers, key=len)

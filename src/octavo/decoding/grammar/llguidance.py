@@ -106,7 +106,7 @@ class Backend:
         json_schema.check(schema, param)
         if schema is False:
             raise GrammarError(f"{param} cannot be used: {_NOTHING}.", param=param)
-        schema = {} if schema is True else json_schema.without_dialect(schema)
+        schema = {} if schema is True else json_schema.prepared(schema)
         if wanted.disable_additional_properties:
             schema = json_schema.closed(schema)
         return _json_grammar(schema, wanted)
@@ -126,7 +126,7 @@ class Backend:
     def _refuse_part(self, wanted: StructuredOutputs, problem: str, param: str) -> None:
         """Name the place in the schema that is at fault, if a part of it is alone."""
         assert wanted.json is not None, "called for a schema"
-        schema = json_schema.without_dialect(json_schema.parse(wanted.json, param))
+        schema = json_schema.prepared(json_schema.parse(wanted.json, param))
 
         def fails(part: Any) -> bool:
             return self._matcher(_json_grammar(part, wanted)).is_error()

@@ -22,17 +22,23 @@ from octavo.decoding.grammar.base import Grammar, GrammarError, WordArray
 
 IdArray = npt.NDArray[np.int64]
 
+NO_IDS: IdArray = np.empty(0, np.int64)
+_FEW_SHIFT = 5
+"""Ids are few below a 32nd of the vocabulary: of 151,936, editing by ids took 530 us with 40 % of them, by words 53."""
+
 MAX_JUMP = 64
 """Forced tokens taken in one step."""
 
 
 class MaskedEntry(NamedTuple):
-    """What one entry of a step may choose."""
+    """What one entry of a step may choose: by the ids that are few, else by a word for every token."""
 
     n: int
-    ids: IdArray
-    is_allowed: bool
-    """Whether `ids` are what is allowed, or what is not: whichever are fewer."""
+    ids: IdArray = NO_IDS
+    is_allowed: bool = True
+    """Whether `ids` are what is allowed, or what is not."""
+    keep_V: npt.NDArray[np.int32] | None = None
+    """All bits set for tokens that are allowed, none for others."""
 
 
 class StepMasks(NamedTuple):
@@ -53,6 +59,10 @@ class Taken(NamedTuple):
     error: ErrorInfo | None = None
 
 
+_GOES_ON = Taken()
+_FINISHED = Taken(is_finished=True)
+
+
 class _Row:
     """One request's grammar in its row."""
 
@@ -68,20 +78,23 @@ class _Row:
         self.jumps = self.forces and params.logprobs is None
         self.queue: tuple[int, ...] = ()
         """Forced tokens that are still to come."""
+        self._has_looked = False
+        """Whether the queue says what follows; asking costs as much as a mask at times."""
         self.num_taken = 0
         self.error: ErrorInfo | None = None
 
     def restart(self, output_ids: Sequence[int]) -> None:
         """Go back to the start, then take the output so far, as it was taken then."""
         self.grammar.rollback(self.num_taken)
-        self.num_taken, self.queue = 0, ()
+        self.num_taken, self.queue, self._has_looked = 0, (), False
         for token_id in output_ids:
             self.next_forced()
             self.take(token_id)
 
     def next_forced(self) -> int | None:
         """The next token, if the grammar leaves one text only; asked for unless that is known."""
-        if self.forces and not self.queue:
+        if self.forces and not self._has_looked:
+            self._has_looked = True
             self.queue = self.grammar.forced()
         return self.queue[0] if self.queue else None
 
@@ -89,6 +102,7 @@ class _Row:
         self.grammar.advance(token_id)
         self.num_taken += 1
         self.queue = self.queue[1:] if self.queue[:1] == (token_id,) else ()
+        self._has_looked = bool(self.queue)
 
 
 class GrammarRows:
@@ -166,13 +180,14 @@ class GrammarRows:
 
     def _take(self, row: _Row, token_id: int) -> Taken:
         row.take(token_id)
-        forced: tuple[int, ...] = ()
-        if row.jumps and not row.grammar.is_finished():
-            row.next_forced()
-            room = min(MAX_JUMP, row.request.max_tokens - row.num_taken)
-            forced = row.queue[: max(0, room)]
-            for each in forced:
-                row.take(each)
+        if row.grammar.is_finished():
+            return _FINISHED
+        if not row.jumps or row.next_forced() is None:
+            return _GOES_ON
+        room = min(MAX_JUMP, row.request.max_tokens - row.num_taken)
+        forced = row.queue[: max(0, room)]
+        for each in forced:
+            row.take(each)
         return Taken(forced=forced, is_finished=row.grammar.is_finished())
 
     def _settle(self) -> None:
@@ -190,7 +205,7 @@ class GrammarRows:
                 if row.error is not None:
                     failed.append((n, row.error))
                 elif row.next_forced() is not None:
-                    found.append(MaskedEntry(n, np.array(row.queue[:1], np.int64), is_allowed=True))
+                    found.append(MaskedEntry(n, np.array(row.queue[:1], np.int64)))
                 elif row.grammar.is_finished():
                     ended.append(n)
                 else:
@@ -199,28 +214,35 @@ class GrammarRows:
             except GrammarError as error:
                 row.error = error.info()
                 failed.append((n, row.error))
-        for n, ids, is_allowed in self._entries(masked, words_MW[: len(masked)]):
-            if ids is None:
+        for (n, _), entry in zip(
+            masked, self._entries(masked, words_MW[: len(masked)]), strict=True
+        ):
+            if entry is None:
                 ended.append(n)
             else:
-                found.append(MaskedEntry(n, ids, is_allowed))
+                found.append(entry)
         return StepMasks(tuple(found), frozenset(ended), tuple(failed))
 
     def _entries(
         self, masked: list[tuple[int, _Row]], words_MW: WordArray
-    ) -> Iterator[tuple[int, IdArray | None, bool]]:
-        """(n, ids, whether they are the allowed ones) of each mask; no ids where nothing but the end is allowed."""
+    ) -> Iterator[MaskedEntry | None]:
+        """Of each mask; None where nothing but the end is allowed."""
         bits_MV = np.unpackbits(words_MW.view(np.uint8), axis=1, bitorder="little")
         bits_MV = bits_MV[:, : self.vocab_size].view(np.bool_)
+        few = self.vocab_size >> _FEW_SHIFT
         num_allowed_M = np.count_nonzero(bits_MV, axis=1).tolist()
         num_ends_M = np.count_nonzero(bits_MV[:, self.eos_ids], axis=1).tolist()
         for (n, row), bits_V, num_allowed, num_ends in zip(
             masked, bits_MV, num_allowed_M, num_ends_M, strict=True
         ):
             if num_allowed == num_ends:
-                yield n, None, True
+                yield None
                 continue
             if num_ends and not row.request.eos_token_ids:
                 bits_V[self.eos_ids] = False  # ends are ignored while there is anything else
-            is_allowed = 2 * num_allowed <= self.vocab_size
-            yield n, np.flatnonzero(bits_V if is_allowed else ~bits_V), is_allowed
+            if num_allowed <= few:
+                yield MaskedEntry(n, np.flatnonzero(bits_V))
+            elif num_allowed >= self.vocab_size - few:
+                yield MaskedEntry(n, np.flatnonzero(~bits_V), is_allowed=False)
+            else:
+                yield MaskedEntry(n, keep_V=np.negative(bits_V.astype(np.int32)))

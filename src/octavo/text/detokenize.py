@@ -5,7 +5,7 @@ It knows one request and its parameters; it does not know where tokens come from
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from octavo.core.params import SamplingParams
@@ -24,6 +24,8 @@ class TextDelta(NamedTuple):
     offsets: tuple[int, ...]
     """Per consumed token: where in the whole output text it begins, in characters. A token that begins inside a
     character has that character's offset."""
+    marks: tuple[tuple[int, int], ...] = ()
+    """Of the kept special tokens among them: where the token's own text begins, and its id."""
 
 
 class Detokenizer:
@@ -36,14 +38,23 @@ class Detokenizer:
 
     Stop strings are looked for in the text from the token after the first `min_tokens` on; the one that is complete
     first ends the text.
+
+    `kept` are special tokens that delimit something, by id: shown whatever `skip_special_tokens` says, and marked.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, params: SamplingParams, prompt_ids: Sequence[int] = ()
+        self,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        prompt_ids: Sequence[int] = (),
+        *,
+        kept: Mapping[int, str] | None = None,
     ) -> None:
+        self._kept = kept or {}
         self._stream = tokenizer.stream(
             skip_special_tokens=params.skip_special_tokens,
             spaces_between_special_tokens=params.spaces_between_special_tokens,
+            kept_ids=frozenset(self._kept),
         )
         if prompt_ids:
             self._stream.prime(prompt_ids)
@@ -67,6 +78,7 @@ class Detokenizer:
             return TextDelta("", 0, self.stopped, ())
         released: list[str] = []
         offsets: list[int] = []
+        marks: list[tuple[int, int]] = []
         num_shown = len(token_ids) - (ends_with_stop_token and not self._keeps_stop)
         for index, token_id in enumerate(token_ids):
             offsets.append(self._num_chars)
@@ -74,10 +86,14 @@ class Detokenizer:
             text = self._stream.feed(token_id) if index < num_shown else ""
             if text:
                 released.append(self._release(text))
+                if token_id in self._kept and not self._is_over():
+                    # What the token completes stands before its own text: a character that was never finished.
+                    marks.append((self._num_chars - len(self._kept[token_id]), token_id))
             if self._is_over():
                 offsets = [min(offset, self._num_chars) for offset in offsets]
                 break
-        return TextDelta("".join(released), len(offsets), self.stopped, tuple(offsets))
+        text = "".join(released)
+        return TextDelta(text, len(offsets), self.stopped, tuple(offsets), tuple(marks))
 
     def finish(self) -> TextDelta:
         """The rest: what was held back for a stop string or a character that did not come."""

@@ -149,8 +149,10 @@ class TextStream:
         *,
         skip_special_tokens: bool = True,
         spaces_between_special_tokens: bool = True,
+        kept_ids: frozenset[int] = frozenset(),
     ) -> None:
         self._pieces = pieces
+        self._kept = kept_ids
         self._skips = skip_special_tokens
         self._joins = not (skip_special_tokens or spaces_between_special_tokens)
         # Byte tokens are replaced one by one, byte-level text by maximal ill-formed parts, as the library does.
@@ -193,7 +195,7 @@ class TextStream:
 
     def _is_skipped(self, token_id: int) -> bool:
         if token_id in self._pieces.special_ids:
-            return self._skips
+            return self._skips and token_id not in self._kept
         return self._pieces.content(token_id) is None if self._is_first else False
 
     def _bytes_of(self, token_id: int) -> bytes:

@@ -6,7 +6,7 @@ and keeps no state per request (see `detokenize.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,18 +128,28 @@ class Tokenizer:
         return "".join([*map(stream.feed, ids), stream.flush()])
 
     def stream(
-        self, *, skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
+        self,
+        *,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+        kept_ids: frozenset[int] = frozenset(),
     ) -> TextStream:
-        """A decoder for tokens that come one by one."""
+        """A decoder for tokens that come one by one; `kept_ids` are special tokens that are never skipped."""
         return TextStream(
             self._pieces,
             skip_special_tokens=skip_special_tokens,
             spaces_between_special_tokens=spaces_between_special_tokens,
+            kept_ids=kept_ids,
         )
 
     def is_special(self, token_id: int) -> bool:
         """Whether `skip_special_tokens` leaves this token out."""
         return token_id in self._pieces.special_ids
+
+    def special_ids(self, tokens: Iterable[str]) -> dict[int, str]:
+        """Those of `tokens` that are special tokens, by id."""
+        found = {self._vocab.get(token): token for token in tokens}
+        return {i: token for i, token in found.items() if i is not None and self.is_special(i)}
 
     def token_id(self, token: str) -> int | None:
         """The id of a token as the vocabulary spells it."""

@@ -179,7 +179,7 @@ def test_nothing_is_consumed_after_a_stop():
     assert delta.text == "hello " and delta.stopped == "wor"
     assert delta.num_tokens == len(delta.offsets) < len(ids)
     assert max(delta.offsets) <= len(delta.text)
-    assert detokenizer.push(ids) == detokenizer.finish() == ("", 0, "wor", ())
+    assert detokenizer.push(ids) == detokenizer.finish() == ("", 0, "wor", (), ())
 
 
 @few
@@ -243,3 +243,20 @@ def test_work_per_token_does_not_grow():
             detokenizer.push([token_id])
         took.append(time.process_time() - start)
     assert took[-1] < 5 * took[0] + 0.1
+
+
+def test_kept_special_tokens_are_shown_and_marked() -> None:
+    tokenizer = fakes_text.byte_level()
+    kept = tokenizer.special_ids(["<|im_start|>", "no such token"])
+    (start,) = kept
+    word = tokenizer.encode("fox", add_special_tokens=False)
+    broken = tokenizer.encode("世", add_special_tokens=False)[:1]
+    end = tokenizer.token_id("<|im_end|>")
+    detokenizer = Detokenizer(tokenizer, SamplingParams(stop=("zz",)), kept=kept)
+    deltas = [detokenizer.push(ids) for ids in (word, [*broken, start], [end, *word, start])]
+    text = "".join(delta.text for delta in deltas) + detokenizer.finish().text
+    marks = [mark for delta in deltas for mark in delta.marks]
+    assert text.count("<|im_start|>") == 2 and "<|im_end|>" not in text
+    assert len(marks) == 2
+    for at, token_id in marks:
+        assert token_id == start and text.startswith("<|im_start|>", at)

@@ -1,0 +1,53 @@
+"""The grammar under which an output cannot but call a tool, or calls only as the tools' schemas say."""
+
+from __future__ import annotations
+
+from octavo.text.parsers import lark
+from octavo.text.parsers.base import Demand, ReasoningFormat, Rules, ToolFormat
+from octavo.text.parsers.output import Formats
+
+
+def grammar_of(
+    formats: Formats,
+    demand: Demand,
+    *,
+    is_open: bool,
+    is_free: bool = False,
+    is_closed: bool = False,
+) -> str:
+    """Lark text. Reasoning may come first: it must end where the prompt has opened it (`is_open`), and there is none
+    where the prompt has closed it.
+
+    With `is_free` the model may write text, and only its calls are bound; empty where the format has no trigger by
+    which a call could be told in time.
+    """
+    assert formats.tools is not None, "a demand needs a format to be written in"
+    trigger = formats.tools.trigger
+    if is_free and not trigger:
+        return ""
+    body = _free(formats.tools, demand) if is_free else formats.tools.demand(demand)
+    reasoning = formats.reasoning
+    if reasoning is not None and not (reasoning.is_whole or formats.tools.is_whole or is_closed):
+        body = _thoughtful(body, reasoning, demand, is_open)
+    return "\n".join([f"start: {body.start}", *body.rules]) + "\n"
+
+
+def _thoughtful(body: Rules, reasoning: ReasoningFormat, demand: Demand, is_open: bool) -> Rules:
+    thought = lark.until(demand.special_id, "thought", reasoning.ends)
+    space = r"/[ \t\r\n]{0,8}/"
+    if is_open:
+        return Rules(f"{thought.start} {space} ({body.start})", (*thought.rules, *body.rules))
+    starts = " | ".join(lark.mark(demand.special_id, start) for start in reasoning.starts)
+    start = f"(({starts}) {thought.start} {space})? ({body.start})"
+    return Rules(start, (*thought.rules, *body.rules))
+
+
+def _free(tools: ToolFormat, demand: Demand) -> Rules:
+    """Text in which every trigger begins a call."""
+    found = demand.special_id(tools.trigger)
+    if found is not None:
+        body = tools.demand(demand._replace(lead=f"{lark.TEXT} <[{found}]>"))
+        return Rules(f"({body.start})* {lark.TEXT}", body.rules)
+    body = tools.demand(demand._replace(lead="lead"))
+    lead = f"lead[lazy]: {lark.TEXT} {lark.quote(tools.trigger)}"
+    return Rules(f"({body.start})* tail", (*body.rules, lead, f"tail: {lark.TEXT}"))

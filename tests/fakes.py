@@ -41,6 +41,7 @@ from octavo.server.auth import KeyRing
 from octavo.server.serve import Server, bind
 from octavo.server.state import AppState
 from octavo.text.chat import ChatTemplate
+from octavo.text.parsers.output import Formats
 from octavo.text.tokenizer import Tokenizer, TokenizerFacts
 
 EOS = 256
@@ -91,6 +92,8 @@ class FakeEngine:
         self.cancelled: list[str] = []
         self.finished: list[str] = []
         self.eos_after: int | None = None
+        self.script: list[int] | None = None
+        """Token ids to say in place of SCRIPT, then the end."""
         self.pause_after: int | None = None
         self.release = asyncio.Event()
         self.paused = threading.Semaphore(0)
@@ -188,7 +191,11 @@ class FakeEngine:
         start = (sum(request.token_ids) + 7 * request.index + (request.seed % 101)) % len(SCRIPT)
         if request.params.seed is None:
             start = (sum(request.token_ids) + 7 * request.index) % len(SCRIPT)
-        tokens: list[int] = []
+        if self.script is not None:
+            ends = len(self.script) < request.max_tokens and EOS in request.eos_token_ids
+            tokens = [*self.script, EOS] if ends else self.script[: request.max_tokens]
+            return tokens, "stop" if ends else "length", None
+        tokens = []
         while len(tokens) < request.max_tokens:
             if len(tokens) == self.eos_after and EOS in request.eos_token_ids:
                 return [*tokens, EOS], "stop", None
@@ -236,6 +243,7 @@ def make_state(
     keys: tuple[str, ...] = (),
     default_sampling: dict[str, float | int] | None = None,
     template: str | None = TEMPLATE,
+    formats: Formats = Formats(),
     **config: Any,
 ) -> AppState:
     """A server state over a fake engine."""
@@ -249,6 +257,7 @@ def make_state(
         metrics=Metrics(MODEL),
         scheduling_policy=EngineConfig().scheduling_policy,
         keys=KeyRing(keys),
+        formats=formats,
     )
 
 

@@ -128,6 +128,19 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Literal["auto", "octavo"],
         _Help(description="auto: sampling defaults from the model folder; octavo: neutral ones."),
     ] = "auto"
+    tool_call_parser: Annotated[
+        str,
+        _Help(
+            description="How the model writes tool calls: auto (read off the chat template), none, or a format's name."
+        ),
+    ] = "auto"
+    enable_auto_tool_choice: Annotated[
+        bool, _Help(description="Let the model choose whether to call tools.")
+    ] = True
+    reasoning_parser: Annotated[
+        str,
+        _Help(description="How the model writes its reasoning: auto, none, or a format's name."),
+    ] = "auto"
     shutdown_timeout: Annotated[
         float, _Help(ge=0, description="Seconds that running requests get to finish at shutdown.")
     ] = 30.0

@@ -11,7 +11,7 @@ import contextlib
 import operator
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -79,6 +79,8 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     """One per token id, where asked."""
     offsets: tuple[int, ...] = ()
     """Per token id: where in the choice's text it begins, in characters."""
+    marks: tuple[tuple[int, int], ...] = ()
+    """Of the special tokens that the call keeps: where each begins in the choice's text, and its id."""
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     """On a choice's first delta, where asked: entry i belongs to prompt position i + 1."""
     finish_reason: str | None = None
@@ -186,17 +188,27 @@ class Frontend:
         *,
         caller: Caller = Caller(),
         request_id: str,
+        kept: Mapping[int, str] | None = None,
     ) -> Generation:
-        """Begin one call (all its choices). Raises as `build` does; iterate the result for deltas."""
+        """Begin one call (all its choices). Raises as `build` does; iterate the result for deltas.
+
+        `kept` are special tokens, by id, whose text and places are shown whatever the parameters say.
+        """
         requests = self.build(token_ids, params, caller, request_id)
-        return Generation(self, requests)
+        return Generation(self, requests, kept)
 
 
 class Generation:
     """One call in progress. `async for delta in generation`; closing the iterator cancels what still runs."""
 
-    def __init__(self, frontend: Frontend, requests: list[Request]) -> None:
+    def __init__(
+        self,
+        frontend: Frontend,
+        requests: list[Request],
+        kept: Mapping[int, str] | None = None,
+    ) -> None:
         self.requests = requests
+        self._kept = kept
         self.usage = Usage(prompt_tokens=requests[0].num_prompt)
         self._frontend = frontend
 
@@ -238,7 +250,7 @@ class Generation:
         Raises:
             OctavoError: its grammar cannot be had, or the engine failed this request.
         """
-        fold = _Choice(request, self._frontend.tokenizer)
+        fold = _Choice(request, self._frontend.tokenizer, self._kept)
         request = await self._frontend.with_grammar(request)
         client = self._frontend.client
         async with contextlib.aclosing(closable(client.generate(request))) as events:
@@ -257,11 +269,13 @@ class Generation:
 class _Choice:
     """Folds the events of one choice into deltas."""
 
-    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, request: Request, tokenizer: Tokenizer, kept: Mapping[int, str] | None
+    ) -> None:
         self._request = request
         # Before min_tokens outputs the sampler masks these, so that seeing one means the engine ends there.
         self._stop_tokens = frozenset(request.eos_token_ids + request.params.stop_token_ids)
-        self._detokenizer = Detokenizer(tokenizer, request.params, request.token_ids)
+        self._detokenizer = Detokenizer(tokenizer, request.params, request.token_ids, kept=kept)
 
     def take(self, event: Event) -> Delta | None:
         """The delta of one event; None when there is nothing to say."""
@@ -290,6 +304,7 @@ class _Choice:
             token_ids=taken,
             logprobs=logprobs,
             offsets=pushed.offsets,
+            marks=pushed.marks,
             prompt_logprobs=event.prompt_logprobs,
             finish_reason="stop" if pushed.stopped is not None else None,
             stop_reason=pushed.stopped,

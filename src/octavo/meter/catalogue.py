@@ -85,6 +85,7 @@ ROWS: tuple[Row, ...] = (
     Row("octavo:startup_seconds", "gauge", "Start-up time by phase.", ("phase",)),
     Row("octavo:requests_received", "counter", "Requests handed to the engine."),
     Row("octavo:requests_in_flight", "gauge", "Requests received and not yet ended."),
+    Row("octavo:tool_parse_errors", "counter", "Answers with tool calls that could not be parsed."),
     Row("octavo:client_disconnects", "counter", "Calls whose client went away."),
     Row("octavo:http_responses", "counter", "Answers by route and status.", ("route", "status")),
 )

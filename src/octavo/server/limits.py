@@ -19,6 +19,8 @@ MAX_MESSAGES = 4096
 MAX_CONTENT_PARTS = 1024
 MAX_NAME_CHARS = 256
 MAX_DESCRIPTION_CHARS = 16 << 10
+MAX_TOOLS = 256
+MAX_TOOL_DEPTH = 32
 MAX_KWARGS_BYTES = 64 << 10
 MAX_KWARGS_DEPTH = 8
 
@@ -28,6 +30,7 @@ BIG_FIELD_BYTES: Mapping[str, int] = {
     "prompt": MAX_BODY_BYTES,
     "messages": MAX_BODY_BYTES,
     "tokens": MAX_BODY_BYTES,
+    "tools": 1 << 20,
     "allowed_token_ids": 4 << 20,
     "response_format": 2 << 20,
     "structured_outputs": 2 << 20,

@@ -13,7 +13,12 @@ import msgspec
 from msgspec import Meta, Raw
 
 from octavo.core.params import MAX_LOGPROBS, MAX_TOKENS
-from octavo.server.limits import MAX_DESCRIPTION_CHARS, MAX_MESSAGES, MAX_NAME_CHARS
+from octavo.server.limits import (
+    MAX_DESCRIPTION_CHARS,
+    MAX_MESSAGES,
+    MAX_NAME_CHARS,
+    MAX_TOOLS,
+)
 
 Name = Annotated[str, Meta(max_length=MAX_NAME_CHARS)]
 TokenIds = list[Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]]
@@ -128,6 +133,16 @@ class ChatBody(GenerateBody, kw_only=True, frozen=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)] | None = None
+    """Functions; `openai/tools.py` looks inside."""
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    """An object names one function."""
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
+    """False leaves the reasoning out of the answer; it is thought and counted all the same."""
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
+        None
+    )
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True, frozen=True):
@@ -143,6 +158,7 @@ class TokenizeBody(msgspec.Struct, kw_only=True, frozen=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)] | None = None
 
 
 class DetokenizeBody(msgspec.Struct, kw_only=True, frozen=True):

@@ -19,6 +19,7 @@ from octavo.engine.ipc import Ready
 from octavo.meter.metrics import Metrics
 from octavo.server.auth import KeyRing
 from octavo.text.chat import ChatTemplate
+from octavo.text.parsers.output import Formats
 
 STALL_S = 30.0
 """Work is there and nothing moved for so long, and for 50 times the last step: the engine hangs."""
@@ -73,6 +74,8 @@ class AppState:
     metrics: Metrics
     scheduling_policy: str
     keys: KeyRing = field(default_factory=KeyRing)
+    formats: Formats = Formats()
+    """How the model writes its reasoning and its tool calls."""
     on_start: Callable[[], Awaitable[None]] | None = None
     """Run beside the server once it listens (starts the engine); its error stops the server."""
     on_stop: Callable[[], Awaitable[None]] | None = None

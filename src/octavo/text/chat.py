@@ -61,6 +61,8 @@ class ChatTemplate:
                 code="E-TOK-03",
                 fix="Give one with --chat-template, or use the completions endpoint.",
             )
+        self.sources = sources
+        """The templates' text, by name."""
         environment = TemplateEnvironment()
         self._compiled = {
             name: _Compiled(environment, name, text) for name, text in sources.items()
@@ -77,6 +79,11 @@ class ChatTemplate:
     def variables(self) -> frozenset[str]:
         """Names that the template reads and does not set, such as `enable_thinking`."""
         return self._choose(has_tools=False).variables
+
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the model would see tools."""
+        return "tools" in self._choose(has_tools=True).variables
 
     def render(
         self,

@@ -24,6 +24,7 @@ from octavo.server.auth import KeyRing
 from octavo.server.serve import Server
 from octavo.server.state import AppState
 from octavo.text.chat import ChatTemplate
+from octavo.text.parsers.choose import Chosen, choose
 from octavo.text.tokenizer import Tokenizer
 from octavo.tools import openai_client
 from octavo.tools.flags import Configs
@@ -42,16 +43,24 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
     engine, server = configs
     tokenizer = Tokenizer.load(tokenizer_folder(engine))
     names = server.served_model_name or (engine.model,)
+    template = _chat_template(server, tokenizer)
     return AppState(
         config=server,
         engine=client,
         frontend=Frontend(client, tokenizer),
-        chat_template=_chat_template(server, tokenizer),
+        chat_template=template,
+        formats=choose_formats(server, template).formats,
         served_names=names,
         metrics=Metrics(names[0]),
         keys=KeyRing((*server.api_key, *env.api_keys())),
         scheduling_policy=engine.scheduling_policy,
     )
+
+
+def choose_formats(config: ServerConfig, template: ChatTemplate | None) -> Chosen:
+    """How the model writes reasoning and tool calls. Raises ConfigError for an unknown name."""
+    sources = template.sources.values() if template is not None else ()
+    return choose(sources, tools=config.tool_call_parser, reasoning=config.reasoning_parser)
 
 
 def _chat_template(config: ServerConfig, tokenizer: Tokenizer) -> ChatTemplate | None:

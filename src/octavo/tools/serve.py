@@ -51,7 +51,7 @@ def _serve(parsed: Configs, client: EngineClient, entered: float, launched: floa
     # lazy: the server's libraries take a quarter of a second, during which the engine loads its own
     from octavo.server.app import create_app
     from octavo.server.serve import bind, run_server
-    from octavo.tools.local import make_state
+    from octavo.tools.local import choose_formats, make_state
 
     sock = bind(parsed.server)
     state = make_state(parsed, client)
@@ -67,17 +67,23 @@ def _serve(parsed: Configs, client: EngineClient, entered: float, launched: floa
         await client.start()
         return await client.wait_ready()
 
-    state.on_start = announcing(start, address, entered, launched)
+    chosen = choose_formats(parsed.server, state.chat_template).decisions
+    state.on_start = announcing(start, address, entered, launched, chosen)
     state.on_stop = client.close
     run_server(create_app(state), parsed.server, sock)
 
 
 def announcing(
-    start: Callable[[], Awaitable[Ready]], address: Address, entered: float, launched: float
+    start: Callable[[], Awaitable[Ready]],
+    address: Address,
+    entered: float,
+    launched: float,
+    chosen: tuple[tuple[str, str, str], ...] = (),
 ) -> Callable[[], Awaitable[None]]:
     """Start an engine, then print all that an operator wants to know.
 
-    `entered` and `launched`: age of this process at `run`, and when the engine's was started.
+    `entered` and `launched`: age of this process at `run`, and when the engine's was started. `chosen`: what was
+    decided here, beside the engine's decisions.
     """
 
     async def start_and_tell() -> None:
@@ -93,7 +99,7 @@ def announcing(
         )
         parts = (
             startup.memory_text(ready),
-            startup.decisions_text(ready),
+            startup.decisions_text(ready, chosen),
             startup.timeline_text(total, before, ready.phases),
             startup.ready_text(ready, address, has_openai=has_openai()),
         )

@@ -57,9 +57,10 @@ def memory_text(ready: Ready) -> str:
     return table(("memory", "size", "share"), rows)
 
 
-def decisions_text(ready: Ready) -> str:
-    """What was decided for the operator and why."""
-    return table(("decided", "value", "because"), ready.decisions) if ready.decisions else ""
+def decisions_text(ready: Ready, chosen: tuple[tuple[str, str, str], ...] = ()) -> str:
+    """What was decided for the operator and why: by the engine, and here."""
+    rows = (*ready.decisions, *chosen)
+    return table(("decided", "value", "because"), rows) if rows else ""
 
 
 def timeline_text(total_s: float, before: Sequence[Phase], engine: Iterable[Phase]) -> str:

@@ -165,6 +165,7 @@ SNAPSHOT = {
     "octavo:requests_in_flight": "gauge",
     "octavo:requests_received": "counter",
     "octavo:startup_seconds": "gauge",
+    "octavo:tool_parse_errors": "counter",
     "vllm:admission_rejections": "counter",
     "vllm:cache_config_info": "gauge",
     "vllm:e2e_request_latency_seconds": "histogram",

@@ -153,7 +153,6 @@ UNSUPPORTED_CHAT: dict[str, Any] = {
     "metadata": {"a": "b"},
     "web_search_options": {},
     "verbosity": "low",
-    "include_reasoning": False,
     "mm_processor_kwargs": {"a": 1},
 }
 NEUTRAL_CHAT: dict[str, Any] = {
@@ -229,7 +228,7 @@ BAD_TOKENIZE: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a", "add_generation_prompt": True}, "add_generation_prompt"),
     ({"prompt": "a" * 64 * (MAX_MODEL_LEN + 1)}, "prompt"),
     ({"messages": []}, "messages"),
-    ({"messages": [USER], "tools": [1]}, "tools"),
+    ({"messages": [USER], "tools": [1]}, "tools[0]"),
     ({"messages": [USER], "media_io_kwargs": {"a": 1}}, "media_io_kwargs"),
 ]
 BAD_DETOKENIZE: list[tuple[dict[str, Any], str]] = [

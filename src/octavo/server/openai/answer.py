@@ -11,6 +11,7 @@ from contextlib import aclosing
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -31,6 +32,12 @@ class PromptTokensDetails(msgspec.Struct, kw_only=True):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct, kw_only=True):
+    """What output tokens were."""
+
+    reasoning_tokens: int
+
+
 class Usage(msgspec.Struct, kw_only=True):
     """Tokens of a call, counted from ids that were really processed."""
 
@@ -38,6 +45,7 @@ class Usage(msgspec.Struct, kw_only=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
 
 class Form(Protocol[P]):
@@ -47,7 +55,7 @@ class Form(Protocol[P]):
         """What a delta adds to the answer; maybe nothing."""
         ...
 
-    def chunk(self, piece: P | None, usage: Usage | None | msgspec.UnsetType) -> bytes:
+    def chunk(self, piece: P | None, usage: Usage | None | UnsetType) -> bytes:
         """One chunk of a stream; without a piece it carries the usage alone."""
         ...
 
@@ -55,8 +63,13 @@ class Form(Protocol[P]):
         """The fold of all pieces."""
         ...
 
+    @property
+    def num_reasoning_tokens(self) -> int | None:
+        """Of the output so far; None where nobody looks for reasoning."""
+        ...
 
-def usage_of(generations: Sequence[Generation]) -> Usage:
+
+def usage_of(generations: Sequence[Generation], num_reasoning: int | None = None) -> Usage:
     """The usage of a call so far, over all its prompts."""
     prompt = sum(generation.usage.prompt_tokens for generation in generations)
     output = sum(generation.usage.completion_tokens for generation in generations)
@@ -66,6 +79,9 @@ def usage_of(generations: Sequence[Generation]) -> Usage:
         completion_tokens=output,
         total_tokens=prompt + output,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+        completion_tokens_details=UNSET
+        if num_reasoning is None
+        else CompletionTokensDetails(reasoning_tokens=num_reasoning),
     )
 
 
@@ -99,7 +115,11 @@ def respond(
     options = body.stream_options or StreamOptions()
 
     def last_words() -> bytes:
-        return event(form.chunk(None, usage_of(generations))) if options.include_usage else b""
+        return (
+            event(form.chunk(None, usage_of(generations, form.num_reasoning_tokens)))
+            if options.include_usage
+            else b""
+        )
 
     return EventStream(_frames(call, generations, form, options), last_words)
 
@@ -107,14 +127,14 @@ def respond(
 async def _frames(
     call: Call, generations: Sequence[Generation], form: Form[P], options: StreamOptions
 ) -> AsyncGenerator[bytes, None]:
-    usage: Usage | None | msgspec.UnsetType = None if options.include_usage else msgspec.UNSET
+    usage: Usage | None | UnsetType = None if options.include_usage else UNSET
     async with aclosing(metered(call, generations)) as deltas:
         async for prompt_index, delta in deltas:
             pieces = form.pieces(prompt_index, delta)
             if not pieces:
                 continue
             if options.continuous_usage_stats:
-                usage = usage_of(generations)
+                usage = usage_of(generations, form.num_reasoning_tokens)
             yield b"".join([event(form.chunk(piece, usage)) for piece in pieces])
 
 
@@ -128,7 +148,8 @@ class _Whole(Generic[P]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         pieces = await unless_gone(receive, self._collect())
-        payload = self._form.whole(pieces, usage_of(self._generations))
+        usage = usage_of(self._generations, self._form.num_reasoning_tokens)
+        payload = self._form.whole(pieces, usage)
         await Response(payload, media_type="application/json")(scope, receive, send)
 
     async def _collect(self) -> list[P]:

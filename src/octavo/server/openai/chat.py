@@ -10,9 +10,9 @@ from msgspec import UNSET, UnsetType
 from starlette.types import ASGIApp
 
 from octavo.core.errors import ContextLengthError, RequestError
-from octavo.engine.frontend import Delta, Generation, output_limit
+from octavo.engine.frontend import Delta
 from octavo.server.call import Call
-from octavo.server.openai.answer import Usage, check_body, respond
+from octavo.server.openai.answer import Usage, respond
 from octavo.server.openai.fold import first_set, fold, join_ids
 from octavo.server.openai.logprobs import (
     ChatLogprobs,
@@ -20,9 +20,7 @@ from octavo.server.openai.logprobs import (
     chat_logprobs,
     prompt_logprobs,
 )
-from octavo.server.openai.output_format import check_output_format
-from octavo.server.openai.prompts import chat_prompt
-from octavo.server.openai.sampling import caller_of, sampling_params
+from octavo.server.openai.talk import Talk, begin
 from octavo.server.parse import Parser
 from octavo.server.schema import ChatBody
 from octavo.text.tokenizer import Tokenizer
@@ -31,11 +29,37 @@ _ROLE = "assistant"
 _parser = Parser(ChatBody)
 
 
+class FunctionPiece(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A function call, or a piece of one."""
+
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+class CallPiece(msgspec.Struct, kw_only=True):
+    """A tool call, or a piece of one. The first piece has all but the arguments."""
+
+    index: int | UnsetType = UNSET
+    """In a stream: which call of the choice."""
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: FunctionPiece
+
+
 class Message(msgspec.Struct, kw_only=True):
     """A message, or a piece of one; the role comes first."""
 
     role: str | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    """The same under its other name."""
+    tool_calls: list[CallPiece] | UnsetType = UNSET
+    tool_parse_error: str | UnsetType = UNSET
+    """Why text that looked like a tool call is content, or its arguments are not JSON."""
+
+
+_NOTHING = Message()
 
 
 class ChunkChoice(msgspec.Struct, kw_only=True):
@@ -97,31 +121,17 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
 async def chat_completions(call: Call) -> ASGIApp:
     """Answer a conversation n times."""
     body = await call.body(_parser)
-    state = call.state
-    model = state.check_model(body.model)
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    # Before anything costly: what can be refused by looking at the body alone.
-    logprobs = _num_logprobs(body)
-    defaults = state.default_sampling
-    params = sampling_params(body, defaults, logprobs=logprobs, max_tokens=asked)
-    caller = caller_of(call.caller, body, state)
-    check_body(body, 1)
-    ready = state.check_accepting()
-    await check_output_format(state.frontend, body, params)
-    ids = await chat_prompt(state.frontend, state.chat_template, body)
-    if asked is None and "max_new_tokens" in defaults:
-        room = output_limit(len(ids), None, ready.max_model_len)
-        most = min(int(defaults["max_new_tokens"]), room)
-        params = sampling_params(body, defaults, logprobs=logprobs, max_tokens=most)
     answer_id = f"chatcmpl-{call.id}"
+    logprobs = _num_logprobs(body)
     try:
-        generation = state.frontend.start(ids, params, caller=caller, request_id=answer_id)
+        talk = await begin(call, body, answer_id=answer_id, logprobs=logprobs, asked=asked)
     except ContextLengthError as error:
         if error.param == "max_tokens" and body.max_completion_tokens is not None:
             error.param = "max_completion_tokens"  # the name under which the caller asked
         raise
-    form = _Form(answer_id, model, state.frontend.tokenizer, body, generation)
-    return respond(call, body, [generation], form)
+    form = _Form(answer_id, talk, call.state.frontend.tokenizer, body)
+    return respond(call, body, [talk.generation], form)
 
 
 def _num_logprobs(body: ChatBody) -> int | None:
@@ -139,21 +149,22 @@ def _num_logprobs(body: ChatBody) -> int | None:
 class _Form:
     """Writes one answer."""
 
-    def __init__(
-        self,
-        answer_id: str,
-        model: str,
-        tokenizer: Tokenizer,
-        body: ChatBody,
-        generation: Generation,
-    ) -> None:
+    def __init__(self, answer_id: str, talk: Talk, tokenizer: Tokenizer, body: ChatBody) -> None:
         self._id = answer_id
         self._created = int(time.time())
-        self._model = model
+        self._model = talk.model
         self._tokenizer = tokenizer
         self._wants_ids = bool(body.return_token_ids)
-        self._generation = generation
+        self._wants_reasoning = body.include_reasoning is not False
+        self._generation = talk.generation
+        self._reader = talk.reader
         self._begun: set[int] = set()
+        self._num_calls: dict[int, int] = {}
+
+    @property
+    def num_reasoning_tokens(self) -> int | None:
+        """Of all choices so far; None where the model is not known to reason."""
+        return self._reader.num_reasoning_tokens if self._reader.sees_reasoning else None
 
     def pieces(self, prompt_index: int, delta: Delta) -> list[Piece]:
         """The role when the choice begins, then what the delta says, if anything."""
@@ -161,14 +172,17 @@ class _Form:
         if delta.index not in self._begun:
             self._begun.add(delta.index)
             pieces.append(self._opening(delta))
-        says = delta.text or delta.finish_reason or delta.logprobs is not None
+        message = self._message(delta)
+        says = message != _NOTHING or delta.finish_reason or delta.logprobs is not None
         if not says and not (self._wants_ids and delta.token_ids):
             return pieces
-        content = delta.text if delta.text else UNSET
+        reason = delta.finish_reason
         choice = ChunkChoice(
             index=delta.index,
-            delta=Message(content=content),
-            finish_reason=delta.finish_reason,
+            delta=message,
+            finish_reason="tool_calls"
+            if reason == "stop" and self._num_calls.get(delta.index)
+            else reason,
             stop_reason=delta.stop_reason,
         )
         if delta.logprobs is not None:
@@ -177,6 +191,32 @@ class _Form:
             choice.token_ids = list(delta.token_ids)
         pieces.append(Piece(choice=choice))
         return pieces
+
+    def _message(self, delta: Delta) -> Message:
+        """What a delta says, as one piece of a message."""
+        texts: dict[str, str] = {}
+        calls: list[CallPiece] = []
+        for kind, text in self._reader.read(delta):
+            if kind == "call":
+                count = self._num_calls[delta.index] = self._num_calls.get(delta.index, 0) + 1
+                function = FunctionPiece(name=text, arguments="")
+                made = self._reader.new_id()
+                calls.append(
+                    CallPiece(index=count - 1, id=made, type="function", function=function)
+                )
+            elif kind == "arguments":
+                index = self._num_calls[delta.index] - 1
+                calls.append(CallPiece(index=index, function=FunctionPiece(arguments=text)))
+            elif kind != "end":
+                texts[kind] = texts.get(kind, "") + text
+        reasoning = texts.get("reasoning", UNSET) if self._wants_reasoning else UNSET
+        return Message(
+            content=texts.get("content", UNSET),
+            reasoning_content=reasoning,
+            reasoning=reasoning,
+            tool_calls=calls or UNSET,
+            tool_parse_error=texts.get("flaw", UNSET),
+        )
 
     def _opening(self, delta: Delta) -> Piece:
         role = Message(role=_ROLE, content="")
@@ -214,16 +254,41 @@ class _Form:
 
 def _fold_choice(pieces: Sequence[ChunkChoice]) -> Choice:
     last = pieces[-1]
-    texts = [piece.delta.content for piece in pieces if piece.delta.content is not UNSET]
     logprobs = [piece.logprobs for piece in pieces if piece.logprobs is not None]
     joined = [token for part in logprobs for token in part.content]
     return Choice(
         index=last.index,
-        message=Message(
-            role=first_set([piece.delta.role for piece in pieces]), content="".join(texts)
-        ),
+        message=_fold_message([piece.delta for piece in pieces]),
         logprobs=ChatLogprobs(content=joined) if logprobs else None,
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
         token_ids=join_ids([piece.token_ids for piece in pieces]),
     )
+
+
+def _fold_message(pieces: Sequence[Message]) -> Message:
+    reasoning = _join([piece.reasoning_content for piece in pieces])
+    calls: dict[int, CallPiece] = {}
+    for piece in pieces:
+        for part in piece.tool_calls or ():
+            assert part.index is not UNSET, "the pieces of a stream say of which call they are"
+            if part.index not in calls:
+                function = FunctionPiece(name=part.function.name, arguments="")
+                calls[part.index] = CallPiece(id=part.id, type=part.type, function=function)
+            whole = calls[part.index].function
+            whole.arguments = f"{whole.arguments}{part.function.arguments}"
+    content = _join([piece.content or "" for piece in pieces])
+    return Message(
+        role=first_set([piece.role for piece in pieces]),
+        content=content or None if calls or reasoning is not UNSET else content,
+        reasoning_content=reasoning,
+        reasoning=reasoning,
+        tool_calls=list(calls.values()) or UNSET,
+        tool_parse_error=first_set([piece.tool_parse_error for piece in pieces]),
+    )
+
+
+def _join(parts: Sequence[str | UnsetType]) -> str | UnsetType:
+    """All texts in a row; unset when none of them is set."""
+    texts = [part for part in parts if part is not UNSET]
+    return "".join(texts) if texts else UNSET

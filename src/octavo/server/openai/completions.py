@@ -105,6 +105,8 @@ class _Form:
         self._generations = generations
         self._begun: set[int] = set()
 
+    num_reasoning_tokens = None
+
     def pieces(self, prompt_index: int, delta: Delta) -> list[Choice]:
         """The piece of a delta that says something, else nothing."""
         index = prompt_index * self._n + delta.index

@@ -72,9 +72,13 @@ async def encode(frontend: Frontend, text: str, *, add_special_tokens: bool) -> 
 
 
 async def chat_prompt(
-    frontend: Frontend, template: ChatTemplate | None, body: ChatBody | TokenizeBody
+    frontend: Frontend,
+    template: ChatTemplate | None,
+    body: ChatBody | TokenizeBody,
+    *,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> list[int]:
-    """Token ids of a conversation.
+    """Token ids of a conversation; `tools` as the template is to show them.
 
     Raises:
         RequestError: no template, or messages or arguments that it cannot take.
@@ -97,8 +101,9 @@ async def chat_prompt(
         "add_generation_prompt": not continues if generates is None else generates,
         "continue_final_message": continues,
         "kwargs": kwargs,
+        "tools": list(tools) or None,
     }
-    if num_chars <= _INLINE_CHARS and not kwargs:
+    if num_chars <= _INLINE_CHARS and not kwargs and not tools:
         text = template.render(messages, **arguments)
     else:
         text = await asyncio.to_thread(template.render, messages, **arguments)

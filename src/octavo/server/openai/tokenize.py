@@ -9,12 +9,13 @@ from starlette.responses import Response
 from octavo.core.errors import RequestError
 from octavo.server.call import Call, json_response
 from octavo.server.openai.prompts import chat_prompt, encode
+from octavo.server.openai.tools import check_tools
 from octavo.server.parse import Parser
 from octavo.server.schema import DetokenizeBody, TokenizeBody
 
 _tokenize = Parser(TokenizeBody)
 _detokenize = Parser(DetokenizeBody)
-_CHAT_ONLY = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs")
+_CHAT_ONLY = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools")
 
 
 class Tokens(msgspec.Struct, kw_only=True):
@@ -42,7 +43,9 @@ async def tokenize(call: Call) -> Response:
         raise RequestError(f"{given} of prompt and messages is set; expected one.", param="prompt")
     ready = state.check_accepting()
     if body.prompt is None:
-        ids = await chat_prompt(state.frontend, state.chat_template, body)
+        tools = body.tools or []
+        check_tools(tools)
+        ids = await chat_prompt(state.frontend, state.chat_template, body, tools=tools)
     else:
         for name in _CHAT_ONLY:
             if getattr(body, name) is not None:

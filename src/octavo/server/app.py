@@ -24,6 +24,8 @@ from octavo.server.state import AppState
 
 _HEALTH = "octavo.server.health"
 _OPENAI = "octavo.server.openai"
+_RESPONSES = "octavo.server.responses.endpoint"
+_ANTHROPIC = "octavo.server.anthropic.endpoint"
 
 ROUTES: tuple[RouteRow, ...] = (
     RouteRow("/health", "GET", f"{_HEALTH}:health", public=True),
@@ -39,6 +41,13 @@ ROUTES: tuple[RouteRow, ...] = (
     RouteRow("/v1/models/{model:path}", "GET", f"{_OPENAI}.models:get_model"),
     RouteRow("/v1/completions", "POST", f"{_OPENAI}.completions:completions"),
     RouteRow("/v1/chat/completions", "POST", f"{_OPENAI}.chat:chat_completions"),
+    RouteRow("/v1/responses", "POST", f"{_RESPONSES}:create"),
+    RouteRow("/v1/responses/{response_id}", "GET", f"{_RESPONSES}:retrieve"),
+    RouteRow("/v1/responses/{response_id}", "DELETE", f"{_RESPONSES}:delete"),
+    RouteRow("/v1/responses/{response_id}/cancel", "POST", f"{_RESPONSES}:cancel"),
+    RouteRow("/v1/responses/{response_id}/input_items", "GET", f"{_RESPONSES}:input_items"),
+    RouteRow("/v1/messages", "POST", f"{_ANTHROPIC}:create", shape="anthropic"),
+    RouteRow("/v1/messages/count_tokens", "POST", f"{_ANTHROPIC}:count_tokens", shape="anthropic"),
     RouteRow("/tokenize", "POST", f"{_OPENAI}.tokenize:tokenize"),
     RouteRow("/detokenize", "POST", f"{_OPENAI}.tokenize:detokenize"),
 )

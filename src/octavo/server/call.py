@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from octavo.core.errors import EngineError, OctavoError
 from octavo.core.log import get_logger
 from octavo.engine.frontend import Caller
-from octavo.server.errors import error_response
+from octavo.server.errors import anthropic_error_json, error_json, error_response
 from octavo.server.limits import ClientGone, read_body
 from octavo.server.parse import Parser
 from octavo.server.state import AppState
@@ -38,6 +38,8 @@ class RouteRow(NamedTuple):
     handler: str
     """module:attribute of an async function from Call to an ASGI response."""
     public: bool = False
+    shape: Literal["openai", "anthropic"] = "openai"
+    """How errors are written, and in which header a key may come beside Authorization."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,7 @@ class Endpoint:
 
     def __init__(self, row: RouteRow, handler: Handler, state: AppState) -> None:
         self._row = row
+        self._error_body = anthropic_error_json if row.shape == "anthropic" else error_json
         self._handler = handler
         self._state = state
 
@@ -87,21 +90,25 @@ class Endpoint:
         except OctavoError as error:
             if error.status == 500:
                 logger.warning("request %s: %s", request_id, error.info().one_line())
-            await error_response(error)(scope, receive, watched)
+            await error_response(error, self._error_body)(scope, receive, watched)
         except (
             Exception
         ):  # edge of a call: a bug in one answer must not take the server's other calls with it
             logger.exception("request %s failed", request_id)
             if not status:
                 hidden = EngineError("internal error; the log has it under this request's id.")
-                await error_response(hidden)(scope, receive, watched)
+                await error_response(hidden, self._error_body)(scope, receive, watched)
         finally:
             self._state.metrics.count("octavo:http_responses", 1, self._row.path, str(status))
 
     async def _respond(self, scope: Scope, receive: Receive, request_id: str) -> ASGIApp:
         caller = Caller()
         if not self._row.public:
-            caller = self._state.keys.caller(Headers(scope=scope).getlist("authorization"))
+            headers = Headers(scope=scope)
+            given = headers.getlist("authorization")
+            if self._row.shape == "anthropic" and "x-api-key" in headers:
+                given = [f"Bearer {key}" for key in headers.getlist("x-api-key")]
+            caller = self._state.keys.caller(given)
         return await self._handler(
             Call(scope=scope, receive=receive, state=self._state, caller=caller, id=request_id)
         )

@@ -6,6 +6,7 @@ The tree is in `core/errors.py`; the leaves here can only arise while HTTP is re
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import msgspec
 from starlette.responses import Response
@@ -79,7 +80,9 @@ def error_json(error: OctavoError) -> bytes:
     return msgspec.json.encode(ErrorBody(detail))
 
 
-def error_response(error: OctavoError) -> Response:
+def error_response(
+    error: OctavoError, body: Callable[[OctavoError], bytes] = error_json
+) -> Response:
     """The whole answer for an error, with Retry-After and WWW-Authenticate where they belong."""
     headers: dict[str, str] = {}
     if error.status == 401:
@@ -89,4 +92,23 @@ def error_response(error: OctavoError) -> Response:
         retry_after_s = 1.0
     if retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
-    return Response(error_json(error), error.status, headers=headers, media_type="application/json")
+    return Response(body(error), error.status, headers=headers, media_type="application/json")
+
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+}
+
+
+def anthropic_error_json(error: OctavoError) -> bytes:
+    """The same in the shape that clients of the Anthropic API read."""
+    kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
+    detail = {"type": kind, "message": f"{error.message} {error.fix}".rstrip()}
+    if error.param is not None:
+        detail["param"] = error.param
+    return msgspec.json.encode({"type": "error", "error": detail})

@@ -29,6 +29,9 @@ FIELD_BYTES = 128 << 10
 BIG_FIELD_BYTES: Mapping[str, int] = {
     "prompt": MAX_BODY_BYTES,
     "messages": MAX_BODY_BYTES,
+    "input": MAX_BODY_BYTES,
+    "instructions": MAX_BODY_BYTES,
+    "system": MAX_BODY_BYTES,
     "tokens": MAX_BODY_BYTES,
     "tools": 1 << 20,
     "allowed_token_ids": 4 << 20,

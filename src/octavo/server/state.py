@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -18,6 +19,7 @@ from octavo.engine.frontend import Frontend
 from octavo.engine.ipc import Ready
 from octavo.meter.metrics import Metrics
 from octavo.server.auth import KeyRing
+from octavo.server.response_store import ResponseStore
 from octavo.text.chat import ChatTemplate
 from octavo.text.parsers.output import Formats
 
@@ -76,6 +78,9 @@ class AppState:
     keys: KeyRing = field(default_factory=KeyRing)
     formats: Formats = Formats()
     """How the model writes its reasoning and its tool calls."""
+    responses: ResponseStore = field(default_factory=ResponseStore)
+    background: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    """Responses that are made with no caller waiting, by tenant and id."""
     on_start: Callable[[], Awaitable[None]] | None = None
     """Run beside the server once it listens (starts the engine); its error stops the server."""
     on_stop: Callable[[], Awaitable[None]] | None = None

@@ -26,9 +26,15 @@ _HEADERS = [
 ]
 
 
-def event(payload: bytes) -> bytes:
-    """One event. JSON holds no raw line break, so one data line is enough."""
-    return b"data: " + payload + b"\n\n"
+def event(payload: bytes, name: str = "") -> bytes:
+    """One event, maybe with a name. JSON holds no raw line break, so one data line is enough."""
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + payload + b"\n\n"
+
+
+def error_event(error: OctavoError) -> bytes:
+    """An error in the middle of a stream."""
+    return event(error_json(error))
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -59,14 +65,21 @@ class EventStream:
     """ASGI response: each item of `frames` is sent as it comes.
 
     Headers go out with the first frame, so an error before it is a plain error answer. One after it is sent as an
-    event; then `last_words` (usage) and [DONE] follow, so that a reader always sees the end.
+    event, as `on_error` writes it; then `last_words` (usage) and `done` follow, so that a reader always sees the end.
     """
 
     def __init__(
-        self, frames: AsyncGenerator[bytes, None], last_words: Callable[[], bytes]
+        self,
+        frames: AsyncGenerator[bytes, None],
+        last_words: Callable[[], bytes] = bytes,
+        *,
+        on_error: Callable[[OctavoError], bytes] = error_event,
+        done: bytes = DONE,
     ) -> None:
         self._frames = frames
         self._last_words = last_words
+        self._on_error = on_error
+        self._done = done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the end, or until the caller leaves."""
@@ -84,10 +97,10 @@ class EventStream:
             except OctavoError as error:
                 if not is_started:
                     raise
-                await _more(send, event(error_json(error)))
+                await _more(send, self._on_error(error))
         if not is_started:
             await _start(send)
-        end = self._last_words() + DONE
+        end = self._last_words() + self._done
         await send({"type": "http.response.body", "body": end, "more_body": False})
 
 

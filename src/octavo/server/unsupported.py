@@ -75,6 +75,26 @@ NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "mm_processor_kwargs": ({},),
     },
     "DetokenizeBody": {},
+    "ResponsesBody": {
+        "cache_salt": (),
+        "conversation": (),
+        "include": ([],),
+        "max_tool_calls": (),
+        "prompt": (),
+        "service_tier": ("auto", "default"),
+        "structured_outputs": (),
+        "top_logprobs": (0,),
+        "truncation": ("disabled",),
+    },
+    "MessagesBody": {
+        "cache_salt": (),
+        "container": (),
+        "context_management": (),
+        "inference_geo": (),
+        "mcp_servers": ([],),
+        "service_tier": ("auto", "standard_only"),
+    },
+    "CountTokensBody": {},
 }
 """Body -> field -> values that change nothing."""
 

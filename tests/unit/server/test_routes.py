@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from fakes import InProcess, make_state
+from fakes import MODEL, InProcess, make_state
 from octavo.core.errors import AuthError, ConfigError
 from octavo.server.app import ROUTES
 from octavo.server.auth import KeyRing
+from octavo.server.response_store import Stored
 
 KEYS = ("right-key", "other-key", "clé")
 SERVER = InProcess(make_state(keys=KEYS))
@@ -30,13 +31,25 @@ SNAPSHOT = {
     ("GET", "/version", True),
     ("POST", "/detokenize", False),
     ("POST", "/ping", True),
+    ("POST", "/v1/responses", False),
+    ("GET", "/v1/responses/{response_id}", False),
+    ("DELETE", "/v1/responses/{response_id}", False),
+    ("POST", "/v1/responses/{response_id}/cancel", False),
+    ("GET", "/v1/responses/{response_id}/input_items", False),
+    ("POST", "/v1/messages", False),
+    ("POST", "/v1/messages/count_tokens", False),
     ("POST", "/tokenize", False),
     ("POST", "/v1/chat/completions", False),
     ("POST", "/v1/completions", False),
 }
+USER = {"role": "user", "content": "a"}
+STORED = "resp_0"
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "a", "max_tokens": 1},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
+    "/v1/responses": {"input": "a", "max_output_tokens": 1},
+    "/v1/messages": {"model": MODEL, "messages": [USER], "max_tokens": 1},
+    "/v1/messages/count_tokens": {"model": MODEL, "messages": [USER]},
     "/tokenize": {"prompt": "a"},
     "/detokenize": {"tokens": [65]},
 }
@@ -52,12 +65,21 @@ def test_route_table_snapshot() -> None:
     assert served == {(method, path) for method, path, _ in SNAPSHOT}
 
 
+def keep_a_response() -> None:
+    """For every key, one that the routes can find."""
+    response = b'{"id": "resp_0", "background": true, "status": "completed"}'
+    for key in ("right-key", "other-key", "clé"):
+        tenant = SERVER.state.keys.caller([f"Bearer {key}".encode().decode("latin-1")]).tenant
+        SERVER.state.responses.put(tenant, Stored(STORED, None, b"[]", response))
+
+
 @pytest.mark.parametrize(("method", "path", "public"), sorted(SNAPSHOT))
 def test_every_route_with_every_key(method: str, path: str, public: bool) -> None:
-    url = path.replace("{model:path}", "alias/model")
+    url = path.replace("{model:path}", "alias/model").replace("{response_id}", STORED)
     body = {"json": BODIES[path]} if path in BODIES else {}
 
     def status(authorization: str | None) -> int:
+        keep_a_response()
         headers = [] if authorization is None else [(b"authorization", authorization.encode())]
         return SERVER.call(method, url, headers=headers, **body).status_code
 

@@ -51,9 +51,16 @@ class Talk(NamedTuple):
 
 
 async def begin(
-    call: Call, body: ChatBody, *, answer_id: str, logprobs: int | None = None, asked: int | None
+    call: Call,
+    body: ChatBody,
+    *,
+    answer_id: str,
+    asked: int | None,
+    logprobs: int | None = None,
+    shape: StructuredOutputs | None = None,
 ) -> Talk:
-    """Check, render, tokenize and submit. `asked` is the limit of output tokens, None for as many as fit.
+    """Check, render, tokenize and submit. `asked` is the limit of output tokens, None for as many as fit; `shape` is
+    what the answer must be, where the caller says it elsewhere than in the body.
 
     Raises:
         RequestError: naming the field that cannot be honoured.
@@ -69,14 +76,14 @@ async def begin(
     formats = _formats(state, tools, body)
     ready = state.check_accepting()
     await check_output_format(state.frontend, body, params)
-    ids = await chat_prompt(
-        state.frontend, state.chat_template, _with_effort(body, state), tools=tools.shown
-    )
+    ids = await _render(state, body, tools)
     if asked is None and "max_new_tokens" in defaults:
         room = output_limit(len(ids), None, ready.max_model_len)
         most = min(int(defaults["max_new_tokens"]), room)
         params = sampling_params(body, defaults, logprobs=logprobs, max_tokens=most)
     opening = _opening(state, formats, ids)
+    if shape is not None:
+        params = msgspec.structs.replace(params, structured_outputs=shape)
     params = _bound(state, params, formats, tools, opening)
     special = state.frontend.tokenizer.special_ids(formats.markers())
     generation = state.frontend.start(
@@ -84,6 +91,19 @@ async def begin(
     )
     reader = Reader(formats, tools, opening, special, state.metrics)
     return Talk(generation, model, reader)
+
+
+async def prompt_ids(state: AppState, body: ChatBody) -> list[int]:
+    """The prompt of a call, which is not made. Raises RequestError."""
+    tools = asked_tools(body)
+    _formats(state, tools, body)
+    state.check_accepting()
+    return await _render(state, body, tools)
+
+
+async def _render(state: AppState, body: ChatBody, tools: Asked) -> list[int]:
+    body = _with_effort(body, state)
+    return await chat_prompt(state.frontend, state.chat_template, body, tools=tools.shown)
 
 
 class Reader:

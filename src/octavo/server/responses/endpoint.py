@@ -1,0 +1,274 @@
+"""POST /v1/responses, and what is done with responses that are kept: retrieve, delete, cancel, list their input."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from starlette.datastructures import QueryParams
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from octavo.core.errors import ContextLengthError, OctavoError, OverloadError, RequestError
+from octavo.core.log import get_logger
+from octavo.server.call import Call
+from octavo.server.metered import metered
+from octavo.server.openai.talk import Talk, begin
+from octavo.server.parse import Parser
+from octavo.server.response_store import Stored
+from octavo.server.responses.input import chat_body, items_of, messages_of, shape_of
+from octavo.server.responses.schema import ResponsesBody
+from octavo.server.responses.writer import Writer
+from octavo.server.stream import EventStream, unless_gone
+
+logger = get_logger(__name__)
+_parser = Parser(ResponsesBody)
+MAX_BACKGROUND = 256
+"""Responses in the background at a time, over all callers."""
+_UNDER_WAY = ("queued", "in_progress")
+
+
+async def create(call: Call) -> ASGIApp:
+    """Answer, from a text or from items, maybe going on from a response that was kept."""
+    body = await call.body(_parser)
+    _check(body, call)
+    items = items_of(body.input)
+    messages = _history(call, body) + messages_of(items)
+    response_id = f"resp_{call.id}"
+    try:
+        talk = await begin(
+            call,
+            chat_body(body, messages),
+            answer_id=response_id,
+            asked=body.max_output_tokens,
+            shape=shape_of(body),
+        )
+    except RequestError as error:
+        raise _renamed(error) from error
+    writer = Writer(response_id, body, talk)
+
+    def keep() -> None:
+        if body.store is not False:
+            row = Stored(
+                response_id,
+                body.previous_response_id,
+                msgspec.json.encode(items),
+                msgspec.json.encode(writer.response),
+            )
+            call.state.responses.put(call.caller.tenant, row)
+
+    if body.background:
+        keep()
+        queued = _json(writer.response)
+        await _start(call, talk, writer, keep)
+        return queued
+    if body.stream:
+        return EventStream(
+            _frames(call, talk, writer, keep), on_error=_failing(writer, keep), done=b""
+        )
+    return _Whole(call, talk, writer, keep)
+
+
+def _check(body: ResponsesBody, call: Call) -> None:
+    if body.background and body.stream:
+        raise RequestError(
+            "background and stream are both set.",
+            param="background",
+            fix="Poll GET /v1/responses/{id} for a response in the background.",
+        )
+    if body.background and body.store is False:
+        raise RequestError(
+            "background is set and store is false: nobody could get the response.", param="store"
+        )
+    if body.background and len(call.state.background) >= MAX_BACKGROUND:
+        raise OverloadError(f"{MAX_BACKGROUND} responses are in the background already.")
+
+
+def _history(call: Call, body: ResponsesBody) -> list[dict[str, Any]]:
+    """The instructions of this call, and the conversation so far without the instructions of earlier ones."""
+    messages: list[dict[str, Any]] = []
+    if body.instructions is not None:
+        messages.append({"role": "system", "content": body.instructions})
+    if body.previous_response_id is None:
+        return messages
+    items: list[dict[str, Any]] = []
+    for row in call.state.responses.chain(call.caller.tenant, body.previous_response_id):
+        answer = msgspec.json.decode(row.response)
+        if answer["status"] in _UNDER_WAY:
+            raise RequestError(
+                f"response {row.id!r} is not finished yet.", param="previous_response_id"
+            )
+        items += [*msgspec.json.decode(row.input), *answer["output"]]
+    return messages + messages_of(items, "previous_response_id")
+
+
+def _renamed(error: RequestError) -> RequestError:
+    """The error with the field under the name by which the caller gave it."""
+    if isinstance(error, ContextLengthError) and error.param == "max_tokens":
+        error.param = "max_output_tokens"
+    elif error.param in ("messages", "prompt"):
+        error.param = "input"
+    elif error.param == "reasoning_effort":
+        error.param = "reasoning.effort"
+    return error
+
+
+async def _deltas(call: Call, talk: Talk, writer: Writer) -> AsyncIterator[list[bytes]]:
+    """The events of the whole response, delta by delta."""
+    is_begun = False
+    async with aclosing(metered(call, [talk.generation])) as deltas:
+        async for _, delta in deltas:
+            events = [] if is_begun else writer.begin()
+            is_begun = True
+            yield [*events, *writer.take(delta)]
+
+
+async def _frames(
+    call: Call, talk: Talk, writer: Writer, keep: Callable[[], None]
+) -> AsyncGenerator[bytes, None]:
+    async for events in _deltas(call, talk, writer):
+        if writer.response["status"] != "in_progress":
+            keep()
+        if events:
+            yield b"".join(events)
+
+
+def _failing(writer: Writer, keep: Callable[[], None]) -> Callable[[OctavoError], bytes]:
+    def fail(error: OctavoError) -> bytes:
+        payload = writer.fail(error)
+        keep()
+        return payload
+
+    return fail
+
+
+class _Whole:
+    """ASGI response: everything at the end, unless the caller leaves before."""
+
+    def __init__(self, call: Call, talk: Talk, writer: Writer, keep: Callable[[], None]) -> None:
+        self._parts = (call, talk, writer)
+        self._keep = keep
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        await unless_gone(receive, self._collect())
+        self._keep()
+        await _json(self._parts[2].response)(scope, receive, send)
+
+    async def _collect(self) -> None:
+        async for _ in _deltas(*self._parts):
+            pass
+
+
+async def _start(call: Call, talk: Talk, writer: Writer, keep: Callable[[], None]) -> None:
+    """Go on without a caller who waits."""
+    key = _key(call, writer.response["id"])
+
+    async def work() -> None:
+        try:
+            async for _ in _deltas(call, talk, writer):
+                pass
+        except asyncio.CancelledError:
+            writer.cancel()
+        except OctavoError as error:
+            logger.warning("request %s: %s", call.id, error.info().one_line())
+            writer.fail(error)
+        finally:
+            call.state.background.pop(key, None)
+            keep()
+
+    call.state.background[key] = asyncio.create_task(work())
+    await asyncio.sleep(0)  # it is under way before anybody can cancel it
+
+
+def _key(call: Call, response_id: str) -> str:
+    return f"{call.caller.tenant}/{response_id}"
+
+
+def _id_of(call: Call) -> str:
+    return str(call.scope["path_params"]["response_id"])
+
+
+async def retrieve(call: Call) -> Response:
+    """A response that was kept."""
+    _refuse_query(call, ())
+    return _raw(call.state.responses.get(call.caller.tenant, _id_of(call)).response)
+
+
+async def delete(call: Call) -> Response:
+    """Forget one; what is under way in the background ends."""
+    response_id = _id_of(call)
+    await _stop(call, response_id)
+    call.state.responses.delete(call.caller.tenant, response_id)
+    return _json({"id": response_id, "object": "response", "deleted": True})
+
+
+async def cancel(call: Call) -> Response:
+    """End a response in the background."""
+    response_id = _id_of(call)
+    row = call.state.responses.get(call.caller.tenant, response_id)
+    if not msgspec.json.decode(row.response)["background"]:
+        raise RequestError(
+            "only a response in the background can be cancelled; close the connection of another.",
+            param="response_id",
+        )
+    await _stop(call, response_id)
+    return _raw(call.state.responses.get(call.caller.tenant, response_id).response)
+
+
+async def _stop(call: Call, response_id: str) -> None:
+    task = call.state.background.get(_key(call, response_id))
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def input_items(call: Call) -> Response:
+    """The input of a response that was kept, the latest first unless `order` is asc."""
+    query = _refuse_query(call, ("limit", "order", "after"))
+    row = call.state.responses.get(call.caller.tenant, _id_of(call))
+    order = query.get("order", "desc")
+    limit = query.get("limit", "20")
+    if order not in ("asc", "desc"):
+        raise RequestError(f"order is {order[:40]!r}; expected asc or desc.", param="order")
+    if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= 100):
+        raise RequestError(f"limit is {limit[:40]!r}; expected 1 to 100.", param="limit")
+    items = [
+        {"id": f"item_{index}", "type": "message", **item}
+        for index, item in enumerate(msgspec.json.decode(row.input))
+    ]
+    items = items if order == "asc" else items[::-1]
+    after = query.get("after")
+    if after is not None:
+        at = next((i for i, item in enumerate(items) if item["id"] == after), None)
+        if at is None:
+            raise RequestError(f"after is {after[:80]!r}, which is no item.", param="after")
+        items = items[at + 1 :]
+    page = items[: int(limit)]
+    ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {}
+    return _json({"object": "list", "data": page, "has_more": len(items) > len(page), **ends})
+
+
+def _refuse_query(call: Call, known: tuple[str, ...]) -> QueryParams:
+    """The query of a call. Raises RequestError for what is not known."""
+    query = QueryParams(call.scope["query_string"])
+    for name in query:
+        if name not in known:
+            raise RequestError(
+                f"the query field {name[:40]!r} is not supported.",
+                param=name[:40],
+                code="unsupported_field",
+                fix="Leave it out.",
+            )
+    return query
+
+
+def _json(body: dict[str, Any]) -> Response:
+    return _raw(msgspec.json.encode(body))
+
+
+def _raw(payload: bytes) -> Response:
+    return Response(payload, media_type="application/json")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from fakes import FakeEngine, byte_tokenizer, make_state
-from octavo.core.params import SamplingParams
 from octavo.core.request import Request
-from octavo.engine.frontend import Caller, Frontend
+from octavo.core.structured import StructuredOutputs
+from octavo.engine.frontend import Frontend
 from octavo.server.state import AppState
 from octavo.text.parsers.output import Formats
 from octavo.text.parsers.registry import REASONING, TOOL_CALLS
@@ -39,15 +36,22 @@ NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 USER = {"role": "user", "content": "hi"}
 
 
-class Trusting(Frontend):
-    """Passes a constraint on to the engine, whether or not this engine would follow it."""
+class Unchecked:
+    """Compiles nothing."""
 
-    def build(
-        self, token_ids: Sequence[int], params: SamplingParams, caller: Caller, request_id: str
-    ) -> list[Request]:
-        bare = msgspec.structs.replace(params, structured_outputs=None)
-        requests = super().build(token_ids, bare, caller, request_id)
-        return [msgspec.structs.replace(request, params=params) for request in requests]
+    async def compile(self, wanted: StructuredOutputs) -> None:
+        assert wanted.constraint
+
+    def close(self) -> None:
+        pass
+
+
+class Trusting(Frontend):
+    """Passes a constraint on to an engine that would not know a compiled one. Grammars are compiled in the tests of
+    formats and of the real engine."""
+
+    async def with_grammar(self, request: Request) -> Request:
+        return request
 
 
 def talking(
@@ -62,6 +66,7 @@ def talking(
     options.setdefault("template", TEMPLATE)
     state = make_state(engine, formats=formats, **options)
     state.frontend = Trusting(engine, state.frontend.tokenizer)
+    state.frontend.grammars = Unchecked()  # type: ignore[assignment]  # as much of it as is used
     return engine, state
 
 

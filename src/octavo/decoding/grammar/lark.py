@@ -23,6 +23,7 @@ MAX_TRIGGERS = 64
 _WHITESPACE = r"(?: |\r?\n[ \t]{0,40})"
 """Between the tokens of JSON unless asked otherwise: a space, or a new line with its indentation. Models that may write
 any white space are known to write nothing else until they run out of tokens."""
+_PLAIN = StructuredOutputs(json_object=True)
 _EMBEDDED = re.compile(r"%json(?=[\s{\[])\s*")
 
 
@@ -58,9 +59,10 @@ class Lark:
         return f"start: CHOICE\nCHOICE: {texts}"
 
     def checked(self, grammar: str, param: str) -> str:
-        """The grammar, once the schemas in it are known to be enforced."""
+        """The grammar, once the schemas in it are known to be enforced; white space in them is bounded."""
         decoder = json.JSONDecoder()
-        pieces, done = [], 0
+        parts: list[str] = []
+        done = 0
         for found in _EMBEDDED.finditer(grammar):
             if found.start() < done:
                 continue  # inside the schema before it
@@ -72,9 +74,9 @@ class Lark:
             json_schema.check(schema, param)
             if not isinstance(schema, bool):
                 schema = json_schema.prepared(schema)
-            pieces += [grammar[done : found.end()], json.dumps(schema)]
+            parts += [grammar[done : found.end()], _with_options(schema, _PLAIN)]
             done = end
-        return "".join([*pieces, grammar[done:]])
+        return "".join([*parts, grammar[done:]])
 
     def structural_tag(self, wanted: StructuredOutputs, param: str) -> str:
         """Text in which every trigger begins one of the structures."""

@@ -25,7 +25,7 @@ from octavo.server.openai.tools import Asked, asked_tools
 from octavo.server.schema import ChatBody
 from octavo.server.state import AppState
 from octavo.text.parsers.base import Demand, Piece, Tools
-from octavo.text.parsers.demand import grammar_of
+from octavo.text.parsers.demand import after_reasoning, grammar_of
 from octavo.text.parsers.output import Formats, OutputParser
 from octavo.text.parsers.registry import TOOL_CALLS
 
@@ -85,6 +85,9 @@ async def begin(
     if shape is not None:
         params = msgspec.structs.replace(params, structured_outputs=shape)
     params = _bound(state, params, formats, tools, opening)
+    if params.structured_outputs is not None and not opening.is_closed:
+        params, formats = _after_reasoning(state, params, formats, opening)
+    await _compile(state, params, tools)
     special = state.frontend.tokenizer.special_ids(formats.markers())
     generation = state.frontend.start(
         ids, params, caller=caller, request_id=answer_id, kept=special
@@ -254,6 +257,36 @@ def _bound(
             param="tools",
         )
     return msgspec.structs.replace(params, structured_outputs=StructuredOutputs(grammar=grammar))
+
+
+def _after_reasoning(
+    state: AppState, params: SamplingParams, formats: Formats, opening: Opening
+) -> tuple[SamplingParams, Formats]:
+    """A shape holds for what follows the reasoning. Where that cannot be said, it holds for all of the output, in which
+    no reasoning is looked for then.
+    """
+    shape = params.structured_outputs
+    if formats.reasoning is None or shape is None or shape.grammar is not None:
+        return params, formats
+    special = state.frontend.tokenizer.special_ids(formats.markers())
+    ids = {marker: token_id for token_id, marker in special.items()}
+    made = after_reasoning(formats, shape, ids.get, is_open=opening.is_open)
+    if made is None:
+        return params, formats._replace(reasoning=None)
+    return msgspec.structs.replace(params, structured_outputs=made), formats
+
+
+async def _compile(state: AppState, params: SamplingParams, asked: Asked) -> None:
+    """Have a grammar of ours compiled. Raises RequestError, of the tools where they are what it is made of."""
+    if params.structured_outputs is None:
+        return
+    try:
+        await state.frontend.grammars.compile(params.structured_outputs)
+    except RequestError as error:
+        if asked.tools and error.param and error.param.startswith("structured_outputs"):
+            error.message = error.message.replace(error.param, "tools")
+            error.param = "tools"
+        raise
 
 
 _ANY: dict[str, Any] = {"type": "object"}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from octavo.core.structured import StructuredOutputs
 from octavo.text.parsers import lark
 from octavo.text.parsers.base import Demand, ReasoningFormat, Rules, ToolFormat
 from octavo.text.parsers.output import Formats
@@ -28,16 +31,58 @@ def grammar_of(
     body = _free(formats.tools, demand) if is_free else formats.tools.demand(demand)
     reasoning = formats.reasoning
     if reasoning is not None and not (reasoning.is_whole or formats.tools.is_whole or is_closed):
-        body = _thoughtful(body, reasoning, demand, is_open)
-    return "\n".join([f"start: {body.start}", *body.rules]) + "\n"
+        body = _thoughtful(body, reasoning, demand.special_id, is_open)
+    return _grammar(body)
 
 
-def _thoughtful(body: Rules, reasoning: ReasoningFormat, demand: Demand, is_open: bool) -> Rules:
-    thought = lark.until(demand.special_id, "thought", reasoning.ends)
+def after_reasoning(
+    formats: Formats,
+    shape: StructuredOutputs,
+    special_id: Callable[[str], int | None],
+    *,
+    is_open: bool,
+) -> StructuredOutputs | None:
+    """The same shape for what follows the reasoning; None where it cannot be said so."""
+    reasoning = formats.reasoning
+    if reasoning is None or reasoning.is_whole or _HOW & set(_given(shape)):
+        return None
+    if shape.json is not None:
+        start = f"%json {shape.json}"
+    elif shape.json_object:
+        start = '%json {"type": "object"}'
+    elif shape.choice is not None:
+        start = " | ".join(lark.quote(choice) for choice in shape.choice)
+    else:
+        return None
+    body = Rules("answer", (f"answer: {start}",))
+    made = _thoughtful(body, reasoning, special_id, is_open)
+    return StructuredOutputs(grammar=_grammar(made))
+
+
+_HOW = {"disable_any_whitespace", "disable_additional_properties", "whitespace_pattern"}
+"""How JSON is written, which a grammar cannot say of what is embedded in it."""
+
+
+def _given(shape: StructuredOutputs) -> list[str]:
+    return [name for name in _HOW if getattr(shape, name)]
+
+
+def _grammar(body: Rules) -> str:
+    # The first line says that this is no EBNF, whatever the names and schemas of tools hold.
+    return "\n".join(["%llguidance {}", f"start: {body.start}", *body.rules]) + "\n"
+
+
+def _thoughtful(
+    body: Rules,
+    reasoning: ReasoningFormat,
+    special_id: Callable[[str], int | None],
+    is_open: bool,
+) -> Rules:
+    thought = lark.until(special_id, "thought", reasoning.ends)
     space = r"/[ \t\r\n]{0,8}/"
     if is_open:
         return Rules(f"{thought.start} {space} ({body.start})", (*thought.rules, *body.rules))
-    starts = " | ".join(lark.mark(demand.special_id, start) for start in reasoning.starts)
+    starts = " | ".join(lark.mark(special_id, start) for start in reasoning.starts)
     start = f"(({starts}) {thought.start} {space})? ({body.start})"
     return Rules(start, (*thought.rules, *body.rules))
 

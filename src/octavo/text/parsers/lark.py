@@ -12,6 +12,10 @@ TEXT = "/(?s:.*)/"
 """Any text. It never matches a special token."""
 
 
+DEFINITIONS = ("$defs", "definitions")
+"""Where a schema keeps what its parts refer to."""
+
+
 def quote(text: str) -> str:
     """A literal."""
     return json.dumps(text, ensure_ascii=False)
@@ -30,7 +34,13 @@ def lead(demand: Demand, marker: str) -> str:
 
 def schema(parameters: Mapping[str, Any]) -> str:
     """A JSON value that follows a schema; no arguments at all where the tool has no schema."""
-    shape = dict(parameters) or {"type": "object", "properties": {}, "additionalProperties": False}
+    return json_value(
+        parameters or {"type": "object", "properties": {}, "additionalProperties": False}
+    )
+
+
+def json_value(shape: Mapping[str, Any]) -> str:
+    """A JSON value that follows a schema."""
     return f"%json {json.dumps(shape)}"
 
 

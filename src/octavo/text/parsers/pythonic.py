@@ -94,17 +94,8 @@ class _GroupEnd:
 
 
 def _demand(demand: Demand) -> Rules:
-    names: list[str] = []
-    rules = [
-        'PY_STRING: /"([^"\\\\\\n\\r]|\\\\["\\\\nrt])*"/',
-        "PY_NUMBER: /-?(0|[1-9][0-9]{0,15})(\\.[0-9]{1,15})?/",
-        'py_value: PY_STRING | PY_NUMBER | "True" | "False" | "None" | py_list | py_dict',
-        'py_list: "[" (py_value (", " py_value)*)? "]"',
-        'py_dict: "{" (PY_STRING ": " py_value (", " PY_STRING ": " py_value)*)? "}"',
-    ]
-    for index, tool in enumerate(demand.tools):
-        names.append(f"call_{index}")
-        rules.append(f"call_{index}: {_call(tool)}")
+    names = [f"call_{index}" for index in range(len(demand.tools))]
+    rules = [f"{name}: {_call(tool)}" for name, tool in zip(names, demand.tools, strict=True)]
     rules.append(f"call: {' | '.join(names)}")
     more = ' (", " call)*' if demand.is_parallel else ""
     return Rules(f'"[" call{more} "]"', tuple(rules))
@@ -118,15 +109,15 @@ def _call(tool: Tool) -> str:
     required = [key for key in shapes if isinstance(asked, list) and key in asked]
     optional = [key for key in shapes if key not in required]
     head = lark.quote(f"{tool.name}(")
-    first = ' ", " '.join(_argument(key, shapes[key]) for key in required)
+    first = ' ", " '.join(_argument(key, shapes[key], tool) for key in required)
     if required:
-        rest = " ".join(f'(", " {_argument(key, shapes[key])})?' for key in optional)
+        rest = " ".join(f'(", " {_argument(key, shapes[key], tool)})?' for key in optional)
         return lark.join(head, first, rest, '")"')
     # Without a required one any of the optional may be the first.
     tails = [
         lark.join(
-            _argument(key, shapes[key]),
-            " ".join(f'(", " {_argument(k, shapes[k])})?' for k in optional[place + 1 :]),
+            _argument(key, shapes[key], tool),
+            " ".join(f'(", " {_argument(k, shapes[k], tool)})?' for k in optional[place + 1 :]),
         )
         for place, key in enumerate(optional)
     ]
@@ -134,27 +125,19 @@ def _call(tool: Tool) -> str:
     return lark.join(head, inner, '")"')
 
 
-def _argument(key: str, shape: object) -> str:
-    return f"{lark.quote(key + '=')} {_value(shape)}"
+def _argument(key: str, shape: object, tool: Tool) -> str:
+    return f"{lark.quote(key + '=')} {_value(shape, tool)}"
 
 
-def _value(shape: object) -> str:
-    if not isinstance(shape, dict):
-        return "py_value"
-    choices = shape.get("enum")
-    if isinstance(choices, list) and choices:
-        return "(" + " | ".join(lark.quote(repr(choice)) for choice in choices) + ")"
-    kinds = {
-        "string": "PY_STRING",
-        "boolean": '("True" | "False")',
-        "null": '"None"',
-        "array": "py_list",
-        "object": "py_dict",
-    }
-    kind = shape.get("type")
-    if kind in ("integer", "number"):
-        return f"({lark.schema(shape)})"  # numbers of JSON are numbers of Python
-    return kinds.get(kind, "py_value") if isinstance(kind, str) else "py_value"
+def _value(shape: object, tool: Tool) -> str:
+    """JSON, which is read as Python here, but for the words that Python spells otherwise."""
+    given = shape if isinstance(shape, dict) else {}
+    if given.get("type") == "boolean":
+        return '("True" | "False")'
+    if given.get("type") == "null":
+        return '"None"'
+    shared = {name: tool.parameters[name] for name in lark.DEFINITIONS if name in tool.parameters}
+    return f"({lark.json_value({**shared, **given})})"
 
 
 FORMAT = ToolFormat(

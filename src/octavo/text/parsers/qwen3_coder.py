@@ -164,15 +164,12 @@ def _function(tool: Tool, index: int, rules: list[str]) -> str:
 
 
 def _shape(shape: object, tool: Tool) -> str:
-    if not isinstance(shape, dict):
-        return lark.schema({})
-    values = shape.get("enum")
+    given = shape if isinstance(shape, dict) else {}
+    values = given.get("enum")
     if isinstance(values, list) and values and all(isinstance(v, str) and v for v in values):
         return " | ".join(lark.quote(value) for value in values)
-    shared = {
-        key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters
-    }
-    return lark.schema({**shared, **shape})
+    shared = {name: tool.parameters[name] for name in lark.DEFINITIONS if name in tool.parameters}
+    return lark.json_value({**shared, **given})
 
 
 FORMAT = ToolFormat(

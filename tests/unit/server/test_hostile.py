@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from fakes import MAX_MODEL_LEN, VOCAB_SIZE, FakeEngine, InProcess, make_state
+from fakes import MAX_MODEL_LEN, MODEL, VOCAB_SIZE, FakeEngine, InProcess, make_state
+from octavo.server.anthropic.schema import CountTokensBody, MessagesBody
 from octavo.server.limits import MAX_BODY_BYTES
+from octavo.server.responses.schema import ResponsesBody
 from octavo.server.schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 
 ENGINE = FakeEngine()
@@ -336,6 +338,9 @@ HUGE = [
         ("/v1/chat/completions", ChatBody, CHAT),
         ("/tokenize", TokenizeBody, COMPLETION),
         ("/detokenize", DetokenizeBody, {"tokens": [1]}),
+        ("/v1/responses", ResponsesBody, {"input": "a"}),
+        ("/v1/messages", MessagesBody, {**CHAT, "model": MODEL, "max_tokens": 9}),
+        ("/v1/messages/count_tokens", CountTokensBody, {**CHAT, "model": MODEL}),
     ],
 )
 def test_every_field_has_a_cap(path: str, kind: type, good: dict[str, Any]) -> None:

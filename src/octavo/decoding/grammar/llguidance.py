@@ -180,7 +180,7 @@ def _json_grammar(schema: Any, wanted: StructuredOutputs) -> str:
 
 
 def _as_lark(grammar: str, param: str) -> str:
-    if "::=" not in grammar or grammar.startswith("%llguidance"):
+    if "::=" not in grammar or grammar.startswith("start:"):
         return grammar
     try:
         return str(any_to_lark(grammar))

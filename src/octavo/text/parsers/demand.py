@@ -68,8 +68,8 @@ def _given(shape: StructuredOutputs) -> list[str]:
 
 
 def _grammar(body: Rules) -> str:
-    # The first line says that this is no EBNF, whatever the names and schemas of tools hold.
-    return "\n".join(["%llguidance {}", f"start: {body.start}", *body.rules]) + "\n"
+    # Beginning so, it cannot be taken for EBNF, whatever the names and schemas of tools hold.
+    return "\n".join([f"start: {body.start}", *body.rules]) + "\n"
 
 
 def _thoughtful(

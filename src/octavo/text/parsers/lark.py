@@ -12,6 +12,8 @@ TEXT = "/(?s:.*)/"
 """Any text. It never matches a special token."""
 
 
+MORE = "{0,15}"
+"""Calls behind the first: a model that cannot stop calling is stopped."""
 DEFINITIONS = ("$defs", "definitions")
 """Where a schema keeps what its parts refer to."""
 
@@ -63,7 +65,7 @@ def calls(
     ]
     # With a lead every call finds its own beginning; only within a list there is more than one behind it.
     has_more = demand.is_parallel and (not demand.lead or bool(before))
-    more = f" ({join(between, 'call')})*" if has_more else ""
+    more = f" ({join(between, 'call')}){MORE}" if has_more else ""
     return Rules(join(before, f"call{more}", after), tuple(rules))
 
 

@@ -97,7 +97,7 @@ def _demand(demand: Demand) -> Rules:
     names = [f"call_{index}" for index in range(len(demand.tools))]
     rules = [f"{name}: {_call(tool)}" for name, tool in zip(names, demand.tools, strict=True)]
     rules.append(f"call: {' | '.join(names)}")
-    more = ' (", " call)*' if demand.is_parallel else ""
+    more = f' (", " call){lark.MORE}' if demand.is_parallel else ""
     return Rules(f'"[" call{more} "]"', tuple(rules))
 
 

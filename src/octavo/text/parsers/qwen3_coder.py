@@ -142,7 +142,8 @@ def _demand(demand: Demand) -> Rules:
         names.append(f"function_{index}")
         rules.append(f"function_{index}: {_function(tool, index, rules)}")
     rules.append(f'call: {start} "\\n" ({" | ".join(names)}) "\\n" {end}')
-    return Rules('call ("\\n" call)*' if demand.is_parallel else "call", tuple(rules))
+    has_more = demand.is_parallel and not demand.lead
+    return Rules(f'call ("\\n" call){lark.MORE}' if has_more else "call", tuple(rules))
 
 
 def _function(tool: Tool, index: int, rules: list[str]) -> str:

@@ -137,6 +137,23 @@ def test_the_prompt_tells_whether_the_reasoning_is_open(
     assert message.get("reasoning") == reasoning and message["content"] == "Yes."
 
 
+@pytest.mark.parametrize(
+    ("begun", "said", "reasoning", "content"),
+    [
+        ("<think>I th", "ink.</think>Yes.", "ink.", "Yes."),
+        ("<think>a</think>Y", "es.", None, "es."),
+        ("So ", "it is.", None, "it is."),
+    ],
+)
+def test_a_message_that_is_continued_tells_it_too(
+    begun: str, said: str, reasoning: str | None, content: str
+) -> None:
+    messages = [USER, {"role": "assistant", "content": begun}]
+    message = ask(said, {"messages": messages, "continue_final_message": True})["choices"][0]
+    assert message["message"].get("reasoning") == reasoning
+    assert message["message"]["content"] == content
+
+
 def test_effort_none_turns_thinking_off_where_the_template_can() -> None:
     engine, state = talking("Yes.")
     assert InProcess(state).post(PATH, {**ASK, "reasoning_effort": "none"}).status_code == 200

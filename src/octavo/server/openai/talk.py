@@ -81,7 +81,7 @@ async def begin(
         room = output_limit(len(ids), None, ready.max_model_len)
         most = min(int(defaults["max_new_tokens"]), room)
         params = sampling_params(body, defaults, logprobs=logprobs, max_tokens=most)
-    opening = _opening(state, formats, ids)
+    opening = _opening(state, formats, ids, body)
     if shape is not None:
         params = msgspec.structs.replace(params, structured_outputs=shape)
     params = _bound(state, params, formats, tools, opening)
@@ -209,10 +209,16 @@ def _with_effort(body: ChatBody, state: AppState) -> ChatBody:
     )
 
 
-def _opening(state: AppState, formats: Formats, ids: Sequence[int]) -> Opening:
+def _opening(state: AppState, formats: Formats, ids: Sequence[int], body: ChatBody) -> Opening:
     reasoning = formats.reasoning
     if reasoning is None or reasoning.is_whole:
         return Opening()
+    final = body.messages[-1].get("content") if body.continue_final_message else None
+    if isinstance(final, str):
+        # The output goes on with this message: only here may the markers stand anywhere.
+        start = max(final.rfind(marker) for marker in reasoning.starts)
+        end = max(final.rfind(marker) for marker in reasoning.ends)
+        return Opening(is_open=start > end, is_closed=end > start)
     tail = state.frontend.tokenizer.decode(ids[-_TAIL_TOKENS:], skip_special_tokens=False)
     tail = tail.rstrip()
     return Opening(tail.endswith(reasoning.starts), tail.endswith(reasoning.ends))

@@ -10,7 +10,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from octavo.text.parsers.base import Demand, ReasoningFormat, Tool, ToolFormat
-from octavo.text.parsers.demand import grammar_of
+from octavo.text.parsers.demand import Budget, grammar_of, within_budget
 from octavo.text.parsers.output import Formats
 from octavo.text.parsers.registry import REASONING, TOOL_CALLS
 from transcripts import TRANSCRIPTS, fold, parse, parser
@@ -140,6 +140,36 @@ def test_reasoning_may_come_before_a_forced_call(thinks: str, is_open: bool) -> 
         made = parser("hermes", thinks, is_open=is_open)
         answer = fold(made.push(text) + made.finish())
         assert answer.calls == (("now", "{}"),) and answer.reasoning == ("hm" if lead else "")
+
+
+def allowed(matcher: LLMatcher) -> list[int]:
+    mask = matcher.compute_bitmask()
+    return [i for i in range(256) if mask[i // 8] >> (i % 8) & 1]
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_budget_forces_the_end_of_the_reasoning_and_no_other_token(is_open: bool) -> None:
+    start, end, most = ord("S"), ord("E"), 2000
+    budget = Budget(most, start, end)
+    shape = within_budget(budget, is_open=is_open)
+    lead = b"" if is_open else b"S"
+    matcher = LLMatcher(BYTES, shape.grammar or "")
+    assert not matcher.is_error(), matcher.get_error()
+    for byte in lead + b"a" * most:
+        assert len(allowed(matcher)) > 200 and matcher.consume_token(byte)
+    assert allowed(matcher) == [end] and matcher.consume_token(end)
+    for byte in b"Yes, ESE":
+        assert matcher.consume_token(byte) and matcher.is_accepting()
+    early = LLMatcher(BYTES, shape.grammar or "")
+    assert all(early.consume_token(byte) for byte in lead + b"aE" + b"b" * 3000)
+    if not is_open:
+        free = LLMatcher(BYTES, shape.grammar or "")
+        assert all(free.consume_token(byte) for byte in b"b" * 3000)
+    formats = Formats(REASONING.load("qwen3"), TOOL_CALLS.load("hermes"))
+    forced = LLMatcher(BYTES, grammar_of(formats, demand(), is_open=True, budget=budget))
+    assert all(forced.consume_token(byte) for byte in b"a" * most)
+    assert allowed(forced) == [end] and forced.consume_token(end)
+    assert forced.consume_token(ord("<")) and not forced.is_accepting()
 
 
 @tools_rows

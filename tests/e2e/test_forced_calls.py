@@ -17,7 +17,7 @@ from octavo.core.structured import StructuredOutputs
 from octavo.decoding.grammar.llguidance import Backend
 from octavo.engine.ipc import UseVocabulary
 from octavo.text.parsers.base import Demand, Tool
-from octavo.text.parsers.demand import after_reasoning, grammar_of
+from octavo.text.parsers.demand import Budget, after_reasoning, grammar_of, within_budget
 from octavo.text.parsers.output import Formats, OutputParser
 from octavo.text.parsers.registry import REASONING, TOOL_CALLS
 from transcripts import fold
@@ -47,13 +47,13 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalEngine]:
     yield made
 
 
-def run(made: LocalEngine, name: str, grammar: str) -> list[str]:
+def run(made: LocalEngine, name: str, grammar: str, max_tokens: int = 400) -> list[str]:
     """What the model says, sampled at temperature 1, under a grammar."""
     compiled = BACKEND.compile(StructuredOutputs(grammar=grammar))
     asked = [
         replace(
             request(
-                f"{name}{seed}", list(b"x: "), temperature=1.0, seed=seed, max_tokens=400, eos_token_ids=(EOS,)
+                f"{name}{seed}", list(b"x: "), temperature=1.0, seed=seed, max_tokens=max_tokens, eos_token_ids=(EOS,)
             ),
             grammar=compiled,
         )
@@ -64,7 +64,7 @@ def run(made: LocalEngine, name: str, grammar: str) -> list[str]:
         made.step()
     said = [made.tokens[each.id] for each in asked]
     return [
-        bytes(token for token in tokens if token != EOS).decode(errors="ignore") for tokens in said
+        bytes(token for token in tokens if token < EOS).decode(errors="ignore") for tokens in said
     ]
 
 
@@ -96,3 +96,11 @@ def test_a_bound_answer_follows_the_reasoning(engine: LocalEngine) -> None:
         parser = OutputParser(formats, {})
         answer = fold(parser.push(text) + parser.finish())
         assert answer.content in ("yes", "no") or answer.reasoning
+
+
+def test_a_thinking_budget_holds(engine: LocalEngine) -> None:
+    most, end = 20, "~"
+    shape = within_budget(Budget(most, ord("^"), ord(end)), is_open=True)
+    assert shape.grammar is not None
+    ends = [text.index(end) for text in run(engine, "budget-", shape.grammar, max_tokens=60)]
+    assert max(ends) <= most and len(ends) == NUM_EACH

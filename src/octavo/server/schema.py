@@ -140,6 +140,8 @@ class ChatBody(GenerateBody, kw_only=True, frozen=True):
     parallel_tool_calls: bool | None = None
     include_reasoning: bool | None = None
     """False leaves the reasoning out of the answer; it is thought and counted all the same."""
+    thinking_token_budget: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
+    """Tokens of reasoning after which its end is forced."""
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
         None
     )

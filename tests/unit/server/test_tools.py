@@ -154,6 +154,30 @@ def test_a_message_that_is_continued_tells_it_too(
     assert message["message"]["content"] == content
 
 
+def test_a_thinking_budget_is_a_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, state = talking("ok")
+    ids = {"<think>": 7, "</think>": 8}
+    monkeypatch.setattr(state.frontend.tokenizer, "token_id", ids.get)
+    server = InProcess(state)
+
+    def grammar(body: dict[str, Any]) -> str | None:
+        answer = server.post(PATH, {**ASK, "thinking_token_budget": 5, **body})
+        assert answer.status_code == 200, answer.text
+        shape = engine.submitted[-1].params.structured_outputs
+        return shape.grammar if shape else None
+
+    free = grammar({})
+    assert free is not None and "<[^8]>{0,5} <[8]>" in free and "<[7]>" in free
+    forced = grammar({"tool_choice": "required"})
+    assert forced is not None and "<[^8]>{0,5} <[8]>" in forced and "get_weather" in forced
+    shaped = grammar({"response_format": {"type": "json_object"}})
+    assert shaped is not None and "<[^8]>{0,5} <[8]>" in shaped and "%json" in shaped
+    assert grammar({"chat_template_kwargs": {"enable_thinking": False}}) is None
+    own = {"structured_outputs": {"grammar": 'start: "a"'}}
+    answer = server.post(PATH, {**ASK, "thinking_token_budget": 5, **own})
+    assert answer.json()["error"]["param"] == "thinking_token_budget"
+
+
 def test_effort_none_turns_thinking_off_where_the_template_can() -> None:
     engine, state = talking("Yes.")
     assert InProcess(state).post(PATH, {**ASK, "reasoning_effort": "none"}).status_code == 200
@@ -261,6 +285,9 @@ FUNCTION = TOOLS[0]["function"]
         ({"tools": None, "tool_choice": {"type": "function", "function": {"name": "now"}}}, "tool_choice"),
         ({"reasoning_effort": "much"}, "reasoning_effort"),
         ({"include_reasoning": 1}, "include_reasoning"),
+        ({"thinking_token_budget": -1}, "thinking_token_budget"),
+        # The markers are no single tokens of this tokenizer.
+        ({"thinking_token_budget": 5}, "thinking_token_budget"),
     ],
 )  # fmt: skip
 def test_bad_tools(body: dict[str, Any], param: str) -> None:

@@ -24,6 +24,7 @@ _messages = Parser(MessagesBody)
 _count = Parser(CountTokensBody)
 _NAMES = {
     "stop": "stop_sequences",
+    "thinking_token_budget": "thinking.budget_tokens",
     "reasoning_effort": "output_config.effort",
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
 }

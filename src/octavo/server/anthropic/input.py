@@ -52,6 +52,7 @@ def chat_body(body: CountTokensBody, state: AppState) -> ChatBody:
         tool_choice=_choice(body),
         parallel_tool_calls=not (choice is not None and choice.disable_parallel_tool_use),
         chat_template_kwargs=_kwargs(body, state),
+        thinking_token_budget=body.thinking.budget_tokens if body.thinking else None,
         reasoning_effort=body.output_config.effort if body.output_config else None,
         **more,
     )
@@ -81,13 +82,6 @@ def _kwargs(body: CountTokensBody, state: AppState) -> dict[str, Any] | None:
     thinking = body.thinking
     if thinking is None or thinking.type == "adaptive":
         return body.chat_template_kwargs
-    if thinking.budget_tokens is not None:
-        raise RequestError(
-            "thinking.budget_tokens is not supported yet.",
-            param="thinking.budget_tokens",
-            code="unsupported_field",
-            fix='Use {"type": "adaptive"}, and max_tokens to bound the whole.',
-        )
     known = state.chat_template.variables if state.chat_template else frozenset()
     name = next((name for name in _THINKING_NAMES if name in known), None)
     wants = thinking.type == "enabled"

@@ -25,7 +25,7 @@ class Thinking(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     """Whether the model reasons before it answers."""
 
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: int | None = None
+    budget_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
 
 
 class OutputFormat(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

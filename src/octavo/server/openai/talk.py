@@ -25,7 +25,7 @@ from octavo.server.openai.tools import Asked, asked_tools
 from octavo.server.schema import ChatBody
 from octavo.server.state import AppState
 from octavo.text.parsers.base import Demand, Piece, Tools
-from octavo.text.parsers.demand import after_reasoning, grammar_of
+from octavo.text.parsers.demand import Budget, after_reasoning, grammar_of, within_budget
 from octavo.text.parsers.output import Formats, OutputParser
 from octavo.text.parsers.registry import TOOL_CALLS
 
@@ -84,9 +84,13 @@ async def begin(
     opening = _opening(state, formats, ids, body)
     if shape is not None:
         params = msgspec.structs.replace(params, structured_outputs=shape)
-    params = _bound(state, params, formats, tools, opening)
+    budget = _budget(state, body, formats, opening)
+    params = _bound(state, params, formats, tools, opening, budget)
     if params.structured_outputs is not None and not opening.is_closed:
-        params, formats = _after_reasoning(state, params, formats, opening)
+        params, formats = _after_reasoning(state, params, formats, opening, budget)
+    elif budget is not None:
+        shape = within_budget(budget, is_open=opening.is_open)
+        params = msgspec.structs.replace(params, structured_outputs=shape)
     await _compile(state, params, tools)
     special = state.frontend.tokenizer.special_ids(formats.markers())
     generation = state.frontend.start(
@@ -225,7 +229,12 @@ def _opening(state: AppState, formats: Formats, ids: Sequence[int], body: ChatBo
 
 
 def _bound(
-    state: AppState, params: SamplingParams, formats: Formats, asked: Asked, opening: Opening
+    state: AppState,
+    params: SamplingParams,
+    formats: Formats,
+    asked: Asked,
+    opening: Opening,
+    budget: Budget | None,
 ) -> SamplingParams:
     """The parameters with a grammar, where calls must be made or made in a certain way."""
     is_strict = any(tool.is_strict for tool in asked.tools)
@@ -248,6 +257,7 @@ def _bound(
         is_open=opening.is_open,
         is_closed=opening.is_closed,
         is_free=not asked.must_call,
+        budget=budget,
     )
     if not grammar:
         field = "tools" if is_strict else "parallel_tool_calls"
@@ -266,20 +276,54 @@ def _bound(
 
 
 def _after_reasoning(
-    state: AppState, params: SamplingParams, formats: Formats, opening: Opening
+    state: AppState,
+    params: SamplingParams,
+    formats: Formats,
+    opening: Opening,
+    budget: Budget | None,
 ) -> tuple[SamplingParams, Formats]:
     """A shape holds for what follows the reasoning. Where that cannot be said, it holds for all of the output, in which
     no reasoning is looked for then.
     """
     shape = params.structured_outputs
-    if formats.reasoning is None or shape is None or shape.grammar is not None:
+    if formats.reasoning is None or shape is None:
+        return params, formats
+    if shape.grammar is not None:
+        # Ours has the reasoning in it; a caller's own speaks of all of the output.
         return params, formats
     special = state.frontend.tokenizer.special_ids(formats.markers())
     ids = {marker: token_id for token_id, marker in special.items()}
-    made = after_reasoning(formats, shape, ids.get, is_open=opening.is_open)
+    made = after_reasoning(formats, shape, ids.get, is_open=opening.is_open, budget=budget)
+    if made is None and budget is not None:
+        raise _no_budget("the format that the answer is bound to leaves no room for reasoning")
     if made is None:
         return params, formats._replace(reasoning=None)
     return msgspec.structs.replace(params, structured_outputs=made), formats
+
+
+def _budget(state: AppState, body: ChatBody, formats: Formats, opening: Opening) -> Budget | None:
+    """The budget of the reasoning; None where none is set, or there is no reasoning to bound. Raises RequestError."""
+    if body.thinking_token_budget is None or opening.is_closed:
+        return None
+    reasoning = formats.reasoning
+    if reasoning is None or reasoning.is_whole:
+        raise _no_budget("this model is not known to mark its reasoning in a way that can be ended")
+    find = state.frontend.tokenizer.token_id
+    start_id, end_id = find(reasoning.starts[0]), find(reasoning.ends[0])
+    if start_id is None or end_id is None:
+        raise _no_budget(f"{reasoning.ends[0]!r} is no single token of this model")
+    if body.structured_outputs is not None and body.structured_outputs.grammar is not None:
+        raise _no_budget("a grammar of the caller's own speaks of all of the output")
+    return Budget(body.thinking_token_budget, start_id, end_id)
+
+
+def _no_budget(why: str) -> RequestError:
+    return RequestError(
+        f"thinking_token_budget cannot be kept: {why}.",
+        param="thinking_token_budget",
+        code="unsupported_field",
+        fix="Leave it out, and bound the whole with max_tokens.",
+    )
 
 
 async def _compile(state: AppState, params: SamplingParams, asked: Asked) -> None:

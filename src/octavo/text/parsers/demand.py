@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from octavo.core.structured import StructuredOutputs
 from octavo.text.parsers import lark
 from octavo.text.parsers.base import Demand, ReasoningFormat, Rules, ToolFormat
 from octavo.text.parsers.output import Formats
+
+
+class Budget(NamedTuple):
+    """How many tokens of reasoning there may be, and the tokens that open and close it."""
+
+    num_tokens: int
+    start_id: int
+    end_id: int
+
+    def thought(self) -> Rules:
+        """Reasoning up to and including its end, which is forced when the budget is spent."""
+        rule = f"budget: <[^{self.end_id}]>{{0,{self.num_tokens}}} <[{self.end_id}]>"
+        return Rules("budget", (rule,))
+
+
+def within_budget(budget: Budget, *, is_open: bool) -> StructuredOutputs:
+    """Any output whose reasoning stays within the budget."""
+    thought = budget.thought()
+    start = f"{thought.start} rest"
+    if not is_open:
+        first = budget.start_id
+        start = f"(<[{first}]> {start}) | (<[^{first}]> rest)?"
+    return StructuredOutputs(grammar=_grammar(Rules(start, (*thought.rules, "rest: <[*]>*"))))
 
 
 def grammar_of(
@@ -17,6 +41,7 @@ def grammar_of(
     is_open: bool,
     is_free: bool = False,
     is_closed: bool = False,
+    budget: Budget | None = None,
 ) -> str:
     """Lark text. Reasoning may come first: it must end where the prompt has opened it (`is_open`), and there is none
     where the prompt has closed it.
@@ -31,7 +56,7 @@ def grammar_of(
     body = _free(formats.tools, demand) if is_free else formats.tools.demand(demand)
     reasoning = formats.reasoning
     if reasoning is not None and not (reasoning.is_whole or formats.tools.is_whole or is_closed):
-        body = _thoughtful(body, reasoning, demand.special_id, is_open)
+        body = _thoughtful(body, reasoning, demand.special_id, is_open, budget)
     return _grammar(body)
 
 
@@ -41,6 +66,7 @@ def after_reasoning(
     special_id: Callable[[str], int | None],
     *,
     is_open: bool,
+    budget: Budget | None = None,
 ) -> StructuredOutputs | None:
     """The same shape for what follows the reasoning; None where it cannot be said so."""
     reasoning = formats.reasoning
@@ -55,7 +81,7 @@ def after_reasoning(
     else:
         return None
     body = Rules("answer", (f"answer: {start}",))
-    made = _thoughtful(body, reasoning, special_id, is_open)
+    made = _thoughtful(body, reasoning, special_id, is_open, budget)
     return StructuredOutputs(grammar=_grammar(made))
 
 
@@ -77,8 +103,9 @@ def _thoughtful(
     reasoning: ReasoningFormat,
     special_id: Callable[[str], int | None],
     is_open: bool,
+    budget: Budget | None,
 ) -> Rules:
-    thought = lark.until(special_id, "thought", reasoning.ends)
+    thought = budget.thought() if budget else lark.until(special_id, "thought", reasoning.ends)
     space = r"/[ \t\r\n]{0,8}/"
     if is_open:
         return Rules(f"{thought.start} {space} ({body.start})", (*thought.rules, *body.rules))

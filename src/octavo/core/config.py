@@ -122,6 +122,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Literal["auto", "octavo"],
         _Help(description="auto: sampling defaults from the model folder; octavo: neutral ones."),
     ] = "auto"
+    lenient: Annotated[
+        bool,
+        _Help(
+            description="Ignore request fields that are unknown or not honoured, and name them in the answer's "
+            "`warnings`, instead of refusing them."
+        ),
+    ] = False
     shutdown_timeout: Annotated[
         float, _Help(ge=0, description="Seconds that running requests get to finish at shutdown.")
     ] = 30.0

@@ -59,6 +59,8 @@ class Usage(msgspec.Struct, kw_only=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    truncated_tokens: int | None = None
+    """Prompt tokens left out because the caller asked for it; None where nobody did."""
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,6 +219,12 @@ class Generation:
                 yield delta
                 if delta.finish_reason is not None:
                     return
+
+
+def fold_choice(request: Request, tokenizer: Tokenizer, events: Sequence[Event]) -> list[Delta]:
+    """The deltas of one choice's events."""
+    fold = _Choice(request, tokenizer)
+    return [delta for event in events if (delta := fold.take(event)) is not None]
 
 
 class _Choice:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -16,10 +16,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from octavo.core.errors import EngineError, OctavoError
+from octavo.core.errors import EngineError, OctavoError, RequestError
 from octavo.core.log import get_logger
 from octavo.engine.frontend import Caller
 from octavo.server.errors import error_response
+from octavo.server.lenient import Warned, WarningSender
 from octavo.server.limits import ClientGone, read_body
 from octavo.server.parse import Parser
 from octavo.server.state import AppState
@@ -27,6 +28,7 @@ from octavo.server.state import AppState
 logger = get_logger(__name__)
 
 T = TypeVar("T", bound=msgspec.Struct)
+_MAX_WARNINGS = 128
 _ID_KEY = "octavo.request_id"
 
 
@@ -50,10 +52,25 @@ class Call:
     caller: Caller
     id: str
     """Minted by us; 32 hexadecimal digits."""
+    warnings: list[Warned] = field(default_factory=list)
+    """What the answer has to say of ignored fields."""
 
     async def body(self, parser: Parser[T]) -> T:
         """The body, checked. Raises RequestError naming the field at fault."""
-        return parser(await read_body(self.receive, Headers(scope=self.scope)))
+        return parser(await read_body(self.receive, Headers(scope=self.scope)), self.refuse)
+
+    def refuse(self, error: RequestError) -> None:
+        """A field that nobody honours: refuse it, or under `--lenient` note for the answer that it is ignored.
+
+        Raises:
+            RequestError: `error`, unless the server is lenient.
+        """
+        if not self.state.config.lenient:
+            raise error
+        if len(self.warnings) < _MAX_WARNINGS:
+            self.warnings.append(
+                Warned(param=error.param or "", code=error.code, message=error.message)
+            )
 
 
 Handler = Callable[[Call], Awaitable[ASGIApp]]
@@ -78,9 +95,12 @@ class Endpoint:
             await send(message)
 
         request_id = scope[_ID_KEY]
+        warnings: list[Warned] = []
         try:
-            response = await self._respond(scope, receive, request_id)
-            await response(scope, receive, watched)
+            response = await self._respond(scope, receive, request_id, warnings)
+            await response(
+                scope, receive, WarningSender(watched, warnings) if warnings else watched
+            )
         except ClientGone:
             self._state.metrics.count("octavo:client_disconnects")
             status = status or 499
@@ -98,12 +118,21 @@ class Endpoint:
         finally:
             self._state.metrics.count("octavo:http_responses", 1, self._row.path, str(status))
 
-    async def _respond(self, scope: Scope, receive: Receive, request_id: str) -> ASGIApp:
+    async def _respond(
+        self, scope: Scope, receive: Receive, request_id: str, warnings: list[Warned]
+    ) -> ASGIApp:
         caller = Caller()
         if not self._row.public:
             caller = self._state.keys.caller(Headers(scope=scope).getlist("authorization"))
         return await self._handler(
-            Call(scope=scope, receive=receive, state=self._state, caller=caller, id=request_id)
+            Call(
+                scope=scope,
+                receive=receive,
+                state=self._state,
+                caller=caller,
+                id=request_id,
+                warnings=warnings,
+            )
         )
 
 

@@ -18,6 +18,11 @@ MAX_CHOICES = 2048
 MAX_MESSAGES = 4096
 MAX_CONTENT_PARTS = 1024
 MAX_NAME_CHARS = 256
+MAX_PROMPT_TOKENS = 4 << 20
+MAX_MESSAGE_FIELDS = 32
+MAX_DOCUMENTS = 256
+MAX_DOCUMENT_CHARS = 1 << 20
+MAX_KWARGS = 64
 MAX_KWARGS_BYTES = 64 << 10
 MAX_KWARGS_DEPTH = 8
 
@@ -25,7 +30,9 @@ FIELD_BYTES = 128 << 10
 """Most JSON bytes of a field that `BIG_FIELD_BYTES` does not name: looked at before the field is decoded."""
 BIG_FIELD_BYTES: Mapping[str, int] = {
     "prompt": MAX_BODY_BYTES,
+    "suffix": MAX_BODY_BYTES,
     "messages": MAX_BODY_BYTES,
+    "documents": 4 << 20,
     "tokens": MAX_BODY_BYTES,
     "allowed_token_ids": 4 << 20,
     "chat_template_kwargs": MAX_KWARGS_BYTES,

@@ -10,7 +10,7 @@ import math
 import re
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -28,6 +28,15 @@ _MAX_SHOWN_CHARS = 40
 _MAX_FIELDS = 128
 
 
+Refuse = Callable[[RequestError], None]
+"""What to do about a field that is unknown or not honoured: raise, or note that it is ignored and return."""
+
+
+def refuse_strictly(error: RequestError) -> None:
+    """Raise it."""
+    raise error
+
+
 class Parser(Generic[T]):
     """Bytes to a `kind` of schema.py. Made once per kind; keeps no state between calls."""
 
@@ -39,26 +48,26 @@ class Parser(Generic[T]):
         self._below = {field.name: _names_below(field.type) for field in fields}
         self._required = tuple(field.name for field in fields if field.required)
 
-    def __call__(self, body: bytes) -> T:
-        """The body, checked.
+    def __call__(self, body: bytes, refuse: Refuse = refuse_strictly) -> T:
+        """The body, checked. Fields that are unknown or unsupported go to `refuse`; if it returns they are left out.
 
         Raises:
             RequestError: bad JSON, an unknown, unsupported or missing field, a wrong type, a value out of range.
         """
         fields = _split(body)
         for name, raw in fields.items():
-            self._check_name(name, raw)
+            self._check_name(name, raw, refuse)
         values: dict[str, Any] = {}
         for name, raw in fields.items():
             decode = self._decoders.get(name)
             if decode is not None:
-                values[name] = _decode(name, raw, decode, self._below[name])
+                values[name] = _decode(name, raw, decode, self._below[name], refuse)
         for name in self._required:
             if name not in values:
                 raise RequestError(f"{name} is missing; it is required.", param=name)
         return self._kind(**values)
 
-    def _check_name(self, name: str, raw: Raw) -> None:
+    def _check_name(self, name: str, raw: Raw, refuse: Refuse) -> None:
         if name in self._decoders:
             most = BIG_FIELD_BYTES.get(name, FIELD_BYTES)
             size = len(memoryview(raw))
@@ -66,18 +75,22 @@ class Parser(Generic[T]):
                 raise RequestError(f"{name} has {size} bytes; expected at most {most}.", param=name)
         elif name in self._neutral:
             if not _is_neutral(raw, self._neutral[name]):
-                raise RequestError(
-                    f"{name} is not supported yet.",
-                    param=name,
-                    code="unsupported_field",
-                    fix="Leave it out.",
+                refuse(
+                    RequestError(
+                        f"{name} is not supported yet.",
+                        param=name,
+                        code="unsupported_field",
+                        fix="Leave it out.",
+                    )
                 )
         else:
             short = name[:_MAX_SHOWN_CHARS]
-            raise RequestError(
-                f"unknown field {short!r}.{did_you_mean(short, self._decoders)}",
-                param=short,
-                code="unknown_field",
+            refuse(
+                RequestError(
+                    f"unknown field {short!r}.{did_you_mean(short, self._decoders)}",
+                    param=short,
+                    code="unknown_field",
+                )
             )
 
 
@@ -137,18 +150,38 @@ def _names_below(kind: object) -> tuple[str, ...]:
     return tuple(name for struct in structs for name in struct.__struct_fields__)
 
 
-def _decode(name: str, raw: Raw, decode: Callable[[Raw], Any], below: Iterable[str]) -> Any:
+def _decode(
+    name: str, raw: Raw, decode: Callable[[Raw], Any], below: Iterable[str], refuse: Refuse
+) -> Any:
     try:
         return decode(raw)
     except msgspec.ValidationError as error:
-        _refuse_value(name, raw, str(error), below)
+        complaint = _complaint(name, raw, str(error), below)
+        if complaint.code != "unknown_field":
+            raise complaint from error
+        refuse(complaint)
+        rest = _without(raw, str(error))
+        return _decode(name, rest, decode, below, refuse)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"{name} is not valid JSON: {error}.", param=name) from error
     except RecursionError as error:
         raise RequestError(f"{name} is nested too deeply.", param=name) from error
 
 
-def _refuse_value(name: str, raw: Raw, reason: str, below: Iterable[str]) -> NoReturn:
+def _without(raw: Raw, reason: str) -> Raw:
+    """The JSON without the unknown field that msgspec complained of; one field fewer each time."""
+    value = msgspec.json.decode(raw)
+    field = re.search(r"unknown field `(.*?)`", reason)
+    _, _, path = reason.partition(" - at `$")
+    holder = value
+    for key in re.findall(r"\.(\w+)|\[(\d+)\]", path):
+        holder = holder[key[0]] if key[0] else holder[int(key[1])]
+    assert field is not None
+    del holder[field[1]]
+    return Raw(msgspec.json.encode(value))
+
+
+def _complaint(name: str, raw: Raw, reason: str, below: Iterable[str]) -> RequestError:
     complaint, _, path = reason.partition(" - at `$")
     where = name + path.rstrip("`")
     unknown = re.search(r"unknown field `(.*)`", complaint)
@@ -156,11 +189,11 @@ def _refuse_value(name: str, raw: Raw, reason: str, below: Iterable[str]) -> NoR
     if len(shown) > _MAX_SHOWN_CHARS:
         shown = shown[:_MAX_SHOWN_CHARS] + "..."
     if unknown:
-        raise RequestError(
+        return RequestError(
             f"unknown field {unknown[1]!r} in {where}.{did_you_mean(unknown[1], below)}",
             param=f"{where}.{unknown[1]}",
             code="unknown_field",
         )
     expected = complaint.replace("`", "").replace("Expected", "expected", 1)
     given = f"{name} is {shown}" if where == name else f"{where} in {name}={shown}"
-    raise RequestError(f"{given}; {expected}.", param=where)
+    return RequestError(f"{given}; {expected}.", param=where)

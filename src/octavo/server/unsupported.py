@@ -12,9 +12,6 @@ _FALSE = (False,)
 _TEXT_ONLY = ({"type": "text"},)
 
 _GENERATE: Mapping[str, tuple[Any, ...]] = {
-    "best_of": (1,),
-    "cache_salt": (),
-    "echo": _FALSE,
     "ec_transfer_params": (),
     "guided_choice": (),
     "guided_decoding_backend": (),
@@ -23,26 +20,20 @@ _GENERATE: Mapping[str, tuple[Any, ...]] = {
     "guided_regex": (),
     "guided_whitespace_pattern": (),
     "kv_transfer_params": (),
-    "length_penalty": (1,),
     "logprob_token_ids": ([],),
     "mm_payload": ("tensors",),
     "mm_processor_kwargs": ({},),
     "media_io_kwargs": ({},),
     "prompt_embeds": (),
     "repetition_detection": (),
-    "request_id": (),
     "response_format": _TEXT_ONLY,
     "return_mm_kwargs": _FALSE,
     "return_token_offsets": _FALSE,
-    "return_tokens_as_token_ids": _FALSE,
     "routed_experts_prompt_start": (0,),
     "session_id": (),
     "stream_interval": (1,),
     "structured_outputs": (),
     "thinking_token_budget": (),
-    "truncate_prompt_tokens": (),
-    "truncation_side": (),
-    "use_beam_search": _FALSE,
     "vllm_xargs": ({},),
     "watermarking": _FALSE,
 }
@@ -50,8 +41,8 @@ _GENERATE: Mapping[str, tuple[Any, ...]] = {
 _CHAT: Mapping[str, tuple[Any, ...]] = {
     **_GENERATE,
     "audio": (),
+    "best_of": (1,),
     "chat_template": (),
-    "documents": ([],),
     "function_call": ("none",),
     "functions": ([],),
     "include_reasoning": (True,),
@@ -70,7 +61,7 @@ _CHAT: Mapping[str, tuple[Any, ...]] = {
 }
 
 NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
-    "CompletionBody": {**_GENERATE, "suffix": ("",)},
+    "CompletionBody": _GENERATE,
     "ChatBody": _CHAT,
     "TokenizeBody": {
         "chat_template": (),

@@ -18,10 +18,12 @@ from octavo.server.openai.logprobs import (
     ChatLogprobs,
     PromptLogprobs,
     chat_logprobs,
+    names_of,
     prompt_logprobs,
 )
-from octavo.server.openai.prompts import chat_prompt
+from octavo.server.openai.prompts import chat_prompt, echoed_text
 from octavo.server.openai.sampling import caller_of, sampling_params
+from octavo.server.openai.start import answer_id, begin, check_beams, truncated
 from octavo.server.parse import Parser
 from octavo.server.schema import ChatBody
 from octavo.text.tokenizer import Tokenizer
@@ -105,20 +107,25 @@ async def chat_completions(call: Call) -> ASGIApp:
     params = sampling_params(body, defaults, logprobs=logprobs, max_tokens=asked)
     caller = caller_of(call.caller, body, state)
     check_body(body, 1)
+    check_beams(body)
     ready = state.check_accepting()
-    ids = await chat_prompt(state.frontend, state.chat_template, body)
+    rendered = await chat_prompt(state.frontend, state.chat_template, body, call.refuse)
+    ids, num_cut = truncated(rendered, body, asked, ready.max_model_len)
     if asked is None and "max_new_tokens" in defaults:
         room = output_limit(len(ids), None, ready.max_model_len)
         most = min(int(defaults["max_new_tokens"]), room)
         params = sampling_params(body, defaults, logprobs=logprobs, max_tokens=most)
-    answer_id = f"chatcmpl-{call.id}"
     try:
-        generation = state.frontend.start(ids, params, caller=caller, request_id=answer_id)
+        generation = begin(
+            state, ids, num_cut, body, params, caller=caller, request_id=f"chatcmpl-{call.id}"
+        )
     except ContextLengthError as error:
         if error.param == "max_tokens" and body.max_completion_tokens is not None:
             error.param = "max_completion_tokens"  # the name under which the caller asked
         raise
-    form = _Form(answer_id, model, state.frontend.tokenizer, body, generation)
+    form = _Form(
+        answer_id(call, body, "chatcmpl"), model, state.frontend.tokenizer, body, generation
+    )
     return respond(call, body, [generation], form)
 
 
@@ -150,6 +157,8 @@ class _Form:
         self._model = model
         self._tokenizer = tokenizer
         self._wants_ids = bool(body.return_token_ids)
+        self._name = names_of(tokenizer, body.return_tokens_as_token_ids)
+        self._echo = echoed_text(body) if body.echo else ""
         self._generation = generation
         self._begun: set[int] = set()
 
@@ -170,14 +179,14 @@ class _Form:
             stop_reason=delta.stop_reason,
         )
         if delta.logprobs is not None:
-            choice.logprobs = chat_logprobs(self._tokenizer, delta.logprobs)
+            choice.logprobs = chat_logprobs(self._tokenizer, delta.logprobs, self._name)
         if self._wants_ids:
             choice.token_ids = list(delta.token_ids)
         pieces.append(Piece(choice=choice))
         return pieces
 
     def _opening(self, delta: Delta) -> Piece:
-        role = Message(role=_ROLE, content="")
+        role = Message(role=_ROLE, content=self._echo)
         piece = Piece(choice=ChunkChoice(index=delta.index, delta=role))
         if self._wants_ids:
             piece.prompt_token_ids = list(self._generation.requests[0].token_ids)

@@ -42,7 +42,7 @@ async def tokenize(call: Call) -> Response:
         raise RequestError(f"{given} of prompt and messages is set; expected one.", param="prompt")
     ready = state.check_accepting()
     if body.prompt is None:
-        ids = await chat_prompt(state.frontend, state.chat_template, body)
+        ids = await chat_prompt(state.frontend, state.chat_template, body, call.refuse)
     else:
         for name in _CHAT_ONLY:
             if getattr(body, name) is not None:

@@ -18,7 +18,8 @@ MAX_CHOICES = 2048
 MAX_MESSAGES = 4096
 MAX_CONTENT_PARTS = 1024
 MAX_NAME_CHARS = 256
-MAX_PROMPT_TOKENS = 4 << 20
+MAX_PROMPT_TOKENS = 1 << 19
+"""Of all prompts of a call together, where they come as ids."""
 MAX_MESSAGE_FIELDS = 32
 MAX_DOCUMENTS = 256
 MAX_DOCUMENT_CHARS = 1 << 20
@@ -37,6 +38,14 @@ BIG_FIELD_BYTES: Mapping[str, int] = {
     "allowed_token_ids": 4 << 20,
     "chat_template_kwargs": MAX_KWARGS_BYTES,
 }
+
+
+MAX_DEPTHS: Mapping[str, int] = {
+    "prompt": 3,
+    "messages": 40,
+    "chat_template_kwargs": MAX_KWARGS_DEPTH,
+}
+"""Levels of nesting of top-level fields in which JSON of any shape may stand; every such field has its row."""
 
 
 class ClientGone(Exception):

@@ -236,7 +236,7 @@ BAD_CHAT: list[tuple[dict[str, Any], str]] = [
         "messages[0].content[0].type",
     ),
     ({"messages": [{"role": "user", "content": [{"type": "text"}] * 1025}]}, "messages[0].content"),
-    ({"messages": [{**USER, "tool_calls": DEEP}]}, "messages[0].tool_calls"),
+    ({"messages": [{**USER, "tool_calls": DEEP}]}, "messages"),
     ({"messages": [USER] * 4097}, "messages"),
     ({"messages": [{"role": "user", "content": "a" * 4 * MAX_MODEL_LEN}]}, "prompt"),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),

@@ -1,0 +1,69 @@
+"""What each route takes and gives, by type: the one table from which caps, the OpenAPI document and the docs are made.
+
+A row of `server/app.py: ROUTES` without one here is a bug that a test finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from octavo.server import health, schema
+from octavo.server.openai import chat, completions, models, tokenize
+
+
+class Contract(NamedTuple):
+    """One route."""
+
+    summary: str
+    body: type[msgspec.Struct] | None = None
+    answer: type[msgspec.Struct] | None = None
+    """None: not JSON."""
+    event: type[msgspec.Struct] | None = None
+    """Of each event, where `stream` makes the answer a stream."""
+    failures: tuple[int, ...] = ()
+    """Statuses beside those that every route with such a body or key can have."""
+    form: bool = False
+    """The body is multipart/form-data."""
+
+
+_HEALTH = Contract("Whether calls are served.", answer=health.Health, failures=(503,))
+
+CONTRACTS: Mapping[tuple[str, str], Contract] = {
+    ("GET", "/health"): _HEALTH,
+    ("GET", "/ping"): _HEALTH,
+    ("POST", "/ping"): _HEALTH,
+    ("GET", "/livez"): _HEALTH._replace(summary="503 when a restart would help."),
+    ("GET", "/readyz"): _HEALTH._replace(summary="Whether a call sent now would be taken."),
+    ("GET", "/startupz"): Contract("How far the start is.", answer=health.Startup, failures=(503,)),
+    ("GET", "/version"): Contract("The version.", answer=health.Version),
+    ("GET", "/metrics"): Contract("Prometheus text."),
+    ("GET", "/load"): Contract("Work at hand.", answer=health.Load),
+    ("GET", "/v1/models"): Contract(
+        "Names under which the model answers.", answer=models.ModelList, failures=(503,)
+    ),
+    ("GET", "/v1/models/{model:path}"): Contract(
+        "One of them.", answer=models.Model, failures=(404, 503)
+    ),
+    ("POST", "/v1/completions"): Contract(
+        "Continue a text.",
+        body=schema.CompletionBody,
+        answer=completions.Completion,
+        event=completions.Completion,
+    ),
+    ("POST", "/v1/chat/completions"): Contract(
+        "Answer a conversation.",
+        body=schema.ChatBody,
+        answer=chat.ChatCompletion,
+        event=chat.Chunk,
+    ),
+    ("POST", "/tokenize"): Contract(
+        "Text or messages to token ids.", body=schema.TokenizeBody, answer=tokenize.Tokens
+    ),
+    ("POST", "/detokenize"): Contract(
+        "Token ids to text.", body=schema.DetokenizeBody, answer=tokenize.Text
+    ),
+}
+"""(method, path) -> what goes in and out."""

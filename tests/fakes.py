@@ -37,6 +37,7 @@ from octavo.engine.ipc import Phase, Ready
 from octavo.meter.metrics import Metrics
 from octavo.server.app import create_app
 from octavo.server.auth import KeyRing
+from octavo.server.jobs.store import Store
 from octavo.server.serve import Server, bind
 from octavo.server.state import AppState
 from octavo.text.chat import ChatTemplate
@@ -232,6 +233,7 @@ def make_state(
     keys: tuple[str, ...] = (),
     default_sampling: dict[str, float | int] | None = None,
     template: str | None = TEMPLATE,
+    store: Store | None = None,
     **config: Any,
 ) -> AppState:
     """A server state over a fake engine."""
@@ -245,6 +247,7 @@ def make_state(
         metrics=Metrics(MODEL),
         scheduling_policy=EngineConfig().scheduling_policy,
         keys=KeyRing(keys),
+        store=store,
     )
 
 

@@ -122,6 +122,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Literal["auto", "octavo"],
         _Help(description="auto: sampling defaults from the model folder; octavo: neutral ones."),
     ] = "auto"
+    state_dir: Annotated[
+        str | None,
+        _Help(
+            description="Folder for uploaded files and batch jobs, which go on after a restart; without it "
+            "/v1/files and /v1/batches are refused."
+        ),
+    ] = None
     lenient: Annotated[
         bool,
         _Help(

@@ -6,6 +6,8 @@ no content), because orchestrators and scrapers carry no keys; a network policy 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,8 +20,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from octavo.core.errors import NotFoundError, RequestError, did_you_mean
+from octavo.server.batches import BatchRunner
 from octavo.server.call import Endpoint, Handler, RequestId, RouteRow
 from octavo.server.errors import MethodError, error_response
+from octavo.server.jobs.store import Store
 from octavo.server.state import AppState
 
 _HEALTH = "octavo.server.health"
@@ -39,6 +43,15 @@ ROUTES: tuple[RouteRow, ...] = (
     RouteRow("/v1/models/{model:path}", "GET", f"{_OPENAI}.models:get_model"),
     RouteRow("/v1/completions", "POST", f"{_OPENAI}.completions:completions"),
     RouteRow("/v1/chat/completions", "POST", f"{_OPENAI}.chat:chat_completions"),
+    RouteRow("/v1/files", "POST", f"{_OPENAI}.files:upload_file"),
+    RouteRow("/v1/files", "GET", f"{_OPENAI}.files:list_files"),
+    RouteRow("/v1/files/{file_id}", "GET", f"{_OPENAI}.files:get_file"),
+    RouteRow("/v1/files/{file_id}", "DELETE", f"{_OPENAI}.files:delete_file"),
+    RouteRow("/v1/files/{file_id}/content", "GET", f"{_OPENAI}.files:file_content"),
+    RouteRow("/v1/batches", "POST", f"{_OPENAI}.batches:create_batch"),
+    RouteRow("/v1/batches", "GET", f"{_OPENAI}.batches:list_batches"),
+    RouteRow("/v1/batches/{batch_id}", "GET", f"{_OPENAI}.batches:get_batch"),
+    RouteRow("/v1/batches/{batch_id}/cancel", "POST", f"{_OPENAI}.batches:cancel_batch"),
     RouteRow("/tokenize", "POST", f"{_OPENAI}.tokenize:tokenize"),
     RouteRow("/detokenize", "POST", f"{_OPENAI}.tokenize:detokenize"),
 )
@@ -49,7 +62,10 @@ def create_app(state: AppState) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        yield
+        async with contextlib.AsyncExitStack() as stack:
+            if state.store is not None:
+                await stack.enter_async_context(_batches(state, state.store))
+            yield
         if state.on_stop is not None:
             await state.on_stop()
 
@@ -65,10 +81,27 @@ def create_app(state: AppState) -> Starlette:
     return app
 
 
+@asynccontextmanager
+async def _batches(state: AppState, store: Store) -> AsyncIterator[None]:
+    """Batch jobs run meanwhile."""
+    runner = BatchRunner(state, store)
+    state.wake_batches = runner.wake
+    task = asyncio.create_task(runner.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        store.close()
+
+
 def _route(row: RouteRow, state: AppState) -> Route:
     module, _, attribute = row.handler.partition(":")
     handler: Handler = getattr(importlib.import_module(module), attribute)
-    return Route(row.path, Endpoint(row, handler, state), methods=[row.method])
+    endpoint = Endpoint(row, handler, state)
+    if row.method == "POST":
+        state.endpoints[row.path] = endpoint.inner
+    return Route(row.path, endpoint, methods=[row.method])
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -6,6 +6,7 @@ it. Request ids are minted here; what callers send as an id is never used.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from octavo.server.errors import error_response
 from octavo.server.lenient import Warned, WarningSender
 from octavo.server.limits import ClientGone, read_body
 from octavo.server.parse import Parser
-from octavo.server.state import AppState
+from octavo.server.state import AppState, Inner
 
 logger = get_logger(__name__)
 
@@ -86,6 +87,38 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Authorise, handle, answer. One call may fail; the server goes on."""
+        await self._answer(scope, receive, send, None)
+
+    async def inner(self, body: bytes, caller: Caller) -> Inner:
+        """Answer a call that comes from within, as if `caller` had sent `body`."""
+        request_id = secrets.token_hex(16)
+        scope = {
+            "type": "http",
+            "method": self._row.method,
+            "path": self._row.path,
+            "path_params": {},
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+            _ID_KEY: request_id,
+        }
+        sent: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        parts: list[bytes] = []
+        status = 500
+
+        async def receive() -> Message:
+            return sent.pop() if sent else await asyncio.get_running_loop().create_future()
+
+        async def send(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            parts.append(message.get("body", b""))
+
+        await self._answer(scope, receive, send, caller)
+        return Inner(status, request_id, b"".join(parts))
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, caller: Caller | None
+    ) -> None:
         status = 0
 
         async def watched(message: Message) -> None:
@@ -97,7 +130,16 @@ class Endpoint:
         request_id = scope[_ID_KEY]
         warnings: list[Warned] = []
         try:
-            response = await self._respond(scope, receive, request_id, warnings)
+            caller = self._caller(scope) if caller is None else caller
+            call = Call(
+                scope=scope,
+                receive=receive,
+                state=self._state,
+                caller=caller,
+                id=request_id,
+                warnings=warnings,
+            )
+            response = await self._handler(call)
             await response(
                 scope, receive, WarningSender(watched, warnings) if warnings else watched
             )
@@ -118,22 +160,10 @@ class Endpoint:
         finally:
             self._state.metrics.count("octavo:http_responses", 1, self._row.path, str(status))
 
-    async def _respond(
-        self, scope: Scope, receive: Receive, request_id: str, warnings: list[Warned]
-    ) -> ASGIApp:
-        caller = Caller()
-        if not self._row.public:
-            caller = self._state.keys.caller(Headers(scope=scope).getlist("authorization"))
-        return await self._handler(
-            Call(
-                scope=scope,
-                receive=receive,
-                state=self._state,
-                caller=caller,
-                id=request_id,
-                warnings=warnings,
-            )
-        )
+    def _caller(self, scope: Scope) -> Caller:
+        if self._row.public:
+            return Caller()
+        return self._state.keys.caller(Headers(scope=scope).getlist("authorization"))
 
 
 class RequestId:

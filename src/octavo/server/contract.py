@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from octavo.server import health, schema
+from octavo.server.jobs import shapes
 from octavo.server.openai import chat, completions, models, tokenize
 
 
@@ -58,6 +59,21 @@ CONTRACTS: Mapping[tuple[str, str], Contract] = {
         body=schema.ChatBody,
         answer=chat.ChatCompletion,
         event=chat.Chunk,
+    ),
+    ("POST", "/v1/files"): Contract("Keep a file.", answer=shapes.File, form=True, failures=(429,)),
+    ("GET", "/v1/files"): Contract("A key's files.", answer=shapes.FileList, failures=(400, 404)),
+    ("GET", "/v1/files/{file_id}"): Contract("One.", answer=shapes.File, failures=(400, 404)),
+    ("DELETE", "/v1/files/{file_id}"): Contract(
+        "Forget a file.", answer=shapes.Deleted, failures=(400, 404)
+    ),
+    ("GET", "/v1/files/{file_id}/content"): Contract("Its bytes.", failures=(400, 404)),
+    ("POST", "/v1/batches"): Contract(
+        "Begin a job of many calls.", body=schema.BatchBody, answer=shapes.Batch
+    ),
+    ("GET", "/v1/batches"): Contract("A key's jobs.", answer=shapes.BatchList, failures=(400, 404)),
+    ("GET", "/v1/batches/{batch_id}"): Contract("One.", answer=shapes.Batch, failures=(400, 404)),
+    ("POST", "/v1/batches/{batch_id}/cancel"): Contract(
+        "End a job early.", answer=shapes.Batch, failures=(400, 404)
     ),
     ("POST", "/tokenize"): Contract(
         "Text or messages to token ids.", body=schema.TokenizeBody, answer=tokenize.Tokens

@@ -193,6 +193,25 @@ class TokenizeBody(msgspec.Struct, kw_only=True, frozen=True):
     chat_template_kwargs: TemplateKwargs | None = None
 
 
+class BatchBody(msgspec.Struct, kw_only=True, frozen=True):
+    """POST /v1/batches."""
+
+    input_file_id: Name
+    endpoint: Name
+    completion_window: Annotated[str, Meta(pattern="^[1-9][0-9]{0,4}[smhd]$", max_length=6)]
+    """Such as 24h: what has not been answered by then is not."""
+    metadata: (
+        Annotated[
+            dict[
+                Annotated[str, Meta(max_length=64)],
+                Annotated[str, Meta(max_length=512)],
+            ],
+            Meta(max_length=16),
+        ]
+        | None
+    ) = None
+
+
 class DetokenizeBody(msgspec.Struct, kw_only=True, frozen=True):
     """POST /detokenize."""
 

@@ -70,6 +70,7 @@ NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "tools": ([],),
     },
     "DetokenizeBody": {},
+    "BatchBody": {"output_expires_after": ()},
 }
 """Body -> field -> values that change nothing."""
 

@@ -80,6 +80,11 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
     "/tokenize": {"prompt": "a"},
     "/detokenize": {"tokens": [1]},
+    "/v1/batches": {
+        "input_file_id": "file-x",
+        "endpoint": "/v1/completions",
+        "completion_window": "24h",
+    },
 }
 
 

@@ -82,4 +82,4 @@ def caller_of(caller: Caller, body: GenerateBody, state: AppState) -> Caller:
             param="priority",
             fix="Leave it out, or start the server with --scheduling-policy priority.",
         )
-    return caller._replace(priority=body.priority)
+    return caller._replace(priority=caller.priority + body.priority)

@@ -38,6 +38,7 @@ ROUTES: tuple[RouteRow, ...] = (
     RouteRow("/startupz", "GET", f"{_HEALTH}:startupz", public=True),
     RouteRow("/version", "GET", f"{_HEALTH}:version", public=True),
     RouteRow("/metrics", "GET", f"{_HEALTH}:metrics", public=True),
+    RouteRow("/openapi.json", "GET", "octavo.server.openapi:openapi_json"),
     RouteRow("/load", "GET", f"{_HEALTH}:load"),
     RouteRow("/v1/models", "GET", f"{_OPENAI}.models:list_models"),
     RouteRow("/v1/models/{model:path}", "GET", f"{_OPENAI}.models:get_model"),

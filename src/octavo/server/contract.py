@@ -28,6 +28,10 @@ class Contract(NamedTuple):
     """Statuses beside those that every route with such a body or key can have."""
     form: bool = False
     """The body is multipart/form-data."""
+    media: str = "application/json"
+    """Of an answer without a type."""
+    query: tuple[str, ...] = ()
+    """Query parameters."""
 
 
 _HEALTH = Contract("Whether calls are served.", answer=health.Health, failures=(503,))
@@ -40,7 +44,8 @@ CONTRACTS: Mapping[tuple[str, str], Contract] = {
     ("GET", "/readyz"): _HEALTH._replace(summary="Whether a call sent now would be taken."),
     ("GET", "/startupz"): Contract("How far the start is.", answer=health.Startup, failures=(503,)),
     ("GET", "/version"): Contract("The version.", answer=health.Version),
-    ("GET", "/metrics"): Contract("Prometheus text."),
+    ("GET", "/metrics"): Contract("Prometheus text.", media="text/plain"),
+    ("GET", "/openapi.json"): Contract("This document."),
     ("GET", "/load"): Contract("Work at hand.", answer=health.Load),
     ("GET", "/v1/models"): Contract(
         "Names under which the model answers.", answer=models.ModelList, failures=(503,)
@@ -61,16 +66,25 @@ CONTRACTS: Mapping[tuple[str, str], Contract] = {
         event=chat.Chunk,
     ),
     ("POST", "/v1/files"): Contract("Keep a file.", answer=shapes.File, form=True, failures=(429,)),
-    ("GET", "/v1/files"): Contract("A key's files.", answer=shapes.FileList, failures=(400, 404)),
+    ("GET", "/v1/files"): Contract(
+        "A key's files.",
+        answer=shapes.FileList,
+        failures=(400, 404),
+        query=("purpose", "limit", "order", "after"),
+    ),
     ("GET", "/v1/files/{file_id}"): Contract("One.", answer=shapes.File, failures=(400, 404)),
     ("DELETE", "/v1/files/{file_id}"): Contract(
         "Forget a file.", answer=shapes.Deleted, failures=(400, 404)
     ),
-    ("GET", "/v1/files/{file_id}/content"): Contract("Its bytes.", failures=(400, 404)),
+    ("GET", "/v1/files/{file_id}/content"): Contract(
+        "Its bytes.", failures=(400, 404), media="application/octet-stream"
+    ),
     ("POST", "/v1/batches"): Contract(
         "Begin a job of many calls.", body=schema.BatchBody, answer=shapes.Batch
     ),
-    ("GET", "/v1/batches"): Contract("A key's jobs.", answer=shapes.BatchList, failures=(400, 404)),
+    ("GET", "/v1/batches"): Contract(
+        "A key's jobs.", answer=shapes.BatchList, failures=(400, 404), query=("limit", "after")
+    ),
     ("GET", "/v1/batches/{batch_id}"): Contract("One.", answer=shapes.Batch, failures=(400, 404)),
     ("POST", "/v1/batches/{batch_id}/cancel"): Contract(
         "End a job early.", answer=shapes.Batch, failures=(400, 404)

@@ -227,6 +227,25 @@ def test_beams_are_the_choices(stream: bool) -> None:
         assert (usage["prompt_tokens"], usage["completion_tokens"]) == (1, 12)
 
 
+def test_special_tokens_are_added_unless_told_otherwise() -> None:
+    engine = FakeEngine()
+    calls = server(engine)
+    backend = byte_tokenizer()._backend
+    facts = TokenizerFacts(specials={"bos_token": "<user>", "eos_token": "<eos>"}, add_bos=True)
+    calls.state.frontend = Frontend(engine, Tokenizer(backend, facts))
+    for value in (None, True, False):
+        ok(calls, COMPLETIONS, {"prompt": "a", "add_special_tokens": value})
+        ok(calls, CHATS, {**CHAT, "add_special_tokens": value, "max_tokens": 1})
+        ok(calls, "/tokenize", {"prompt": "a", "add_special_tokens": value})
+    begins = [request.token_ids[0] == 257 for request in engine.submitted]
+    assert begins == [True, False, True, True, False, False], "a template writes its own"
+    texts = {
+        value: ok(calls, "/tokenize", {"prompt": "a", "add_special_tokens": value})["count"]
+        for value in (True, False)
+    }
+    assert texts == {True: 2, False: 1}
+
+
 def test_lenient_names_what_it_ignores() -> None:
     engine = FakeEngine()
     calls = server(engine, lenient=True)

@@ -161,6 +161,13 @@ UNSUPPORTED_COMPLETIONS: dict[str, Any] = {
     "guided_regex": "(a+)+$",
     "guided_choice": ["a"],
     "guided_grammar": "x",
+    "guided_decoding_backend": "x",
+    "guided_whitespace_pattern": "x",
+    "ec_transfer_params": {},
+    "media_io_kwargs": {"a": {}},
+    "mm_payload": "x",
+    "return_mm_kwargs": True,
+    "routed_experts_prompt_start": 1,
     "logprob_token_ids": [1],
     "session_id": "mine",
     "kv_transfer_params": {},
@@ -187,6 +194,9 @@ UNSUPPORTED_CHAT: dict[str, Any] = {
     "metadata": {"a": "b"},
     "web_search_options": {},
     "verbosity": "low",
+    "best_of": 2,
+    "function_call": "auto",
+    "return_prompt_text": True,
     "include_reasoning": False,
     "mm_processor_kwargs": {"a": 1},
 }
@@ -274,6 +284,15 @@ BAD_DETOKENIZE: list[tuple[dict[str, Any], str]] = [
     ({"tokens": [1] * (MAX_MODEL_LEN + 1)}, "tokens"),
     ({"tokens": ["a"]}, "tokens[0]"),
 ]
+BATCH = {"input_file_id": "x", "endpoint": "/v1/completions", "completion_window": "24h"}
+BAD_BATCHES: list[tuple[dict[str, Any], str]] = [
+    ({"output_expires_after": {"anchor": "created_at", "seconds": 3600}}, "output_expires_after"),
+    ({"completion_window": "soon"}, "completion_window"),
+    ({"completion_window": "0h"}, "completion_window"),
+    ({"metadata": {"a": 1}}, "metadata[...]"),
+    ({"metadata": {str(i): "" for i in range(17)}}, "metadata"),
+    ({"input_file_id": None}, "input_file_id"),
+]
 CASES = (
     [("/v1/completions", {**COMPLETION, **body}, param) for body, param in BAD_COMPLETIONS]
     + [
@@ -285,6 +304,7 @@ CASES = (
         ("/v1/chat/completions", {**CHAT, name: value}, name)
         for name, value in UNSUPPORTED_CHAT.items()
     ]
+    + [("/v1/batches", {**BATCH, **body}, param) for body, param in BAD_BATCHES]
     + [("/tokenize", body, param) for body, param in BAD_TOKENIZE]
     + [("/detokenize", body, param) for body, param in BAD_DETOKENIZE]
 )

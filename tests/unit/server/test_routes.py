@@ -22,6 +22,7 @@ SNAPSHOT = {
     ("GET", "/livez", True),
     ("GET", "/load", False),
     ("GET", "/metrics", True),
+    ("GET", "/openapi.json", False),
     ("GET", "/ping", True),
     ("GET", "/readyz", True),
     ("GET", "/startupz", True),

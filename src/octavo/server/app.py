@@ -54,6 +54,7 @@ ROUTES: tuple[RouteRow, ...] = (
     RouteRow("/v1/batches/{batch_id}", "GET", f"{_OPENAI}.batches:get_batch"),
     RouteRow("/v1/batches/{batch_id}/cancel", "POST", f"{_OPENAI}.batches:cancel_batch"),
     RouteRow("/tokenize", "POST", f"{_OPENAI}.tokenize:tokenize"),
+    RouteRow("/tokenizer_info", "GET", f"{_OPENAI}.tokenize:tokenizer_info"),
     RouteRow("/detokenize", "POST", f"{_OPENAI}.tokenize:detokenize"),
 )
 

@@ -92,6 +92,9 @@ CONTRACTS: Mapping[tuple[str, str], Contract] = {
     ("POST", "/tokenize"): Contract(
         "Text or messages to token ids.", body=schema.TokenizeBody, answer=tokenize.Tokens
     ),
+    ("GET", "/tokenizer_info"): Contract(
+        "The tokenizer's special tokens.", answer=tokenize.TokenizerInfo, failures=(503,)
+    ),
     ("POST", "/detokenize"): Contract(
         "Token ids to text.", body=schema.DetokenizeBody, answer=tokenize.Text
     ),

@@ -246,6 +246,17 @@ def test_special_tokens_are_added_unless_told_otherwise() -> None:
     assert texts == {True: 2, False: 1}
 
 
+def test_tokenizer_info() -> None:
+    assert server().call("GET", "/tokenizer_info").json() == {
+        "bos_token": None,
+        "eos_token": "<eos>",
+        "pad_token": None,
+        "eos_token_ids": [256],
+        "vocab_size": 260,
+        "model_max_length": MAX_MODEL_LEN,
+    }
+
+
 def test_lenient_names_what_it_ignores() -> None:
     engine = FakeEngine()
     calls = server(engine, lenient=True)

@@ -38,6 +38,7 @@ SNAPSHOT = {
     ("GET", "/v1/models", False),
     ("GET", "/v1/models/{model:path}", False),
     ("GET", "/version", True),
+    ("GET", "/tokenizer_info", False),
     ("POST", "/detokenize", False),
     ("POST", "/ping", True),
     ("POST", "/tokenize", False),

@@ -158,6 +158,10 @@ def test_cancelling_keeps_what_is_answered(store: WatchedStore) -> None:
         assert ended.request_counts is not None and ended.request_counts.completed == len(answered)
         assert client.batches.cancel(batch.id).status == "cancelled", "again changes nothing"
         assert not server.state.num_in_flight
+        engine.pause_after = None
+        again = submit(client, jsonl(*[line(f"r{i}") for i in range(2 * runner.WINDOW)]))
+        assert store.over.acquire(timeout=20), "every place in the window is free again"
+        assert client.batches.retrieve(again.id).status == "completed"
 
 
 def test_expiry_answers_the_rest_with_an_error(

@@ -160,7 +160,7 @@ class _Job:
                 task = asyncio.create_task(self._line(index, line))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
-                task.add_done_callback(self._note)
+                task.add_done_callback(self._ended)
             while tasks and not self._is_cancelled():
                 await asyncio.wait(tasks, timeout=_POLL_S)
         finally:
@@ -170,7 +170,8 @@ class _Job:
         if self._broken is not None:
             raise self._broken
 
-    def _note(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._window.release()  # here, because a task that is cancelled at once never runs its own `finally`
         if not task.cancelled():
             self._broken = self._broken or task.exception()
 
@@ -197,17 +198,13 @@ class _Job:
         return self._batch.status == "cancelling"
 
     async def _line(self, index: int, line: Line) -> None:
-        try:
-            answer, is_good = await self._ask(line)
-            doc = msgspec.json.encode(answer)
-            await self._save(index, doc, is_good=is_good)
-            counts = self._batch.request_counts
-            counts.completed += is_good
-            counts.failed += not is_good
-            if not self._is_cancelled():
-                await asyncio.to_thread(self._store.update, self._batch)
-        finally:
-            self._window.release()
+        answer, is_good = await self._ask(line)
+        await self._save(index, msgspec.json.encode(answer), is_good=is_good)
+        counts = self._batch.request_counts
+        counts.completed += is_good
+        counts.failed += not is_good
+        if not self._is_cancelled():
+            await asyncio.to_thread(self._store.update, self._batch)
 
     async def _save(self, index: int, doc: bytes, *, is_good: bool) -> None:
         save = self._store.save_answer

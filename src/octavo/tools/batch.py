@@ -213,7 +213,9 @@ class _Job:
                 Answer(
                     id=new_id("batch_req_"),
                     custom_id=custom_id,
-                    response=Response(status_code=status, request_id=request_id, body=Raw(answer)),
+                    response=Response(
+                        status_code=status, request_id=request_id, body=_on_one_line(answer)
+                    ),
                     error=error,
                 )
             )
@@ -233,3 +235,11 @@ class _Job:
             f"the server answered {_TRIES} times that it has no room ({status}).",
             fix="Run the same command again: it goes on where it stopped.",
         )
+
+
+def _on_one_line(answer: bytes) -> Raw:
+    """JSON without line breaks; what is no JSON (a proxy's page, say) as a JSON text."""
+    try:
+        return Raw(msgspec.json.format(answer, indent=-1))
+    except msgspec.DecodeError:
+        return Raw(msgspec.json.encode(answer.decode(errors="replace")))

@@ -276,6 +276,10 @@ def test_lenient_names_what_it_ignores() -> None:
     ]  # fmt: skip
     assert all("warnings" not in chunk for chunk in chunks[1:])
     assert chunks[-1]["usage"]["completion_tokens"] == 2
+    extra = {"documents": [{"text": "x"}], "chat_template_kwargs": {"shout": True, "loud": 1}}
+    told = ok(calls, CHATS, {**CHAT, **extra, "max_tokens": 1})["warnings"]
+    assert [w["param"] for w in told] == ["chat_template_kwargs.loud", "documents"]
+    assert bytes(engine.submitted[-1].token_ids).endswith(b"!"), "the known one still counts"
     tokens = ok(calls, "/tokenize", {"prompt": "a", "colour": 1})
     assert tokens["warnings"][0]["param"] == "colour" and tokens["tokens"] == [97]
     assert "warnings" not in ok(calls, COMPLETIONS, {"prompt": "a"})

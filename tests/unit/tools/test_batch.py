@@ -10,6 +10,7 @@ import pytest
 
 from fakes import FakeEngine, running
 from octavo.tools import cli
+from octavo.tools.batch import _on_one_line
 
 COMPLETIONS = "/v1/completions"
 
@@ -42,6 +43,11 @@ def test_every_line_is_answered_once(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert one["response"]["body"]["usage"]["completion_tokens"] == 2
     assert len(one["response"]["request_id"]) == 32
     assert "20 answered, 0 refused" in capsys.readouterr().err
+
+
+def test_answers_of_any_server_keep_to_one_line() -> None:
+    assert bytes(_on_one_line(b'{\n  "a": 1\n}')) == b'{"a":1}'
+    assert bytes(_on_one_line(b"<html>\n")) == b'"<html>\\n"'
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, None])

@@ -99,7 +99,7 @@ async def chat_prompt(
             code="no_chat_template",
             fix="Use /v1/completions, or start the server with --chat-template.",
         )
-    _check_kwargs(kwargs or {}, template)
+    kwargs = _known_kwargs(kwargs, template, refuse)
     continues = bool(body.continue_final_message)
     generates = body.add_generation_prompt
     arguments: dict[str, Any] = {
@@ -109,13 +109,15 @@ async def chat_prompt(
     }
     documents = body.documents if isinstance(body, ChatBody) else None
     if documents and "documents" not in template.variables:
-        raise RequestError(
-            "documents is set, and this model's chat template does not read documents.",
-            param="documents",
-            code="unsupported_field",
-            fix="Put them into a message.",
+        refuse(
+            RequestError(
+                "documents is set, and this model's chat template does not read documents.",
+                param="documents",
+                code="unsupported_field",
+                fix="Put them into a message.",
+            )
         )
-    if documents:
+    elif documents:
         arguments["documents"] = documents
         num_chars += sum(len(text) for one in documents for text in one.values())
     if num_chars <= _INLINE_CHARS and not kwargs:
@@ -186,13 +188,22 @@ def _check_content(content: object, where: str) -> int:
     return sum(len(text) for text in texts if isinstance(text, str))
 
 
-def _check_kwargs(kwargs: Mapping[str, Any], template: ChatTemplate) -> None:
+def _known_kwargs(
+    kwargs: Mapping[str, Any] | None, template: ChatTemplate, refuse: Refuse
+) -> dict[str, Any] | None:
+    """The arguments that the template reads; others go to `refuse`."""
+    if kwargs is None:
+        return None
     check_depth(dict(kwargs), MAX_KWARGS_DEPTH, "chat_template_kwargs")
     for name in kwargs:
         if name not in template.variables:
-            raise RequestError(
-                f"chat_template_kwargs sets {name[:40]!r}, which this model's template does not read."
-                + did_you_mean(name[:40], template.variables),
-                param=f"chat_template_kwargs.{name[:40]}",
-                code="unknown_field",
+            short = name[:40]
+            refuse(
+                RequestError(
+                    f"chat_template_kwargs sets {short!r}, which this model's template does not read."
+                    + did_you_mean(short, template.variables),
+                    param=f"chat_template_kwargs.{short}",
+                    code="unknown_field",
+                )
             )
+    return {name: value for name, value in kwargs.items() if name in template.variables}

@@ -38,6 +38,7 @@ from octavo.engine.ipc import Phase, Ready
 from octavo.meter.metrics import Metrics
 from octavo.server.app import create_app
 from octavo.server.auth import KeyRing
+from octavo.server.jobs.store import Store
 from octavo.server.serve import Server, bind
 from octavo.server.state import AppState
 from octavo.text.chat import ChatTemplate
@@ -244,6 +245,7 @@ def make_state(
     default_sampling: dict[str, float | int] | None = None,
     template: str | None = TEMPLATE,
     formats: Formats = Formats(),
+    store: Store | None = None,
     **config: Any,
 ) -> AppState:
     """A server state over a fake engine."""
@@ -258,6 +260,7 @@ def make_state(
         scheduling_policy=EngineConfig().scheduling_policy,
         keys=KeyRing(keys),
         formats=formats,
+        store=store,
     )
 
 

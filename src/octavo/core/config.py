@@ -141,6 +141,20 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         str,
         _Help(description="How the model writes its reasoning: auto, none, or a format's name."),
     ] = "auto"
+    state_dir: Annotated[
+        str | None,
+        _Help(
+            description="Folder for uploaded files and batch jobs, which go on after a restart; without it "
+            "/v1/files and /v1/batches are refused."
+        ),
+    ] = None
+    lenient: Annotated[
+        bool,
+        _Help(
+            description="Ignore request fields that are unknown or not honoured, and name them in the answer's "
+            "`warnings`, instead of refusing them."
+        ),
+    ] = False
     shutdown_timeout: Annotated[
         float, _Help(ge=0, description="Seconds that running requests get to finish at shutdown.")
     ] = 30.0

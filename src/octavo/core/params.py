@@ -8,10 +8,11 @@ ids against a vocabulary are checked where the vocabulary is known (`check_token
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
 import msgspec
+from msgspec import Meta
 
 from octavo.core.errors import RequestError
 from octavo.core.structured import StructuredOutputs
@@ -28,6 +29,27 @@ MAX_ALLOWED_TOKEN_IDS = 262_144
 MAX_LOGPROBS = 20
 MAX_TOKENS = 1 << 24
 MAX_SEED = (1 << 63) - 1
+
+INTEGERS: Mapping[str, Meta] = {
+    "n": Meta(ge=1, le=MAX_N),
+    "top_k": Meta(ge=-1, le=MAX_TOKENS),
+    "min_tokens": Meta(ge=0, le=MAX_TOKENS),
+    "seed": Meta(ge=-MAX_SEED - 1, le=MAX_SEED),
+    "max_tokens": Meta(ge=1, le=MAX_TOKENS),
+    "logprobs": Meta(ge=0, le=MAX_LOGPROBS),
+    "prompt_logprobs": Meta(ge=0, le=MAX_LOGPROBS),
+}
+NUMBERS: Mapping[str, Meta] = {
+    "temperature": Meta(ge=0.0, le=2.0**16),
+    "top_p": Meta(gt=0.0, le=1.0),
+    "min_p": Meta(ge=0.0, le=1.0),
+    "presence_penalty": Meta(ge=-2.0, le=2.0),
+    "frequency_penalty": Meta(ge=-2.0, le=2.0),
+    "repetition_penalty": Meta(gt=0.0, le=100.0),
+}
+"""The range of every number, once: `server/schema.py` states the same rows to callers."""
+LOGIT_BIAS = Meta(ge=-100.0, le=100.0)
+_OPTIONAL = ("seed", "max_tokens", "logprobs", "prompt_logprobs")
 
 _SWITCHES = (
     "include_stop_str_in_output",
@@ -72,19 +94,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
-        _check_int("n", self.n, 1, MAX_N)
-        _check_float("temperature", self.temperature, 0.0, 2.0**16)
-        _check_float("top_p", self.top_p, 0.0, 1.0, low_open=True)
-        _check_int("top_k", self.top_k, -1, MAX_TOKENS)
-        _check_float("min_p", self.min_p, 0.0, 1.0)
-        _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _check_float("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_open=True)
-        _check_int("min_tokens", self.min_tokens, 0, MAX_TOKENS)
-        _check_optional_int("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
-        _check_optional_int("max_tokens", self.max_tokens, 1, MAX_TOKENS)
-        _check_optional_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        _check_optional_int("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
+        for name, span in INTEGERS.items():
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL:
+                _check_int(name, value, span)
+        for name, span in NUMBERS.items():
+            _check_float(name, getattr(self, name), span)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             _refuse("min_tokens", self.min_tokens, f"at most max_tokens ({self.max_tokens})")
         _check_strings("stop", self.stop, MAX_STOPS, MAX_STOP_CHARS)
@@ -131,21 +146,19 @@ class PoolingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     use_activation: bool = True
 
     def __post_init__(self) -> None:
-        _check_optional_int("dimensions", self.dimensions, 1, MAX_TOKENS)
+        if self.dimensions is not None:
+            _check_int("dimensions", self.dimensions, Meta(ge=1, le=MAX_TOKENS))
 
 
 def _refuse(name: str, given: object, expected: str) -> NoReturn:
     raise RequestError(f"{name} is {given!r}; expected {expected}.", param=name)
 
 
-def _check_int(name: str, value: object, low: int, high: int) -> None:
+def _check_int(name: str, value: object, span: Meta) -> None:
+    low, high = span.ge, span.le
+    assert low is not None and high is not None, name
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         _refuse(name, value, f"an integer from {low} to {high}")
-
-
-def _check_optional_int(name: str, value: object, low: int, high: int) -> None:
-    if value is not None:
-        _check_int(name, value, low, high)
 
 
 def _check_bool(name: str, value: object) -> None:
@@ -153,14 +166,15 @@ def _check_bool(name: str, value: object) -> None:
         _refuse(name, value, "true or false")
 
 
-def _check_float(
-    name: str, value: float, low: float, high: float, *, low_open: bool = False
-) -> None:
+def _check_float(name: str, value: float, span: Meta) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value):
         _refuse(name, value, "a finite number")
-    if not low <= value <= high or (low_open and value == low):
-        _refuse(name, value, f"a number in {'(' if low_open else '['}{low:g}, {high:g}]")
+    low, high = span.gt if span.ge is None else span.ge, span.le
+    assert low is not None and high is not None, name
+    if not low <= value <= high or value == span.gt:
+        bracket = "[" if span.gt is None else "("
+        _refuse(name, value, f"a number in {bracket}{low:g}, {high:g}]")
 
 
 def _check_strings(name: str, values: object, most: int, most_chars: int) -> None:
@@ -179,7 +193,7 @@ def _check_bias(bias: object) -> None:
         _refuse("logit_bias", bias, "token ids with a number each")
     _check_ids("logit_bias", list(bias), MAX_LOGIT_BIAS)
     for value in bias.values():
-        _check_float("logit_bias", value, -100.0, 100.0)
+        _check_float("logit_bias", value, LOGIT_BIAS)
 
 
 def _check_ids(name: str, values: object, most: int) -> None:

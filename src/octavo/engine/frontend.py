@@ -66,6 +66,8 @@ class Usage(msgspec.Struct, kw_only=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    truncated_tokens: int | None = None
+    """Prompt tokens left out because the caller asked for it; None where nobody did."""
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,9 +210,9 @@ class Generation:
         kept: Mapping[int, str] | None = None,
     ) -> None:
         self.requests = requests
-        self._kept = kept
         self.usage = Usage(prompt_tokens=requests[0].num_prompt)
         self._frontend = frontend
+        self._kept = kept
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         single = len(self.requests) == 1
@@ -264,6 +266,17 @@ class Generation:
                 yield delta
                 if delta.finish_reason is not None:
                     return
+
+
+def fold_choice(
+    request: Request,
+    tokenizer: Tokenizer,
+    events: Sequence[Event],
+    kept: Mapping[int, str] | None = None,
+) -> list[Delta]:
+    """The deltas of one choice's events; `kept` as in `Frontend.start`."""
+    fold = _Choice(request, tokenizer, kept)
+    return [delta for event in events if (delta := fold.take(event)) is not None]
 
 
 class _Choice:

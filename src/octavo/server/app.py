@@ -6,6 +6,8 @@ no content), because orchestrators and scrapers carry no keys; a network policy 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,8 +20,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from octavo.core.errors import NotFoundError, RequestError, did_you_mean
+from octavo.server.batches import BatchRunner
 from octavo.server.call import Endpoint, Handler, RequestId, RouteRow
 from octavo.server.errors import MethodError, error_response
+from octavo.server.jobs.store import Store
 from octavo.server.state import AppState
 
 _HEALTH = "octavo.server.health"
@@ -36,6 +40,7 @@ ROUTES: tuple[RouteRow, ...] = (
     RouteRow("/startupz", "GET", f"{_HEALTH}:startupz", public=True),
     RouteRow("/version", "GET", f"{_HEALTH}:version", public=True),
     RouteRow("/metrics", "GET", f"{_HEALTH}:metrics", public=True),
+    RouteRow("/openapi.json", "GET", "octavo.server.openapi:openapi_json"),
     RouteRow("/load", "GET", f"{_HEALTH}:load"),
     RouteRow("/v1/models", "GET", f"{_OPENAI}.models:list_models"),
     RouteRow("/v1/models/{model:path}", "GET", f"{_OPENAI}.models:get_model"),
@@ -48,7 +53,17 @@ ROUTES: tuple[RouteRow, ...] = (
     RouteRow("/v1/responses/{response_id}/input_items", "GET", f"{_RESPONSES}:input_items"),
     RouteRow("/v1/messages", "POST", f"{_ANTHROPIC}:create", shape="anthropic"),
     RouteRow("/v1/messages/count_tokens", "POST", f"{_ANTHROPIC}:count_tokens", shape="anthropic"),
+    RouteRow("/v1/files", "POST", f"{_OPENAI}.files:upload_file"),
+    RouteRow("/v1/files", "GET", f"{_OPENAI}.files:list_files"),
+    RouteRow("/v1/files/{file_id}", "GET", f"{_OPENAI}.files:get_file"),
+    RouteRow("/v1/files/{file_id}", "DELETE", f"{_OPENAI}.files:delete_file"),
+    RouteRow("/v1/files/{file_id}/content", "GET", f"{_OPENAI}.files:file_content"),
+    RouteRow("/v1/batches", "POST", f"{_OPENAI}.batches:create_batch"),
+    RouteRow("/v1/batches", "GET", f"{_OPENAI}.batches:list_batches"),
+    RouteRow("/v1/batches/{batch_id}", "GET", f"{_OPENAI}.batches:get_batch"),
+    RouteRow("/v1/batches/{batch_id}/cancel", "POST", f"{_OPENAI}.batches:cancel_batch"),
     RouteRow("/tokenize", "POST", f"{_OPENAI}.tokenize:tokenize"),
+    RouteRow("/tokenizer_info", "GET", f"{_OPENAI}.tokenize:tokenizer_info"),
     RouteRow("/detokenize", "POST", f"{_OPENAI}.tokenize:detokenize"),
 )
 
@@ -58,7 +73,10 @@ def create_app(state: AppState) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        yield
+        async with contextlib.AsyncExitStack() as stack:
+            if state.store is not None:
+                await stack.enter_async_context(_batches(state, state.store))
+            yield
         if state.on_stop is not None:
             await state.on_stop()
         state.frontend.close()
@@ -75,10 +93,27 @@ def create_app(state: AppState) -> Starlette:
     return app
 
 
+@asynccontextmanager
+async def _batches(state: AppState, store: Store) -> AsyncIterator[None]:
+    """Batch jobs run meanwhile."""
+    runner = BatchRunner(state, store)
+    state.wake_batches = runner.wake
+    task = asyncio.create_task(runner.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        store.close()
+
+
 def _route(row: RouteRow, state: AppState) -> Route:
     module, _, attribute = row.handler.partition(":")
     handler: Handler = getattr(importlib.import_module(module), attribute)
-    return Route(row.path, Endpoint(row, handler, state), methods=[row.method])
+    endpoint = Endpoint(row, handler, state)
+    if row.method == "POST":
+        state.endpoints[row.path] = endpoint.inner
+    return Route(row.path, endpoint, methods=[row.method])
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

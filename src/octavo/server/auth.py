@@ -34,6 +34,12 @@ class KeyRing:
         """Whether no key is asked for."""
         return not self._hashes
 
+    def has_tenant(self, tenant: str) -> bool:
+        """Whether some key of today belongs to this tenant."""
+        if self.is_open:
+            return not tenant
+        return any(known.hex()[:_TENANT_CHARS] == tenant for known in self._hashes)
+
     def caller(self, authorization: Sequence[str]) -> Caller:
         """The caller behind the values of all Authorization headers of a call.
 

@@ -6,9 +6,10 @@ it. Request ids are minted here; what callers send as an id is never used.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -16,17 +17,19 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from octavo.core.errors import EngineError, OctavoError
+from octavo.core.errors import EngineError, OctavoError, RequestError
 from octavo.core.log import get_logger
 from octavo.engine.frontend import Caller
 from octavo.server.errors import anthropic_error_json, error_json, error_response
+from octavo.server.lenient import Warned, WarningSender
 from octavo.server.limits import ClientGone, read_body
 from octavo.server.parse import Parser
-from octavo.server.state import AppState
+from octavo.server.state import AppState, Inner
 
 logger = get_logger(__name__)
 
 T = TypeVar("T", bound=msgspec.Struct)
+_MAX_WARNINGS = 128
 _ID_KEY = "octavo.request_id"
 
 
@@ -52,10 +55,25 @@ class Call:
     caller: Caller
     id: str
     """Minted by us; 32 hexadecimal digits."""
+    warnings: list[Warned] = field(default_factory=list)
+    """What the answer has to say of ignored fields."""
 
     async def body(self, parser: Parser[T]) -> T:
         """The body, checked. Raises RequestError naming the field at fault."""
-        return parser(await read_body(self.receive, Headers(scope=self.scope)))
+        return parser(await read_body(self.receive, Headers(scope=self.scope)), self.refuse)
+
+    def refuse(self, error: RequestError) -> None:
+        """A field that nobody honours: refuse it, or under `--lenient` note for the answer that it is ignored.
+
+        Raises:
+            RequestError: `error`, unless the server is lenient.
+        """
+        if not self.state.config.lenient:
+            raise error
+        if len(self.warnings) < _MAX_WARNINGS:
+            self.warnings.append(
+                Warned(param=error.param or "", code=error.code, message=error.message)
+            )
 
 
 Handler = Callable[[Call], Awaitable[ASGIApp]]
@@ -72,6 +90,38 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Authorise, handle, answer. One call may fail; the server goes on."""
+        await self._answer(scope, receive, send, None)
+
+    async def inner(self, body: bytes, caller: Caller) -> Inner:
+        """Answer a call that comes from within, as if `caller` had sent `body`."""
+        request_id = secrets.token_hex(16)
+        scope = {
+            "type": "http",
+            "method": self._row.method,
+            "path": self._row.path,
+            "path_params": {},
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+            _ID_KEY: request_id,
+        }
+        sent: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        parts: list[bytes] = []
+        status = 500
+
+        async def receive() -> Message:
+            return sent.pop() if sent else await asyncio.get_running_loop().create_future()
+
+        async def send(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            parts.append(message.get("body", b""))
+
+        await self._answer(scope, receive, send, caller)
+        return Inner(status, request_id, b"".join(parts))
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, caller: Caller | None
+    ) -> None:
         status = 0
 
         async def watched(message: Message) -> None:
@@ -81,9 +131,21 @@ class Endpoint:
             await send(message)
 
         request_id = scope[_ID_KEY]
+        warnings: list[Warned] = []
         try:
-            response = await self._respond(scope, receive, request_id)
-            await response(scope, receive, watched)
+            caller = self._caller(scope) if caller is None else caller
+            call = Call(
+                scope=scope,
+                receive=receive,
+                state=self._state,
+                caller=caller,
+                id=request_id,
+                warnings=warnings,
+            )
+            response = await self._handler(call)
+            await response(
+                scope, receive, WarningSender(watched, warnings) if warnings else watched
+            )
         except ClientGone:
             self._state.metrics.count("octavo:client_disconnects")
             status = status or 499
@@ -101,17 +163,14 @@ class Endpoint:
         finally:
             self._state.metrics.count("octavo:http_responses", 1, self._row.path, str(status))
 
-    async def _respond(self, scope: Scope, receive: Receive, request_id: str) -> ASGIApp:
-        caller = Caller()
-        if not self._row.public:
-            headers = Headers(scope=scope)
-            given = headers.getlist("authorization")
-            if self._row.shape == "anthropic" and "x-api-key" in headers:
-                given = [f"Bearer {key}" for key in headers.getlist("x-api-key")]
-            caller = self._state.keys.caller(given)
-        return await self._handler(
-            Call(scope=scope, receive=receive, state=self._state, caller=caller, id=request_id)
-        )
+    def _caller(self, scope: Scope) -> Caller:
+        if self._row.public:
+            return Caller()
+        headers = Headers(scope=scope)
+        given = headers.getlist("authorization")
+        if self._row.shape == "anthropic" and "x-api-key" in headers:
+            given = [f"Bearer {key}" for key in headers.getlist("x-api-key")]
+        return self._state.keys.caller(given)
 
 
 class RequestId:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
 from octavo.core.errors import OctavoError, RequestError
@@ -105,10 +107,26 @@ _ANTHROPIC_TYPES = {
 }
 
 
+class AnthropicErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """What clients of the Anthropic API read, and the field that was wrong."""
+
+    type: str
+    message: str
+    param: str | UnsetType = UNSET
+
+
+class AnthropicErrorBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole body of an error answer to them."""
+
+    type: Literal["error"] = "error"
+    error: AnthropicErrorDetail
+
+
 def anthropic_error_json(error: OctavoError) -> bytes:
     """The same in the shape that clients of the Anthropic API read."""
-    kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
-    detail = {"type": kind, "message": f"{error.message} {error.fix}".rstrip()}
-    if error.param is not None:
-        detail["param"] = error.param
-    return msgspec.json.encode({"type": "error", "error": detail})
+    detail = AnthropicErrorDetail(
+        type=_ANTHROPIC_TYPES.get(error.status, "invalid_request_error"),
+        message=f"{error.message} {error.fix}".rstrip(),
+        param=UNSET if error.param is None else error.param,
+    )
+    return msgspec.json.encode(AnthropicErrorBody(error=detail))

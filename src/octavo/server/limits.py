@@ -20,7 +20,14 @@ MAX_CONTENT_PARTS = 1024
 MAX_NAME_CHARS = 256
 MAX_DESCRIPTION_CHARS = 16 << 10
 MAX_TOOLS = 256
+MAX_STRUCTURES = 256
 MAX_TOOL_DEPTH = 32
+MAX_PROMPT_TOKENS = 1 << 19
+"""Of all prompts of a call together, where they come as ids."""
+MAX_MESSAGE_FIELDS = 32
+MAX_DOCUMENTS = 256
+MAX_DOCUMENT_CHARS = 1 << 20
+MAX_KWARGS = 64
 MAX_KWARGS_BYTES = 64 << 10
 MAX_KWARGS_DEPTH = 8
 
@@ -28,10 +35,12 @@ FIELD_BYTES = 128 << 10
 """Most JSON bytes of a field that `BIG_FIELD_BYTES` does not name: looked at before the field is decoded."""
 BIG_FIELD_BYTES: Mapping[str, int] = {
     "prompt": MAX_BODY_BYTES,
+    "suffix": MAX_BODY_BYTES,
     "messages": MAX_BODY_BYTES,
     "input": MAX_BODY_BYTES,
     "instructions": MAX_BODY_BYTES,
     "system": MAX_BODY_BYTES,
+    "documents": 4 << 20,
     "tokens": MAX_BODY_BYTES,
     "tools": 1 << 20,
     "allowed_token_ids": 4 << 20,
@@ -39,6 +48,22 @@ BIG_FIELD_BYTES: Mapping[str, int] = {
     "structured_outputs": 2 << 20,
     "chat_template_kwargs": MAX_KWARGS_BYTES,
 }
+
+
+MAX_DEPTHS: Mapping[str, int] = {
+    "prompt": 3,
+    "messages": 40,
+    "chat_template_kwargs": MAX_KWARGS_DEPTH,
+    "tools": MAX_TOOL_DEPTH + 4,
+    "tool_choice": 4,
+    "response_format": 140,
+    "structured_outputs": 140,
+    "input": 40,
+    "text": 140,
+    "system": 8,
+    "output_config": 140,
+}
+"""Levels of nesting of top-level fields in which JSON of any shape may stand; every such field has its row."""
 
 
 class ClientGone(Exception):

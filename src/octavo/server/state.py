@@ -7,7 +7,7 @@ import importlib.metadata
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from octavo.core.config import ServerConfig
 from octavo.core.errors import EngineDeadError, NotFoundError, OperatorError, did_you_mean
@@ -15,10 +15,11 @@ from octavo.core.request import Request
 from octavo.core.result import EngineStats, Event
 from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.client import EngineStatus
-from octavo.engine.frontend import Frontend
+from octavo.engine.frontend import Caller, Frontend
 from octavo.engine.ipc import Ready
 from octavo.meter.metrics import Metrics
 from octavo.server.auth import KeyRing
+from octavo.server.jobs.store import Store
 from octavo.server.response_store import ResponseStore
 from octavo.text.chat import ChatTemplate
 from octavo.text.parsers.output import Formats
@@ -26,6 +27,14 @@ from octavo.text.parsers.output import Formats
 STALL_S = 30.0
 """Work is there and nothing moved for so long, and for 50 times the last step: the engine hangs."""
 _STALL_STEPS = 50.0
+
+
+class Inner(NamedTuple):
+    """The answer of a call that no client made."""
+
+    status: int
+    request_id: str
+    body: bytes
 
 
 class EngineHandle(Protocol):
@@ -81,6 +90,12 @@ class AppState:
     responses: ResponseStore = field(default_factory=ResponseStore)
     background: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     """Responses that are made with no caller waiting, by tenant and id."""
+    store: Store | None = None
+    """Files and batch jobs; None without --state-dir."""
+    endpoints: dict[str, Callable[[bytes, Caller], Awaitable[Inner]]] = field(default_factory=dict)
+    """POST routes by path, for calls from within; filled by the application."""
+    wake_batches: Callable[[], None] = lambda: None
+    """Tells the batch runner that there is news."""
     on_start: Callable[[], Awaitable[None]] | None = None
     """Run beside the server once it listens (starts the engine); its error stops the server."""
     on_stop: Callable[[], Awaitable[None]] | None = None

@@ -20,31 +20,22 @@ RENAMED: Mapping[str, str] = {
 """Older spellings, and what is called so now."""
 
 _GENERATE: Mapping[str, tuple[Any, ...]] = {
-    "best_of": (1,),
-    "cache_salt": (),
-    "echo": _FALSE,
     "ec_transfer_params": (),
     "guided_decoding_backend": (),
     **dict.fromkeys(RENAMED, ()),
     "kv_transfer_params": (),
-    "length_penalty": (1,),
     "logprob_token_ids": ([],),
     "mm_payload": ("tensors",),
     "mm_processor_kwargs": ({},),
     "media_io_kwargs": ({},),
     "prompt_embeds": (),
     "repetition_detection": (),
-    "request_id": (),
     "return_mm_kwargs": _FALSE,
     "return_token_offsets": _FALSE,
-    "return_tokens_as_token_ids": _FALSE,
     "routed_experts_prompt_start": (0,),
     "session_id": (),
     "stream_interval": (1,),
     "thinking_token_budget": (),
-    "truncate_prompt_tokens": (),
-    "truncation_side": (),
-    "use_beam_search": _FALSE,
     "vllm_xargs": ({},),
     "watermarking": _FALSE,
 }
@@ -52,8 +43,8 @@ _GENERATE: Mapping[str, tuple[Any, ...]] = {
 _CHAT: Mapping[str, tuple[Any, ...]] = {
     **_GENERATE,
     "audio": (),
+    "best_of": (1,),
     "chat_template": (),
-    "documents": ([],),
     "function_call": ("none",),
     "functions": ([],),
     "metadata": ({},),
@@ -67,7 +58,7 @@ _CHAT: Mapping[str, tuple[Any, ...]] = {
 }
 
 NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
-    "CompletionBody": {**_GENERATE, "suffix": ("",)},
+    "CompletionBody": _GENERATE,
     "ChatBody": _CHAT,
     "TokenizeBody": {
         "chat_template": (),
@@ -95,6 +86,7 @@ NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "service_tier": ("auto", "standard_only"),
     },
     "CountTokensBody": {},
+    "BatchBody": {"output_expires_after": ()},
 }
 """Body -> field -> values that change nothing."""
 

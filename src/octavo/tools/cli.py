@@ -32,12 +32,13 @@ VERBS: dict[str, Verb] = {
     "serve": Verb("octavo.tools.serve", "Serve a model over an OpenAI-compatible HTTP API."),
     "generate": Verb("octavo.tools.generate", "Complete a prompt and print the text as it comes."),
     "chat": Verb("octavo.tools.chat", "Talk with a model, local or behind a URL."),
+    "batch": Verb("octavo.tools.batch", "Answer a JSONL file of requests, with resume."),
     "bench throughput": Verb("octavo.tools.bench.throughput", "Tokens per second, offline."),
     "bench latency": Verb("octavo.tools.bench.latency", "Time per token of one batch, offline."),
     "bench serve": Verb("octavo.tools.bench.serve", "Load a running server and judge the answer."),
     "doctor": Verb("octavo.tools.doctor", "Check this machine and say what to fix."),
 }
-ALIASES = {"complete": "generate"}
+ALIASES = {"complete": "generate", "run-batch": "batch"}
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130

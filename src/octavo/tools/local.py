@@ -21,6 +21,7 @@ from octavo.engine.frontend import Frontend
 from octavo.meter.metrics import Metrics
 from octavo.server.app import create_app
 from octavo.server.auth import KeyRing
+from octavo.server.jobs.store import Store
 from octavo.server.serve import Server
 from octavo.server.state import AppState
 from octavo.text.chat import ChatTemplate
@@ -54,6 +55,7 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
         metrics=Metrics(names[0]),
         keys=KeyRing((*server.api_key, *env.api_keys())),
         scheduling_policy=engine.scheduling_policy,
+        store=None if server.state_dir is None else Store(Path(server.state_dir).expanduser()),
     )
 
 

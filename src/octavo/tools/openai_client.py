@@ -129,6 +129,21 @@ class OpenAIClient:
                     raise _status_error(response.status, body)
                 return body
 
+    async def post(self, path: str, body: bytes) -> tuple[int, str, bytes]:
+        """Status, request id and body of a POST, whatever the status.
+
+        Raises:
+            OctavoError: unreachable.
+        """
+        with _network_errors(self._base_url):
+            async with self._session.post(
+                self._base_url + path,
+                data=body,
+                headers={"Content-Type": "application/json", **self._headers},
+            ) as response:
+                request_id = response.headers.get("x-request-id", "")
+                return response.status, request_id, await response.read()
+
     async def stream(self, path: str, body: Mapping[str, object]) -> AsyncIterator[Piece]:
         """POST a streaming request; its chunks up to the end of the stream.
 

@@ -21,6 +21,8 @@ COMMON = {
     "prompt_logprobs": st.sampled_from([None, 0, 2]),
     "return_token_ids": st.booleans(),
     "ignore_eos": st.booleans(),
+    "return_tokens_as_token_ids": st.booleans(),
+    "echo": st.booleans(),
 }
 COMPLETION = st.fixed_dictionaries(
     {

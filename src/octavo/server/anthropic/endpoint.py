@@ -55,7 +55,7 @@ async def count_tokens(call: Call) -> Response:
     body = await call.body(_count)
     call.state.check_model(body.model)
     try:
-        ids = await prompt_ids(call.state, chat_body(body, call.state))
+        ids = await prompt_ids(call, chat_body(body, call.state))
     except RequestError as error:
         raise _renamed(error) from error
     return _json({"input_tokens": len(ids)})

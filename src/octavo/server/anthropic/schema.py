@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from octavo.core.params import MAX_TOKENS
-from octavo.server.limits import MAX_CONTENT_PARTS, MAX_MESSAGES, MAX_TOOLS
-from octavo.server.schema import Name
+from octavo.core.params import MAX_STOPS, MAX_TOKENS
+from octavo.server.limits import MAX_CONTENT_PARTS
+from octavo.server.schema import (
+    Messages,
+    Name,
+    Object,
+    PromptText,
+    StopText,
+    Temperature,
+    TemplateKwargs,
+    ToolList,
+    TopK,
+    TopP,
+)
 
-Parts = Annotated[list[dict[str, Any]], Meta(max_length=MAX_CONTENT_PARTS)]
-Messages = Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=MAX_MESSAGES)]
+Parts = Annotated[list[Object], Meta(max_length=MAX_CONTENT_PARTS)]
 
 
 class Metadata(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -32,7 +42,7 @@ class OutputFormat(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fie
     """A schema that the answer follows."""
 
     type: Literal["json_schema"]
-    schema: dict[str, Any]
+    schema: Object
 
 
 class OutputConfig(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -55,12 +65,12 @@ class CountTokensBody(msgspec.Struct, kw_only=True, frozen=True):
 
     model: Name
     messages: Messages
-    system: str | Parts | None = None
-    tools: Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)] | None = None
+    system: PromptText | Parts | None = None
+    tools: ToolList | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
 
 
 class MessagesBody(CountTokensBody, kw_only=True, frozen=True):
@@ -69,7 +79,7 @@ class MessagesBody(CountTokensBody, kw_only=True, frozen=True):
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
     stream: bool | None = None
     metadata: Metadata | None = None
-    stop_sequences: list[str] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
+    stop_sequences: Annotated[list[StopText], Meta(max_length=MAX_STOPS)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None

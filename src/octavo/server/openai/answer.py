@@ -46,6 +46,8 @@ class Usage(msgspec.Struct, kw_only=True):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
+    truncated_tokens: int | UnsetType = UNSET
+    """Prompt tokens left out, where the call asked for that."""
 
 
 class Form(Protocol[P]):
@@ -74,6 +76,8 @@ def usage_of(generations: Sequence[Generation], num_reasoning: int | None = None
     prompt = sum(generation.usage.prompt_tokens for generation in generations)
     output = sum(generation.usage.completion_tokens for generation in generations)
     cached = sum(generation.usage.cached_tokens for generation in generations)
+    cut = [generation.usage.truncated_tokens for generation in generations]
+    given = [count for count in cut if count is not None]
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=output,
@@ -82,6 +86,7 @@ def usage_of(generations: Sequence[Generation], num_reasoning: int | None = None
         completion_tokens_details=UNSET
         if num_reasoning is None
         else CompletionTokensDetails(reasoning_tokens=num_reasoning),
+        truncated_tokens=sum(given) if given else UNSET,
     )
 
 
@@ -97,7 +102,8 @@ def check_body(body: GenerateBody, num_prompts: int) -> None:
             param="stream_options",
             fix="Set stream to true.",
         )
-    num_choices = num_prompts * (body.n or 1)
+    best_of = getattr(body, "best_of", None)
+    num_choices = num_prompts * max(body.n or 1, best_of or 1)
     if num_choices > MAX_CHOICES:
         raise RequestError(
             f"{num_prompts} prompts times n={body.n} make {num_choices} choices; expected at most"

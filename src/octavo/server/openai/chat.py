@@ -18,8 +18,11 @@ from octavo.server.openai.logprobs import (
     ChatLogprobs,
     PromptLogprobs,
     chat_logprobs,
+    names_of,
     prompt_logprobs,
 )
+from octavo.server.openai.prompts import echoed_text
+from octavo.server.openai.start import answer_id
 from octavo.server.openai.talk import Talk, begin
 from octavo.server.parse import Parser
 from octavo.server.schema import ChatBody
@@ -122,15 +125,15 @@ async def chat_completions(call: Call) -> ASGIApp:
     """Answer a conversation n times."""
     body = await call.body(_parser)
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    answer_id = f"chatcmpl-{call.id}"
     logprobs = _num_logprobs(body)
+    request_id = f"chatcmpl-{call.id}"
     try:
-        talk = await begin(call, body, answer_id=answer_id, logprobs=logprobs, asked=asked)
+        talk = await begin(call, body, answer_id=request_id, logprobs=logprobs, asked=asked)
     except ContextLengthError as error:
         if error.param == "max_tokens" and body.max_completion_tokens is not None:
             error.param = "max_completion_tokens"  # the name under which the caller asked
         raise
-    form = _Form(answer_id, talk, call.state.frontend.tokenizer, body)
+    form = _Form(answer_id(call, body, "chatcmpl"), talk, call.state.frontend.tokenizer, body)
     return respond(call, body, [talk.generation], form)
 
 
@@ -155,6 +158,8 @@ class _Form:
         self._model = talk.model
         self._tokenizer = tokenizer
         self._wants_ids = bool(body.return_token_ids)
+        self._name = names_of(tokenizer, body.return_tokens_as_token_ids)
+        self._echo = echoed_text(body) if body.echo else ""
         self._wants_reasoning = body.include_reasoning is not False
         self._generation = talk.generation
         self._reader = talk.reader
@@ -186,7 +191,7 @@ class _Form:
             stop_reason=delta.stop_reason,
         )
         if delta.logprobs is not None:
-            choice.logprobs = chat_logprobs(self._tokenizer, delta.logprobs)
+            choice.logprobs = chat_logprobs(self._tokenizer, delta.logprobs, self._name)
         if self._wants_ids:
             choice.token_ids = list(delta.token_ids)
         pieces.append(Piece(choice=choice))
@@ -219,7 +224,7 @@ class _Form:
         )
 
     def _opening(self, delta: Delta) -> Piece:
-        role = Message(role=_ROLE, content="")
+        role = Message(role=_ROLE, content=self._echo)
         piece = Piece(choice=ChunkChoice(index=delta.index, delta=role))
         if self._wants_ids:
             piece.prompt_token_ids = list(self._generation.requests[0].token_ids)

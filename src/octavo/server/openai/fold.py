@@ -7,6 +7,8 @@ from typing import Protocol, TypeVar
 
 from msgspec import UNSET, UnsetType
 
+from octavo.server.openai.logprobs import CompletionLogprobs
+
 
 class Indexed(Protocol):
     """A piece of a choice."""
@@ -41,3 +43,30 @@ def join_ids(parts: Sequence[list[int] | UnsetType]) -> list[int] | UnsetType:
 def first_set(values: Sequence[V | UnsetType]) -> V | UnsetType:
     """The first value that is set."""
     return next((value for value in values if value is not UNSET), UNSET)
+
+
+class Scored(Protocol):
+    """A whole choice with its tokens' logprobs."""
+
+    index: int
+    logprobs: CompletionLogprobs | None
+
+
+ScoredT = TypeVar("ScoredT", bound=Scored)
+
+
+def best(choices: Sequence[ScoredT], of: int, n: int) -> list[ScoredT]:
+    """Of every `of` choices in a row the `n` with the highest mean logprob per token, best first, numbered anew."""
+    kept: list[ScoredT] = []
+    for start in range(0, len(choices), of):
+        ranked = sorted(choices[start : start + of], key=_mean_logprob, reverse=True)
+        kept += ranked[:n]
+    for index, choice in enumerate(kept):
+        choice.index = index
+    return kept
+
+
+def _mean_logprob(choice: Scored) -> float:
+    rows = (choice.logprobs or CompletionLogprobs()).token_logprobs
+    values = [value for value in rows if value is not None]
+    return sum(values) / max(1, len(values))

@@ -14,6 +14,7 @@ from octavo.server.limits import (
     MAX_PROMPTS,
     check_depth,
 )
+from octavo.server.parse import Refuse, refuse_strictly
 from octavo.server.schema import ChatBody, TokenizeBody
 from octavo.server.unsupported import MESSAGE_FIELDS, MESSAGE_NEUTRAL
 from octavo.text.chat import ChatTemplate
@@ -24,9 +25,13 @@ _MAX_TOOL_CALL_DEPTH = 32
 
 
 async def completion_prompts(
-    frontend: Frontend, prompt: str | list[Any], *, add_special_tokens: bool
+    frontend: Frontend,
+    prompt: str | list[Any],
+    *,
+    add_special_tokens: bool,
+    is_truncated: bool = False,
 ) -> list[list[int]]:
-    """Token ids of each prompt of a completions call.
+    """Token ids of each prompt of a completions call. Those that `is_truncated` will shorten may be too long here.
 
     Raises:
         RequestError: an empty or mixed list, or something that is neither text nor token ids.
@@ -38,7 +43,7 @@ async def completion_prompts(
         raise RequestError("prompt is an empty list; expected at least one entry.", param="prompt")
     kinds = set(map(type, prompt))
     if kinds == {int}:
-        return [_token_ids(frontend, prompt)]
+        return [_token_ids(frontend, prompt, is_truncated)]
     if len(prompt) > MAX_PROMPTS:
         raise RequestError(
             f"prompt is a list of {len(prompt)}; expected at most {MAX_PROMPTS}.", param="prompt"
@@ -48,19 +53,20 @@ async def completion_prompts(
             await encode(frontend, text, add_special_tokens=add_special_tokens) for text in prompt
         ]
     if kinds == {list}:
-        return [_token_ids(frontend, ids) for ids in prompt]
+        return [_token_ids(frontend, ids, is_truncated) for ids in prompt]
     raise RequestError(
         "prompt is a list of neither texts alone, token ids alone, nor lists of token ids alone.",
         param="prompt",
     )
 
 
-def _token_ids(frontend: Frontend, ids: list[Any]) -> list[int]:
+def _token_ids(frontend: Frontend, ids: list[Any], is_truncated: bool) -> list[int]:
     if set(map(type, ids)) != {int}:
         raise RequestError(
             "prompt holds a list that is empty or has more than token ids in it.", param="prompt"
         )
-    output_limit(len(ids), None, frontend.client.ready.max_model_len)
+    if not is_truncated:
+        output_limit(len(ids), None, frontend.client.ready.max_model_len)
     return ids
 
 
@@ -75,17 +81,19 @@ async def chat_prompt(
     frontend: Frontend,
     template: ChatTemplate | None,
     body: ChatBody | TokenizeBody,
+    refuse: Refuse = refuse_strictly,
     *,
     tools: Sequence[dict[str, Any]] = (),
 ) -> list[int]:
-    """Token ids of a conversation; `tools` as the template is to show them.
+    """Token ids of a conversation; `tools` as the template is to show them. Fields of messages that nobody would read go
+    to `refuse`.
 
     Raises:
         RequestError: no template, or messages or arguments that it cannot take.
         ContextLengthError: a conversation that cannot fit.
     """
     messages = body.messages or []
-    num_chars = check_messages(messages)
+    num_chars = check_messages(messages, refuse)
     kwargs = body.chat_template_kwargs
     if template is None:
         raise RequestError(
@@ -94,7 +102,7 @@ async def chat_prompt(
             code="no_chat_template",
             fix="Use /v1/completions, or start the server with --chat-template.",
         )
-    _check_kwargs(kwargs or {}, template)
+    kwargs = _known_kwargs(kwargs, template, refuse)
     continues = bool(body.continue_final_message)
     generates = body.add_generation_prompt
     arguments: dict[str, Any] = {
@@ -103,6 +111,19 @@ async def chat_prompt(
         "kwargs": kwargs,
         "tools": list(tools) or None,
     }
+    documents = body.documents if isinstance(body, ChatBody) else None
+    if documents and "documents" not in template.variables:
+        refuse(
+            RequestError(
+                "documents is set, and this model's chat template does not read documents.",
+                param="documents",
+                code="unsupported_field",
+                fix="Put them into a message.",
+            )
+        )
+    elif documents:
+        arguments["documents"] = documents
+        num_chars += sum(len(text) for one in documents for text in one.values())
     if num_chars <= _INLINE_CHARS and not kwargs and not tools:
         text = template.render(messages, **arguments)
     else:
@@ -110,7 +131,18 @@ async def chat_prompt(
     return await encode(frontend, text, add_special_tokens=bool(body.add_special_tokens))
 
 
-def check_messages(messages: Sequence[Mapping[str, Any]]) -> int:
+def echoed_text(body: ChatBody) -> str:
+    """The text of the last message where it is the assistant's own, which is who answers; else nothing."""
+    last = body.messages[-1]
+    content = last.get("content")
+    if last.get("role") != "assistant" or content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content)
+
+
+def check_messages(messages: Sequence[dict[str, Any]], refuse: Refuse = refuse_strictly) -> int:
     """Refuse fields of messages that nobody would read, and nesting without bound. Returns their characters.
 
     Raises:
@@ -119,21 +151,26 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> int:
     num_chars = 0
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
-        for name, value in message.items():
+        for name, value in list(message.items()):
             if name in MESSAGE_FIELDS:
                 continue
+            del message[name]
             short = name[:40]
             if name not in MESSAGE_NEUTRAL:
-                raise RequestError(
-                    f"unknown field {short!r} in {where}.{did_you_mean(short, MESSAGE_FIELDS)}",
-                    param=f"{where}.{short}",
-                    code="unknown_field",
+                refuse(
+                    RequestError(
+                        f"unknown field {short!r} in {where}.{did_you_mean(short, MESSAGE_FIELDS)}",
+                        param=f"{where}.{short}",
+                        code="unknown_field",
+                    )
                 )
-            if value is not None and value not in MESSAGE_NEUTRAL[name]:
-                raise RequestError(
-                    f"{where}.{name} is not supported yet.",
-                    param=f"{where}.{name}",
-                    code="unsupported_field",
+            elif value is not None and value not in MESSAGE_NEUTRAL[name]:
+                refuse(
+                    RequestError(
+                        f"{where}.{name} is not supported yet.",
+                        param=f"{where}.{name}",
+                        code="unsupported_field",
+                    )
                 )
         role = message.get("role")
         if not isinstance(role, str) or not role:
@@ -155,13 +192,22 @@ def _check_content(content: object, where: str) -> int:
     return sum(len(text) for text in texts if isinstance(text, str))
 
 
-def _check_kwargs(kwargs: Mapping[str, Any], template: ChatTemplate) -> None:
+def _known_kwargs(
+    kwargs: Mapping[str, Any] | None, template: ChatTemplate, refuse: Refuse
+) -> dict[str, Any] | None:
+    """The arguments that the template reads; others go to `refuse`."""
+    if kwargs is None:
+        return None
     check_depth(dict(kwargs), MAX_KWARGS_DEPTH, "chat_template_kwargs")
     for name in kwargs:
         if name not in template.variables:
-            raise RequestError(
-                f"chat_template_kwargs sets {name[:40]!r}, which this model's template does not read."
-                + did_you_mean(name[:40], template.variables),
-                param=f"chat_template_kwargs.{name[:40]}",
-                code="unknown_field",
+            short = name[:40]
+            refuse(
+                RequestError(
+                    f"chat_template_kwargs sets {short!r}, which this model's template does not read."
+                    + did_you_mean(short, template.variables),
+                    param=f"chat_template_kwargs.{short}",
+                    code="unknown_field",
+                )
             )
+    return {name: value for name, value in kwargs.items() if name in template.variables}

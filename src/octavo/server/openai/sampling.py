@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 from octavo.core.errors import RequestError
-from octavo.core.params import MAX_LOGIT_BIAS, SamplingParams
+from octavo.core.params import SamplingParams
 from octavo.engine.frontend import Caller
 from octavo.server.openai.output_format import output_format
 from octavo.server.schema import GenerateBody
@@ -57,33 +58,24 @@ def sampling_params(
     if body.stop is not None:
         values["stop"] = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
     if body.logit_bias is not None:
-        values["logit_bias"] = _biases(body.logit_bias)
+        values["logit_bias"] = {int(key): bias for key, bias in body.logit_bias.items()}
     values["structured_outputs"] = output_format(body)
     return SamplingParams(logprobs=logprobs, max_tokens=max_tokens, **values)
 
 
-def _biases(given: Mapping[str, float]) -> dict[int, float]:
-    if len(given) > MAX_LOGIT_BIAS:
-        raise RequestError(
-            f"logit_bias has {len(given)} entries; expected at most {MAX_LOGIT_BIAS}.",
-            param="logit_bias",
-        )
-    biases: dict[int, float] = {}
-    for key, bias in given.items():
-        if not (key.isascii() and key.isdigit() and len(key) <= 10):
-            raise RequestError(
-                f"logit_bias has the key {key[:40]!r}; expected token ids.", param="logit_bias"
-            )
-        biases[int(key)] = bias
-    return biases
+def salted(scope: str, salt: str) -> str:
+    """A cache scope inside `scope`: a salt can only narrow who shares prefixes, never reach another caller's."""
+    return hashlib.sha256(f"{len(scope)}:{scope}{salt}".encode()).hexdigest()
 
 
 def caller_of(caller: Caller, body: GenerateBody, state: AppState) -> Caller:
-    """The caller with the priority that the body asks for.
+    """The caller with the priority and the cache salt that the body asks for.
 
     Raises:
         RequestError: a priority, where the scheduler would not look at it.
     """
+    if body.cache_salt is not None:
+        caller = caller._replace(cache_scope=salted(caller.cache_scope, body.cache_salt))
     if not body.priority:
         return caller
     if state.scheduling_policy != "priority":
@@ -92,4 +84,4 @@ def caller_of(caller: Caller, body: GenerateBody, state: AppState) -> Caller:
             param="priority",
             fix="Leave it out, or start the server with --scheduling-policy priority.",
         )
-    return caller._replace(priority=body.priority)
+    return caller._replace(priority=caller.priority + body.priority)

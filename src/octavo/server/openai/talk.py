@@ -21,6 +21,8 @@ from octavo.server.openai.answer import check_body
 from octavo.server.openai.output_format import check_output_format
 from octavo.server.openai.prompts import chat_prompt
 from octavo.server.openai.sampling import caller_of, sampling_params
+from octavo.server.openai.start import begin as start
+from octavo.server.openai.start import check_beams, truncated
 from octavo.server.openai.tools import Asked, asked_tools
 from octavo.server.schema import ChatBody
 from octavo.server.state import AppState
@@ -72,11 +74,13 @@ async def begin(
     params = sampling_params(body, defaults, logprobs=logprobs, max_tokens=asked)
     caller = caller_of(call.caller, body, state)
     check_body(body, 1)
+    check_beams(body)
     tools = asked_tools(body)
     formats = _formats(state, tools, body)
     ready = state.check_accepting()
     await check_output_format(state.frontend, body, params)
-    ids = await _render(state, body, tools)
+    rendered = await _render(call, body, tools)
+    ids, num_cut = truncated(rendered, body, asked, ready.max_model_len)
     if asked is None and "max_new_tokens" in defaults:
         room = output_limit(len(ids), None, ready.max_model_len)
         most = min(int(defaults["max_new_tokens"]), room)
@@ -93,24 +97,27 @@ async def begin(
         params = msgspec.structs.replace(params, structured_outputs=shape)
     await _compile(state, params, tools)
     special = state.frontend.tokenizer.special_ids(formats.markers())
-    generation = state.frontend.start(
-        ids, params, caller=caller, request_id=answer_id, kept=special
+    generation = start(
+        state, ids, num_cut, body, params, caller=caller, request_id=answer_id, kept=special
     )
     reader = Reader(formats, tools, opening, special, state.metrics)
     return Talk(generation, model, reader)
 
 
-async def prompt_ids(state: AppState, body: ChatBody) -> list[int]:
+async def prompt_ids(call: Call, body: ChatBody) -> list[int]:
     """The prompt of a call, which is not made. Raises RequestError."""
     tools = asked_tools(body)
-    _formats(state, tools, body)
-    state.check_accepting()
-    return await _render(state, body, tools)
+    _formats(call.state, tools, body)
+    call.state.check_accepting()
+    return await _render(call, body, tools)
 
 
-async def _render(state: AppState, body: ChatBody, tools: Asked) -> list[int]:
+async def _render(call: Call, body: ChatBody, tools: Asked) -> list[int]:
+    state = call.state
     body = _with_effort(body, state)
-    return await chat_prompt(state.frontend, state.chat_template, body, tools=tools.shown)
+    return await chat_prompt(
+        state.frontend, state.chat_template, body, call.refuse, tools=tools.shown
+    )
 
 
 class Reader:

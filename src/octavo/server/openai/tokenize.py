@@ -33,6 +33,18 @@ class Text(msgspec.Struct, kw_only=True):
     prompt: str
 
 
+class TokenizerInfo(msgspec.Struct, kw_only=True):
+    """What the tokenizer calls its own."""
+
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    eos_token_ids: list[int]
+    """Every id that ends a text."""
+    vocab_size: int
+    model_max_length: int
+
+
 async def tokenize(call: Call) -> Response:
     """Text or messages to token ids, as a completion or chat call would see them."""
     body = await call.body(_tokenize)
@@ -45,7 +57,7 @@ async def tokenize(call: Call) -> Response:
     if body.prompt is None:
         tools = body.tools or []
         check_tools(tools)
-        ids = await chat_prompt(state.frontend, state.chat_template, body, tools=tools)
+        ids = await chat_prompt(state.frontend, state.chat_template, body, call.refuse, tools=tools)
     else:
         for name in _CHAT_ONLY:
             if getattr(body, name) is not None:
@@ -56,6 +68,23 @@ async def tokenize(call: Call) -> Response:
     if body.return_token_strs:
         answer.token_strs = [state.frontend.tokenizer.token_text(token_id) for token_id in ids]
     return json_response(answer)
+
+
+async def tokenizer_info(call: Call) -> Response:
+    """The tokens that begin, end and fill texts, for clients that tokenize here."""
+    tokenizer = call.state.frontend.tokenizer
+    ready = call.state.check_accepting()
+    named = tokenizer.special_tokens
+    return json_response(
+        TokenizerInfo(
+            bos_token=named.get("bos_token"),
+            eos_token=named.get("eos_token"),
+            pad_token=named.get("pad_token"),
+            eos_token_ids=list(tokenizer.eos_token_ids),
+            vocab_size=ready.vocab_size,
+            model_max_length=ready.max_model_len,
+        )
+    )
 
 
 async def detokenize(call: Call) -> Response:

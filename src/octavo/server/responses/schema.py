@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from octavo.core.params import MAX_TOKENS
-from octavo.server.limits import MAX_MESSAGES, MAX_TOOLS
-from octavo.server.schema import Name, TokenIds
+from octavo.core.params import INTEGERS, MAX_TOKENS, NUMBERS
+from octavo.server.limits import MAX_MESSAGES
+from octavo.server.schema import (
+    LogitBias,
+    Name,
+    Object,
+    PromptText,
+    StopIds,
+    Stops,
+    Temperature,
+    TemplateKwargs,
+    ToolList,
+    TopK,
+    TopP,
+)
 
 MAX_METADATA = 16
 _Key = Annotated[str, Meta(max_length=64)]
@@ -25,7 +37,7 @@ class ReasoningOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown
 class TextOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """The shape of the text."""
 
-    format: dict[str, Any] | None = None
+    format: Object | None = None
 
 
 class ResponseStreamOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -37,9 +49,9 @@ class ResponseStreamOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_un
 class ResponsesBody(msgspec.Struct, kw_only=True, frozen=True):
     """POST /v1/responses. None means not set."""
 
-    input: str | Annotated[list[dict[str, Any]], Meta(max_length=MAX_MESSAGES)]
+    input: PromptText | Annotated[list[Object], Meta(max_length=MAX_MESSAGES)]
     model: Name | None = None
-    instructions: str | None = None
+    instructions: PromptText | None = None
     previous_response_id: Name | None = None
     store: bool | None = None
     background: bool | None = None
@@ -47,8 +59,8 @@ class ResponsesBody(msgspec.Struct, kw_only=True, frozen=True):
     stream_options: ResponseStreamOptions | None = None
     metadata: Annotated[dict[_Key, _Value], Meta(max_length=MAX_METADATA)] | None = None
     max_output_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
-    tools: Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    tools: ToolList | None = None
+    tool_choice: Literal["none", "auto", "required"] | Object | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
@@ -57,21 +69,21 @@ class ResponsesBody(msgspec.Struct, kw_only=True, frozen=True):
     safety_identifier: Name | None = None
     prompt_cache_key: Name | None = None
     priority: Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: TokenIds | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: Annotated[float, NUMBERS["min_p"]] | None = None
+    presence_penalty: Annotated[float, NUMBERS["presence_penalty"]] | None = None
+    frequency_penalty: Annotated[float, NUMBERS["frequency_penalty"]] | None = None
+    repetition_penalty: Annotated[float, NUMBERS["repetition_penalty"]] | None = None
+    logit_bias: LogitBias | None = None
+    seed: Annotated[int, INTEGERS["seed"]] | None = None
+    stop: Stops | None = None
+    stop_token_ids: StopIds | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
 
 
 SAME_IN_CHAT = (

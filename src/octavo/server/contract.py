@@ -1,0 +1,129 @@
+"""What each route takes and gives, by type: the one table from which caps, the OpenAPI document and the docs are made.
+
+A row of `server/app.py: ROUTES` without one here is a bug that a test finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from octavo.server import health, schema
+from octavo.server.anthropic.schema import CountTokensBody, MessagesBody
+from octavo.server.errors import AnthropicErrorBody, ErrorBody
+from octavo.server.jobs import shapes
+from octavo.server.openai import chat, completions, models, tokenize
+from octavo.server.responses.schema import ResponsesBody
+
+
+class Contract(NamedTuple):
+    """One route."""
+
+    summary: str
+    body: type[msgspec.Struct] | None = None
+    answer: type[msgspec.Struct] | None = None
+    """None: not JSON."""
+    event: type[msgspec.Struct] | None = None
+    """Of each event, where `stream` makes the answer a stream."""
+    failures: tuple[int, ...] = ()
+    """Statuses beside those that every route with such a body or key can have."""
+    form: bool = False
+    """The body is multipart/form-data."""
+    media: str = "application/json"
+    """Of an answer without a type."""
+    query: tuple[str, ...] = ()
+    """Query parameters."""
+    streams: bool = False
+    """`stream` makes the answer a stream whose events have several shapes."""
+    error: type[msgspec.Struct] = ErrorBody
+    """Of an answer that says why not."""
+
+
+_HEALTH = Contract("Whether calls are served.", answer=health.Health, failures=(503,))
+
+CONTRACTS: Mapping[tuple[str, str], Contract] = {
+    ("GET", "/health"): _HEALTH,
+    ("GET", "/ping"): _HEALTH,
+    ("POST", "/ping"): _HEALTH,
+    ("GET", "/livez"): _HEALTH._replace(summary="503 when a restart would help."),
+    ("GET", "/readyz"): _HEALTH._replace(summary="Whether a call sent now would be taken."),
+    ("GET", "/startupz"): Contract("How far the start is.", answer=health.Startup, failures=(503,)),
+    ("GET", "/version"): Contract("The version.", answer=health.Version),
+    ("GET", "/metrics"): Contract("Prometheus text.", media="text/plain"),
+    ("GET", "/openapi.json"): Contract("This document."),
+    ("GET", "/load"): Contract("Work at hand.", answer=health.Load),
+    ("GET", "/v1/models"): Contract(
+        "Names under which the model answers.", answer=models.ModelList, failures=(503,)
+    ),
+    ("GET", "/v1/models/{model:path}"): Contract(
+        "One of them.", answer=models.Model, failures=(404, 503)
+    ),
+    ("POST", "/v1/completions"): Contract(
+        "Continue a text.",
+        body=schema.CompletionBody,
+        answer=completions.Completion,
+        event=completions.Completion,
+    ),
+    ("POST", "/v1/chat/completions"): Contract(
+        "Answer a conversation.",
+        body=schema.ChatBody,
+        answer=chat.ChatCompletion,
+        event=chat.Chunk,
+    ),
+    ("POST", "/v1/responses"): Contract(
+        "Answer, and keep the answer to go on from.", body=ResponsesBody, streams=True
+    ),
+    ("GET", "/v1/responses/{response_id}"): Contract("A kept answer.", failures=(400, 404)),
+    ("DELETE", "/v1/responses/{response_id}"): Contract("Forget one.", failures=(400, 404)),
+    ("POST", "/v1/responses/{response_id}/cancel"): Contract(
+        "End one that is made in the background.", failures=(400, 404)
+    ),
+    ("GET", "/v1/responses/{response_id}/input_items"): Contract(
+        "What it answered.", failures=(400, 404), query=("limit", "order", "after")
+    ),
+    ("POST", "/v1/messages"): Contract(
+        "Answer a conversation, in the shape of the Anthropic API.",
+        body=MessagesBody,
+        streams=True,
+        error=AnthropicErrorBody,
+    ),
+    ("POST", "/v1/messages/count_tokens"): Contract(
+        "The length of its prompt.", body=CountTokensBody, error=AnthropicErrorBody
+    ),
+    ("POST", "/v1/files"): Contract("Keep a file.", answer=shapes.File, form=True, failures=(429,)),
+    ("GET", "/v1/files"): Contract(
+        "A key's files.",
+        answer=shapes.FileList,
+        failures=(400, 404),
+        query=("purpose", "limit", "order", "after"),
+    ),
+    ("GET", "/v1/files/{file_id}"): Contract("One.", answer=shapes.File, failures=(400, 404)),
+    ("DELETE", "/v1/files/{file_id}"): Contract(
+        "Forget a file.", answer=shapes.Deleted, failures=(400, 404)
+    ),
+    ("GET", "/v1/files/{file_id}/content"): Contract(
+        "Its bytes.", failures=(400, 404), media="application/octet-stream"
+    ),
+    ("POST", "/v1/batches"): Contract(
+        "Begin a job of many calls.", body=schema.BatchBody, answer=shapes.Batch
+    ),
+    ("GET", "/v1/batches"): Contract(
+        "A key's jobs.", answer=shapes.BatchList, failures=(400, 404), query=("limit", "after")
+    ),
+    ("GET", "/v1/batches/{batch_id}"): Contract("One.", answer=shapes.Batch, failures=(400, 404)),
+    ("POST", "/v1/batches/{batch_id}/cancel"): Contract(
+        "End a job early.", answer=shapes.Batch, failures=(400, 404)
+    ),
+    ("POST", "/tokenize"): Contract(
+        "Text or messages to token ids.", body=schema.TokenizeBody, answer=tokenize.Tokens
+    ),
+    ("GET", "/tokenizer_info"): Contract(
+        "The tokenizer's special tokens.", answer=tokenize.TokenizerInfo, failures=(503,)
+    ),
+    ("POST", "/detokenize"): Contract(
+        "Token ids to text.", body=schema.DetokenizeBody, answer=tokenize.Text
+    ),
+}
+"""(method, path) -> what goes in and out."""

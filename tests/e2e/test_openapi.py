@@ -1,0 +1,72 @@
+"""The OpenAPI document against the server: hostile and plain calls of every route, no 500, no answer that breaks it."""
+
+from __future__ import annotations
+
+import atexit
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, settings
+
+from fakes import FakeEngine, make_state
+from octavo.server.app import ROUTES, create_app
+from octavo.server.jobs.store import Store
+from octavo.server.openapi import document
+
+schemathesis = pytest.importorskip("schemathesis")
+checks = schemathesis.checks
+
+_FOLDER = tempfile.TemporaryDirectory()
+STORE = Store(Path(_FOLDER.name))
+atexit.register(_FOLDER.cleanup)
+atexit.register(STORE.close)
+STATE = make_state(FakeEngine(chunks=(3,)), keys=("right-key",), store=STORE)
+APP = create_app(STATE)
+
+
+async def lasting(scope: Any, receive: Any, send: Any) -> None:
+    """The application; each call's client would end it, and its store with it."""
+    if scope["type"] == "http":
+        await APP(scope, receive, send)
+        return
+    for _ in range(2):
+        await send({"type": f"{(await receive())['type']}.complete"})
+
+
+SCHEMA = schemathesis.openapi.from_asgi(
+    "/openapi.json", lasting, headers={"Authorization": "Bearer right-key"}
+)
+CHECKS = [
+    checks.not_a_server_error,
+    *[
+        getattr(schemathesis.specs.openapi.checks, name)
+        for name in (
+            "status_code_conformance",
+            "content_type_conformance",
+            "response_schema_conformance",
+            "negative_data_rejection",
+        )
+    ],
+]
+
+
+@SCHEMA.parametrize()
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+)
+def test_every_route(case: Any) -> None:
+    case.call_and_validate(checks=CHECKS, headers={"Authorization": "Bearer right-key"})
+
+
+def test_the_document_covers_every_route() -> None:
+    paths = document()["paths"]
+    told = {(method.upper(), path) for path, one in paths.items() for method in one}
+    assert told == {(row.method, row.path.replace(":path}", "}")) for row in ROUTES}
+    msgspec.json.encode(paths)

@@ -172,7 +172,9 @@ def _is_neutral(raw: Raw, neutral: tuple[Any, ...]) -> bool:
         value = msgspec.json.decode(raw)
     except msgspec.DecodeError:
         return False
-    return value is None or value in neutral
+    # In Python false equals 0, in JSON it does not.
+    alike = (each for each in neutral if isinstance(each, bool) is isinstance(value, bool))
+    return value is None or value in alike
 
 
 def _names_below(kind: object) -> tuple[str, ...]:

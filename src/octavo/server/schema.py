@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Raw
+from msgspec import Meta, Raw, field
 
 from octavo.core.params import (
     INTEGERS,
@@ -98,7 +98,7 @@ class StreamOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
 class JsonSchemaFormat(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """The `json_schema` of a response format."""
 
-    schema: Raw = Raw()
+    schema: Raw = field(default_factory=Raw)
     name: Name | None = None
     """For the caller's own use, as is `description`."""
     description: Annotated[str, Meta(max_length=MAX_DESCRIPTION_CHARS)] | None = None
@@ -118,7 +118,7 @@ class ResponseFormat(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_f
 class StructuredBody(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """`StructuredOutputs` as callers send it; that checks it."""
 
-    json: Raw = Raw()
+    json: Raw = field(default_factory=Raw)
     """A schema, or a string that holds one."""
     regex: Annotated[str, Meta(max_length=MAX_REGEX_CHARS)] | None = None
     choice: (
@@ -129,7 +129,7 @@ class StructuredBody(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_f
     ) = None
     grammar: Annotated[str, Meta(max_length=MAX_GRAMMAR_CHARS)] | None = None
     json_object: bool | None = None
-    structural_tag: Raw = Raw()
+    structural_tag: Raw = field(default_factory=Raw)
     """An object, or a string that holds one."""
     disable_any_whitespace: bool | None = None
     disable_additional_properties: bool | None = None

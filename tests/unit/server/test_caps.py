@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fakes import FakeEngine, InProcess, make_state
+from fakes import MODEL, FakeEngine, InProcess, make_state
 from octavo.server.app import ROUTES
 from octavo.server.caps import Cap, caps, most_bytes
 from octavo.server.contract import CONTRACTS
@@ -78,6 +78,16 @@ def test_a_type_without_bounds_is_found() -> None:
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "a"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
+    "/v1/responses": {"input": "a"},
+    "/v1/messages": {
+        "model": MODEL,
+        "max_tokens": 1,
+        "messages": [{"role": "user", "content": "a"}],
+    },
+    "/v1/messages/count_tokens": {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "a"}],
+    },
     "/tokenize": {"prompt": "a"},
     "/detokenize": {"tokens": [1]},
     "/v1/batches": {
@@ -151,7 +161,7 @@ def test_each_bound_is_enforced_and_quickly(path: str) -> None:
 
 def test_depths_are_of_fields_that_need_them() -> None:
     known = {
-        cap.path.partition("[")[0].partition("{")[0]
+        cap.path.partition("[")[0].partition("{")[0].partition(".")[0]
         for kind in BODIES.values()
         for cap in caps(kind)
     }

@@ -198,6 +198,25 @@ UNSUPPORTED_CHAT: dict[str, Any] = {
     "return_prompt_text": True,
     "mm_processor_kwargs": {"a": 1},
 }
+UNSUPPORTED_RESPONSES: dict[str, Any] = {
+    "cache_salt": "x",
+    "conversation": "conv_1",
+    "include": ["reasoning.encrypted_content"],
+    "max_tool_calls": 2,
+    "prompt": {"id": "pmpt_1"},
+    "service_tier": "priority",
+    "structured_outputs": {"regex": "a"},
+    "top_logprobs": 2,
+    "truncation": "auto",
+}
+UNSUPPORTED_MESSAGES: dict[str, Any] = {
+    "cache_salt": "x",
+    "container": "c",
+    "context_management": {"edits": []},
+    "inference_geo": "eu",
+    "mcp_servers": [{"type": "url"}],
+    "service_tier": "priority",
+}
 NEUTRAL_CHAT: dict[str, Any] = {
     "use_beam_search": False,
     "length_penalty": 1.0,
@@ -302,6 +321,14 @@ CASES = (
         ("/v1/chat/completions", {**CHAT, name: value}, name)
         for name, value in UNSUPPORTED_CHAT.items()
     ]
+    + [
+        ("/v1/responses", {"input": "a", name: value}, name)
+        for name, value in UNSUPPORTED_RESPONSES.items()
+    ]
+    + [
+        ("/v1/messages", {**CHAT, "max_tokens": 1, name: value}, name)
+        for name, value in UNSUPPORTED_MESSAGES.items()
+    ]
     + [("/v1/batches", {**BATCH, **body}, param) for body, param in BAD_BATCHES]
     + [("/tokenize", body, param) for body, param in BAD_TOKENIZE]
     + [("/detokenize", body, param) for body, param in BAD_DETOKENIZE]
@@ -316,7 +343,8 @@ def test_bad_body(path: str, body: dict[str, Any], param: str) -> None:
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, param), error
     assert error["type"] == "invalid_request_error"
-    assert set(error) == {"message", "type", "param", "code"}
+    shape = {"message", "type", "param"}
+    assert set(error) == (shape if path == "/v1/messages" else {*shape, "code"})
     assert len(error["message"]) < 500
     assert len(ENGINE.submitted) == num_before
 

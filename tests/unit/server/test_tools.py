@@ -304,7 +304,7 @@ def test_deep_tools_are_refused() -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": deep}}
     _, state = talking("x")
     answer = InProcess(state).post(PATH, {**ASK, "tools": [tool]})
-    assert answer.status_code == 400 and answer.json()["error"]["param"] == "tools[0]"
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "tools"
 
 
 @pytest.mark.parametrize(

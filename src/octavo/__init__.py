@@ -9,12 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from octavo.core.params import SamplingParams
+    from octavo.core.params import PoolingParams, SamplingParams
     from octavo.engine.llm import LLM
 
-__all__ = ["LLM", "SamplingParams"]
+__all__ = ["LLM", "PoolingParams", "SamplingParams"]
 
-_HOMES = {"LLM": "octavo.engine.llm", "SamplingParams": "octavo.core.params"}
+_HOMES = {
+    "LLM": "octavo.engine.llm",
+    "PoolingParams": "octavo.core.params",
+    "SamplingParams": "octavo.core.params",
+}
 
 
 def __getattr__(name: str) -> Any:

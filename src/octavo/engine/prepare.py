@@ -49,6 +49,7 @@ class Rows:
         self.num_tokens_R = np.zeros(max_num_seqs, np.int64)
         self.tables_GRB = np.zeros((num_groups, max_num_seqs, max_blocks), np.int32)
         self.num_blocks_GR = np.zeros((num_groups, max_num_seqs), np.int64)
+        self.pair_starts_R = np.zeros(max_num_seqs, np.int64)
         self.requests: dict[int, Request] = {}
 
     def update(self, plan: StepPlan) -> None:
@@ -60,6 +61,7 @@ class Rows:
             self.requests[start.row] = start.request
             self.tokens_RL[start.row, :count] = start.token_ids
             self.num_tokens_R[start.row] = count
+            self.pair_starts_R[start.row] = start.request.pair_start
             self.num_blocks_GR[:, start.row] = 0
             self._append_blocks(start.row, start.blocks)
         for piece in plan.slices:
@@ -106,7 +108,16 @@ class Rows:
             context_lens=tuple(context_S.tolist()),
             groups=groups,
             logits_rows_N=_tensor(logits_rows_N, device),
+            type_ids_T=self._type_ids(spans.row_S, row_T, position_T, device),
         )
+
+    def _type_ids(
+        self, row_S: IntArray, row_T: IntArray, position_T: IntArray, device: torch.device
+    ) -> torch.Tensor | None:
+        if not self.pair_starts_R[row_S].any():
+            return None
+        start_T = self.pair_starts_R[row_T]
+        return _tensor(((start_T > 0) & (position_T >= start_T)).astype(np.int64), device)
 
 
 def _tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:

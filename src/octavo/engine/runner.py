@@ -33,7 +33,7 @@ class Runner:
         self.rows = rows
         self.state = state
         self.sampler = Sampler()
-        self.device = pool.layer(0)[0].device
+        self.device = pool.device
         self._prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
 
     @torch.inference_mode()

@@ -64,7 +64,7 @@ ROWS: tuple[Row, ...] = (
     Row(("--tokenizer-mode",), neutral=("auto",), fix="Use auto."),
     Row(("--trust-remote-code",), "switch", fix=_OWN_CODE, verdict="is not supported"),
     Row(("--enforce-eager",), "switch", neutral=("true",)),
-    Row(("--task", "--runner"), neutral=("auto", "generate"), fix="Use generate."),
+    Row(("--task",), neutral=("auto",), fix="Use --runner generate or --runner pooling."),
 )
 
 

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from octavo.core.errors import RequestError
 from octavo.core.pooling import wrong_task
 from octavo.server.call import Call
-from octavo.server.openai.pooled import Later, PoolingUsage, Work, written
+from octavo.server.openai.pooled import Build, Later, PoolingUsage, Work, written
 from octavo.server.parse import Parser
 from octavo.server.schema_pooling import EmbeddingBody
 
@@ -46,20 +46,20 @@ async def embeddings(call: Call) -> ASGIApp:
     work.facts.resolve(params, "embed")  # before anything costly
     requests = work.requests(await work.prompts(body), params, "embed")
 
-    async def answer() -> msgspec.Struct:
-        data = [
-            Embedding(index=index, embedding=written(one, body.encoding_format))
-            for index, one in enumerate(await work.answers(requests))
-        ]
-        return EmbeddingList(
+    async def make() -> Build:
+        answers = await work.answers(requests)
+        return lambda: EmbeddingList(
             id=f"embd-{call.id}",
             created=work.created,
             model=work.model,
-            data=data,
+            data=[
+                Embedding(index=index, embedding=written(one, body.encoding_format))
+                for index, one in enumerate(answers)
+            ],
             usage=work.usage,
         )
 
-    return Later(answer)
+    return Later(work, make)
 
 
 def _one_name(body: EmbeddingBody) -> EmbeddingBody:

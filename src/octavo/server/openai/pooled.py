@@ -26,7 +26,9 @@ from octavo.server.schema_pooling import InputBody, PoolingBase
 from octavo.server.stream import unless_gone
 
 _INLINE_CHARS = 8192
-"""Texts up to this length are tokenized in place; more goes to a thread."""
+"""Texts up to this length together are tokenized in place; more goes to a thread."""
+_INLINE_BYTES = 1 << 18
+"""Of values that are written in place (some milliseconds); more goes to a thread."""
 _FILL = 4
 """Requests of one call in the engine at once, as a multiple of what a step takes."""
 
@@ -63,6 +65,8 @@ class Work:
         self.created = int(time.time())
         self._activates = body.use_activation
         self.usage = PoolingUsage(prompt_tokens=0, total_tokens=0)
+        self.num_bytes = 0
+        """Of all answers."""
 
     async def prompts(self, body: InputBody) -> list[Prompt]:
         """The prompts of `input`.
@@ -73,7 +77,7 @@ class Work:
         given = body.input
         adds = body.add_special_tokens is not False
         if isinstance(given, str):
-            return [await self.text(given, add_special_tokens=adds, param="input")]
+            return await self.texts([(given, None)], ["input"], add_special_tokens=adds)
         kinds = set(map(type, given))
         if kinds == {int}:
             return [self.frontend.ids(given, cut=self.cut)]
@@ -81,13 +85,11 @@ class Work:
             raise RequestError(
                 f"input is a list of {len(given)}; expected 1 to {MAX_INPUTS}.", param="input"
             )
+        names = [f"input[{index}]" for index in range(len(given))]
         if kinds == {str}:
-            return [
-                await self.text(one, add_special_tokens=adds, param=f"input[{index}]")
-                for index, one in enumerate(given)
-            ]
+            return await self.texts([(one, None) for one in given], names, add_special_tokens=adds)
         if kinds == {list}:
-            return [self._ids(one, f"input[{index}]") for index, one in enumerate(given)]
+            return [self._ids(one, name) for one, name in zip(given, names, strict=True)]
         raise RequestError(
             "input is a list of neither texts alone, token ids alone, nor lists of token ids alone.",
             param="input",
@@ -98,18 +100,26 @@ class Work:
             raise RequestError(f"{param} is empty or has more than token ids in it.", param=param)
         return self.frontend.ids(given, cut=self.cut, param=param)
 
-    async def text(
-        self, text: str, pair: str | None = None, *, add_special_tokens: bool = True, param: str
-    ) -> Prompt:
-        """A text, or a pair of them, as a prompt; off the event loop when it is long."""
-        options: dict[str, Any] = {
-            "cut": self.cut,
-            "add_special_tokens": add_special_tokens,
-            "param": param,
-        }
-        if len(text) + len(pair or "") <= _INLINE_CHARS:
-            return self.frontend.text(text, pair, **options)
-        return await asyncio.to_thread(self.frontend.text, text, pair, **options)
+    async def texts(
+        self,
+        texts: Sequence[tuple[str, str | None]],
+        names: Sequence[str],
+        *,
+        add_special_tokens: bool = True,
+    ) -> list[Prompt]:
+        """Texts, or pairs of them, as prompts; off the event loop when they are long together."""
+
+        def all_of_them() -> list[Prompt]:
+            return [
+                self.frontend.text(
+                    text, pair, cut=self.cut, add_special_tokens=add_special_tokens, param=name
+                )
+                for (text, pair), name in zip(texts, names, strict=True)
+            ]
+
+        if sum(len(text) + len(pair or "") for text, pair in texts) <= _INLINE_CHARS:
+            return all_of_them()
+        return await asyncio.to_thread(all_of_them)
 
     def params(
         self, task: PoolingTask | None = None, dimensions: int | None = None
@@ -147,6 +157,7 @@ class Work:
             state.end_call()
         self.usage.prompt_tokens += sum(answer.num_prompt for answer in found)
         self.usage.total_tokens = self.usage.prompt_tokens
+        self.num_bytes = sum(len(answer.values.data) for answer in found)
         return found
 
     async def _booked(self, request: Request) -> Answer:
@@ -176,17 +187,25 @@ class Work:
         return answer
 
 
-class Later:
-    """ASGI response: what `make` returns, as JSON, unless the caller leaves before."""
+Build = Callable[[], msgspec.Struct]
+"""Writes an answer: what takes time for many vectors."""
 
-    def __init__(self, make: Callable[[], Awaitable[msgspec.Struct]]) -> None:
+
+class Later:
+    """ASGI response: what the result of `make` builds, as JSON, unless the caller leaves before."""
+
+    def __init__(self, work: Work, make: Callable[[], Awaitable[Build]]) -> None:
+        self._work = work
         self._make = make
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Work, then answer."""
 
         async def body() -> bytes:
-            return msgspec.json.encode(await self._make())
+            build = await self._make()
+            if self._work.num_bytes <= _INLINE_BYTES:
+                return msgspec.json.encode(build())
+            return await asyncio.to_thread(lambda: msgspec.json.encode(build()))
 
         payload = await unless_gone(receive, body())
         await Response(payload, media_type="application/json")(scope, receive, send)

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from octavo.core.params import PoolingTask
 from octavo.core.pooling import PER_TOKEN, PoolingFacts, wrong_task
 from octavo.server.call import Call
-from octavo.server.openai.pooled import Later, PoolingUsage, Work, written
+from octavo.server.openai.pooled import Build, Later, PoolingUsage, Work, written
 from octavo.server.parse import Parser
 from octavo.server.schema_pooling import ClassifyBody, PoolingBody
 
@@ -66,20 +66,20 @@ async def pooling(call: Call) -> ASGIApp:
     work.facts.resolve(params, task)  # before anything costly
     requests = work.requests(await work.prompts(body), params, task)
 
-    async def answer() -> msgspec.Struct:
-        data = [
-            PoolingData(index=index, data=written(one, body.encoding_format))
-            for index, one in enumerate(await work.answers(requests))
-        ]
-        return PoolingList(
+    async def make() -> Build:
+        answers = await work.answers(requests)
+        return lambda: PoolingList(
             id=f"pool-{call.id}",
             created=work.created,
             model=work.model,
-            data=data,
+            data=[
+                PoolingData(index=index, data=written(one, body.encoding_format))
+                for index, one in enumerate(answers)
+            ],
             usage=work.usage,
         )
 
-    return Later(answer)
+    return Later(work, make)
 
 
 def _default_task(facts: PoolingFacts) -> PoolingTask:
@@ -95,18 +95,23 @@ async def classify(call: Call) -> ASGIApp:
     requests = work.requests(await work.prompts(body), work.params("classify"), "classify")
     labels = work.facts.labels
 
-    async def answer() -> msgspec.Struct:
-        data: list[Classes] = []
-        for index, one in enumerate(await work.answers(requests)):
-            probs: list[float] = one.floats().tolist()
-            label = labels[probs.index(max(probs))]
-            data.append(Classes(index=index, label=label, probs=probs, num_classes=len(probs)))
-        return ClassList(
-            id=f"classify-{call.id}",
-            created=work.created,
-            model=work.model,
-            data=data,
-            usage=work.usage,
-        )
+    async def make() -> Build:
+        answers = await work.answers(requests)
 
-    return Later(answer)
+        def build() -> ClassList:
+            data: list[Classes] = []
+            for index, one in enumerate(answers):
+                probs: list[float] = one.floats().tolist()
+                label = labels[probs.index(max(probs))]
+                data.append(Classes(index=index, label=label, probs=probs, num_classes=len(probs)))
+            return ClassList(
+                id=f"classify-{call.id}",
+                created=work.created,
+                model=work.model,
+                data=data,
+                usage=work.usage,
+            )
+
+        return build
+
+    return Later(work, make)

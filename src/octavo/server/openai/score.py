@@ -15,7 +15,7 @@ from octavo.core.pooling import wrong_task
 from octavo.core.request import Request
 from octavo.engine.pooled import MAX_TRUNCATED_CHARS, cosine, pair_up
 from octavo.server.call import Call
-from octavo.server.openai.pooled import Later, PoolingUsage, Work
+from octavo.server.openai.pooled import Build, Later, PoolingUsage, Work
 from octavo.server.parse import Parser
 from octavo.server.schema_pooling import CohereRerankBody, RerankBody, ScoreBody
 
@@ -113,14 +113,13 @@ class _Scorer:
         """
         made = cls(work, pairs)
         if "score" in work.facts.tasks:
-            prompts = [
-                await work.text(one, other, param=f"{param}[{index}]")
-                for index, (one, other) in enumerate(pairs)
-            ]
+            names = [f"{param}[{index}]" for index in range(len(pairs))]
+            prompts = await work.texts(pairs, names)
             made._requests = work.requests(prompts, work.params(), "score")
         elif "embed" in work.facts.tasks:
             made._texts = list(dict.fromkeys(text for pair in pairs for text in pair))
-            prompts = [await work.text(text, param=param) for text in made._texts]
+            singles = [(text, None) for text in made._texts]
+            prompts = await work.texts(singles, [param] * len(singles))
             made._requests = work.requests(prompts, work.params(), "embed")
         else:
             raise wrong_task(work.facts, "score")
@@ -144,17 +143,17 @@ async def score(call: Call) -> ASGIApp:
     work = Work(call, body, "score")
     scorer = await _Scorer.of(work, pairs, "text_2")
 
-    async def answer() -> msgspec.Struct:
-        data = [Score(index=i, score=value) for i, value in enumerate(await scorer.scores())]
-        return ScoreList(
+    async def make() -> Build:
+        scores = await scorer.scores()
+        return lambda: ScoreList(
             id=f"score-{call.id}",
             created=work.created,
             model=work.model,
-            data=data,
+            data=[Score(index=index, score=value) for index, value in enumerate(scores)],
             usage=work.usage,
         )
 
-    return Later(answer)
+    return Later(work, make)
 
 
 def _either(
@@ -181,16 +180,16 @@ async def rerank(call: Call) -> ASGIApp:
     texts = _documents(body.documents)
     scorer = await _Scorer.of(work, [(body.query, text) for text in texts], "documents")
 
-    async def answer() -> msgspec.Struct:
+    async def make() -> Build:
         ranked = _ranked(await scorer.scores(), body.top_n)
         if body.return_documents is not False:
             for one in ranked:
                 one.document = Document(texts[one.index])
-        return RerankList(
+        return lambda: RerankList(
             id=f"rerank-{call.id}", model=work.model, usage=work.usage, results=ranked
         )
 
-    return Later(answer)
+    return Later(work, make)
 
 
 async def cohere_rerank(call: Call) -> ASGIApp:
@@ -202,11 +201,11 @@ async def cohere_rerank(call: Call) -> ASGIApp:
         texts = await asyncio.to_thread(_shortened, work, texts, body.max_tokens_per_doc)
     scorer = await _Scorer.of(work, [(body.query, text) for text in texts], "documents")
 
-    async def answer() -> msgspec.Struct:
+    async def make() -> Build:
         ranked = _ranked(await scorer.scores(), body.top_n)
-        return CohereRerankList(id=f"rerank-{call.id}", results=ranked, meta=Meta())
+        return lambda: CohereRerankList(id=f"rerank-{call.id}", results=ranked, meta=Meta())
 
-    return Later(answer)
+    return Later(work, make)
 
 
 def _documents(given: Sequence[Any]) -> list[str]:

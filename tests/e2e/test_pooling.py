@@ -222,8 +222,10 @@ def test_classes(classifier: tuple[ServerThread, Any]) -> None:
 def test_a_model_says_what_it_cannot_do(
     embedder: ServerThread, classifier: tuple[ServerThread, Any]
 ) -> None:
-    error = post(embedder, "/v1/completions", {"prompt": "a"}, 400)["error"]
-    assert error["code"] == "no_generation" and "/v1/embeddings" in error["message"]
+    chat = {"messages": [{"role": "user", "content": "a"}]}
+    for path, body in (("/v1/completions", {"prompt": "a"}), ("/v1/chat/completions", chat)):
+        error = post(embedder, path, body, 400)["error"]
+        assert error["code"] == "no_generation" and "/v1/embeddings" in error["message"]
     error = post(embedder, "/classify", {"input": "a"}, 400)["error"]
     assert error["code"] == "wrong_task" and "/v1/embeddings" in error["message"]
     for path, body in (

@@ -6,13 +6,16 @@ A request whose pooling fails, or whose answer is not finite, fails alone; the o
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from octavo.cache.pool import KVPool
 from octavo.core.errors import ErrorInfo, RequestError
 from octavo.core.params import PoolingParams
 from octavo.core.plan import Slice, StepPlan
+from octavo.core.pooling import PER_TOKEN
 from octavo.core.result import PooledValues, SliceResult, StepResult
 from octavo.engine.prepare import Rows, Spans
 from octavo.layers.pooler import Gathered, Pooler
@@ -43,11 +46,7 @@ class PoolingRunner:
             spans = Spans.of(plan.slices)
             batch = self.rows.pack(spans, spans.query_starts[1:] - 1, self.pool.device)
             hidden_TD = self.model.forward(batch, self.pool)
-            starts = batch.query_starts
-            results = tuple(
-                self._pool(piece, hidden_TD[starts[i] : starts[i + 1]])
-                for i, piece in enumerate(plan.slices)
-            )
+            results = self._results(plan.slices, hidden_TD, batch.query_starts)
         return StepResult(step=plan.step, slices=results, elapsed_s=time.perf_counter() - begun)
 
     def _update(self, plan: StepPlan) -> None:
@@ -61,32 +60,53 @@ class PoolingRunner:
         for copy in plan.copies:
             self.pool.copy(copy)
 
-    def _pool(self, piece: Slice, hidden_CD: torch.Tensor) -> SliceResult:
-        """Gather a slice's hidden states; at the prompt's end, the answer."""
-        request = self.rows.requests[piece.row]
-        if request.pooling is None:
-            return SliceResult(row=piece.row, error=_GENERATES_NOTHING)
-        gathered = self._gathered[piece.row]
-        gathered.add(hidden_CD, piece.start)
-        if not piece.sample:
-            return SliceResult(row=piece.row)
-        try:
-            values_NO = self._answer(gathered, request.num_prompt, request.pooling)
-        except RequestError as error:
-            return SliceResult(row=piece.row, error=error.info())
-        if not bool(values_NO.isfinite().all()):
-            return SliceResult(row=piece.row, error=_NOT_FINITE)
-        return SliceResult(row=piece.row, pooled=_values(values_NO, gathered))
+    def _results(
+        self, slices: tuple[Slice, ...], hidden_TD: torch.Tensor, starts: tuple[int, ...]
+    ) -> tuple[SliceResult, ...]:
+        results = [SliceResult(row=piece.row) for piece in slices]
+        whole: dict[PoolingParams, list[tuple[int, torch.Tensor]]] = {}
+        for i, piece in enumerate(slices):
+            request = self.rows.requests[piece.row]
+            if request.pooling is None:
+                results[i] = SliceResult(row=piece.row, error=_GENERATES_NOTHING)
+                continue
+            gathered = self._gathered[piece.row]
+            gathered.add(hidden_TD[starts[i] : starts[i + 1]], piece.start)
+            if not piece.sample:
+                continue
+            try:
+                hidden_ND = gathered.result(request.num_prompt)
+            except RequestError as error:
+                results[i] = SliceResult(row=piece.row, error=error.info())
+            else:
+                whole.setdefault(request.pooling, []).append((i, hidden_ND))
+        for params, entries in whole.items():
+            for i, result in self._finish(params, entries, slices):
+                results[i] = result
+        return tuple(results)
 
-    def _answer(self, gathered: Gathered, num_prompt: int, params: PoolingParams) -> torch.Tensor:
-        return self.pooler.finish(gathered.result(num_prompt), params)
-
-
-def _values(values_NO: torch.Tensor, gathered: Gathered) -> PooledValues:
-    per_token = gathered.kind == "none"
-    shape = tuple(values_NO.shape) if per_token else (values_NO.shape[1],)
-    data = values_NO.to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)
-    return PooledValues(shape=shape, data=data.tobytes())
+    def _finish(
+        self,
+        params: PoolingParams,
+        entries: list[tuple[int, torch.Tensor]],
+        slices: tuple[Slice, ...],
+    ) -> Iterator[tuple[int, SliceResult]]:
+        """Answers to prompts that are whole and ask for the same: together where that changes no bits."""
+        per_token = params.task in PER_TOKEN
+        if self.pooler.finishes_together and not per_token:
+            rows_ND = torch.cat([hidden_ND for _, hidden_ND in entries])
+            answers_NO = self.pooler.finish(rows_ND, params)
+            answers = [answers_NO[i : i + 1] for i in range(len(entries))]
+        else:
+            answers = [self.pooler.finish(hidden_ND, params) for _, hidden_ND in entries]
+        for (i, _), values_NO in zip(entries, answers, strict=True):
+            row = slices[i].row
+            data = values_NO.to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)
+            if not np.isfinite(data).all():
+                yield i, SliceResult(row=row, error=_NOT_FINITE)
+                continue
+            shape = data.shape if per_token else data.shape[1:]
+            yield i, SliceResult(row=row, pooled=PooledValues(shape=shape, data=data.tobytes()))
 
 
 _GENERATES_NOTHING = ErrorInfo(

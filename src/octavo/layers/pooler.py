@@ -1,8 +1,8 @@
 """From final hidden states to what a pooling request asked for: pick or average, project, normalize or activate.
 
-A prompt may come in several chunks; a `Gathered` keeps of each what its pooling needs. Every prompt is computed by itself
-from the projections on, so that its answer does not depend on its batch mates. Shape letters: C tokens of a chunk,
-T tokens of a prompt, D hidden, O features of the answer, N rows.
+A prompt may come in several chunks; a `Gathered` keeps of each what its pooling needs. From the projections on, prompts are
+computed together only where that changes no bits, so that no answer depends on its batch mates. Shape letters: C tokens of
+a chunk, T tokens of a prompt, D hidden, O features of the answer, N rows.
 """
 
 from __future__ import annotations
@@ -89,6 +89,12 @@ class Pooler:
             matryoshka_dimensions=spec.matryoshka_dimensions,
             reads_last_token=spec.kind == "last",
         )
+
+    @property
+    def finishes_together(self) -> bool:
+        """Whether rows have the same bits finished together and one by one: torch's curves may not (docs/log.md)."""
+        is_plain = all(activation == "none" for _, activation, _ in self._stages)
+        return is_plain and not self.spec.is_classifier
 
     def gather(self, params: PoolingParams) -> Gathered:
         """What collects the hidden states of a request."""

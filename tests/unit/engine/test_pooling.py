@@ -153,3 +153,15 @@ def test_a_generating_folder_with_modules_embeds(tmp_path: Path) -> None:
     )
     assert np.allclose(values(local, "a"), wanted.numpy(), atol=1e-5)
     assert engine(tmp_path, runner="generate", load_format="dummy").ready.pooling is None
+
+
+def test_weights_rounded_at_load(encoder: tuple[Path, Any]) -> None:
+    """Matrices of the layers alone: tables, norms and what stands behind the pooling stay."""
+    exact, rounded = engine(encoder[0]), engine(encoder[0], quantization="int8")
+    ids = prompt(60, 2)
+    for local in (exact, rounded):
+        local.run([ask("a", ids)])
+    cosine = float(values(exact, "a") @ values(rounded, "a"))
+    assert 0.99 < cosine < 0.9999999
+    weights = [dict(local.ready.memory)["weights"] for local in (exact, rounded)]
+    assert weights[1] < 0.6 * weights[0]

@@ -13,6 +13,8 @@ from octavo.server.errors import BodyTimeoutError, MediaTypeError, TooLargeError
 MAX_BODY_BYTES = 16 << 20
 BODY_TIMEOUT_S = 60.0
 MAX_PROMPTS = 1024
+MAX_INPUTS = 2048
+"""Texts of one call for embeddings, scores or classes."""
 MAX_CHOICES = 2048
 """Prompts times n of one call."""
 MAX_MESSAGES = 4096
@@ -34,6 +36,11 @@ BIG_FIELD_BYTES: Mapping[str, int] = {
     "system": MAX_BODY_BYTES,
     "tokens": MAX_BODY_BYTES,
     "tools": 1 << 20,
+    "text_1": MAX_BODY_BYTES,
+    "text_2": MAX_BODY_BYTES,
+    "query": MAX_BODY_BYTES,
+    "queries": MAX_BODY_BYTES,
+    "documents": MAX_BODY_BYTES,
     "allowed_token_ids": 4 << 20,
     "response_format": 2 << 20,
     "structured_outputs": 2 << 20,

@@ -10,6 +10,7 @@ from octavo.core.params import MAX_LOGIT_BIAS, SamplingParams
 from octavo.engine.frontend import Caller
 from octavo.server.openai.output_format import output_format
 from octavo.server.schema import GenerateBody
+from octavo.server.schema_pooling import PoolingBase
 from octavo.server.state import AppState
 
 _PLAIN = (
@@ -78,7 +79,7 @@ def _biases(given: Mapping[str, float]) -> dict[int, float]:
     return biases
 
 
-def caller_of(caller: Caller, body: GenerateBody, state: AppState) -> Caller:
+def caller_of(caller: Caller, body: GenerateBody | PoolingBase, state: AppState) -> Caller:
     """The caller with the priority that the body asks for.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 from octavo.core.config import EngineConfig
 from octavo.core.params import SamplingParams
 from octavo.core.request import Request
-from octavo.core.result import Failed, Finished, TokenOut
+from octavo.core.result import Failed, Finished, Pooled, TokenOut
 from octavo.engine.boot import boot
 from octavo.engine.engine import Engine
 from octavo.engine.ipc import Cancel, Events, FromEngine, Ready, Submit, ToEngine
@@ -76,6 +76,7 @@ class LocalEngine:
         self.ready = next(message for message in self.link.sent if isinstance(message, Ready))
         self.tokens: dict[str, list[int]] = {}
         self.outs: dict[str, list[TokenOut]] = {}
+        self.pooled: dict[str, Pooled] = {}
         self.ends: dict[str, Finished | Failed] = {}
 
     def submit(self, *requests: Request) -> None:
@@ -96,6 +97,9 @@ class LocalEngine:
                 if isinstance(event, TokenOut):
                     self.tokens.setdefault(event.id, []).extend(event.token_ids)
                     self.outs.setdefault(event.id, []).append(event)
+                elif isinstance(event, Pooled):
+                    assert event.id not in self.pooled, "answered twice"
+                    self.pooled[event.id] = event
                 else:
                     self.ends[event.id] = event
 

@@ -44,6 +44,7 @@ struct Attention {
   int head_dim;
   float scale;
   int window;      // a token sees the last `window` tokens, itself included; 0: all
+  int ahead;       // a token sees so many tokens after it: 0 is causal
   float soft_cap;  // scores become cap * tanh(score / cap); 0: not
   float* partials;  // [rows and spans, H, partial_stride]: sums of D columns, then the maximum and the sum of weights
 };

@@ -73,7 +73,8 @@ class Walk {
 
   void run() {
     load_queries();
-    last_ = least(first_ + piece_.num_rows, piece_.end_key) - 1;
+    const int reach = least(first_ + piece_.num_rows + a_.ahead, a_.context_lens[piece_.slice]);
+    last_ = least(reach, piece_.end_key) - 1;
     const int oldest = a_.window > 0 ? most(0, first_ - a_.window + 1) : 0;
     seen_from_ = most(oldest, piece_.first_key);
     clear(total_sum_, total_maximum_);
@@ -137,7 +138,7 @@ class Walk {
   Range range(int r) const {
     const int position = first_ + r / heads_ - base_;
     const int lo = a_.window > 0 ? most(position - a_.window + 1, 0) : 0;
-    return {lo, least(position + 1, tokens_)};
+    return {lo, least(position + 1 + a_.ahead, tokens_)};
   }
 
   void stretch() {

@@ -159,7 +159,8 @@ void piece(const Attention& a, const AttentionPiece& piece, float* scratch) {
   for (int token = piece.first_row; token < piece.first_row + piece.num_rows; ++token) {
     const int position = a.context_lens[piece.slice] - count + (token - start);
     const int oldest = a.window > 0 ? most(position - a.window + 1, 0) : 0;
-    const int first = most(oldest, piece.first_key), end = least(position + 1, piece.end_key);
+    const int reach = least(position + 1 + a.ahead, a.context_lens[piece.slice]);
+    const int first = most(oldest, piece.first_key), end = least(reach, piece.end_key);
     for (int head = piece.kv_head * heads; head < (piece.kv_head + piece.num_kv_heads) * heads; ++head) {
       for (int d = 0; d < D; ++d) scratch[d] = load(a.q, (int64_t(token) * a.num_heads + head) * D + d, a.dtype);
       const Row total = walk({a, table, head / heads}, scratch, first, end, scratch + D);

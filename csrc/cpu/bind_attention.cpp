@@ -67,7 +67,7 @@ struct AttentionPlan {
 void paged_attention(AttentionPlan& plan, uintptr_t q, uintptr_t k_cache, uintptr_t v_cache, uintptr_t k_scales,
                      uintptr_t v_scales, uintptr_t out, int64_t num_tokens, int64_t num_blocks, int num_heads,
                      int num_kv_heads, int head_dim, int dtype, int cache_dtype, double scale, int window,
-                     double soft_cap, int num_threads, const std::string& isa) {
+                     int ahead, double soft_cap, int num_threads, const std::string& isa) {
   require(num_tokens == plan.query_starts.back(), "q has " + std::to_string(num_tokens) + " tokens, the plan has " +
                                                     std::to_string(plan.query_starts.back()));
   require(head_dim > 0 && num_kv_heads > 0 && num_heads % num_kv_heads == 0,
@@ -77,6 +77,7 @@ void paged_attention(AttentionPlan& plan, uintptr_t q, uintptr_t k_cache, uintpt
           "dtype, cache_dtype: not one of attention.h");
   require(cache_dtype != int(DType::int8) || (k_scales != 0 && v_scales != 0), "k_scales, v_scales: int8 needs them");
   require(window >= 0 && num_threads >= 1, "window, num_threads: expected >= 0 and >= 1");
+  require(ahead >= 0, "ahead: expected >= 0");
   require(std::isfinite(scale) && std::isfinite(soft_cap) && soft_cap >= 0, "scale, soft_cap: expected finite numbers");
   const AttentionKernels& kernels = *find_kernel(isa, attention_kernels);
   Attention a{};
@@ -93,6 +94,7 @@ void paged_attention(AttentionPlan& plan, uintptr_t q, uintptr_t k_cache, uintpt
   a.head_dim = head_dim;
   a.scale = static_cast<float>(scale);
   a.window = window;
+  a.ahead = std::min(ahead, 1 << 29);  // so that sums with positions stay numbers
   a.soft_cap = static_cast<float>(soft_cap);
   plan.fewest_blocks = std::min(plan.fewest_blocks, num_blocks);
   run("paged_attention", [a, &plan, &kernels, num_threads] {

@@ -40,11 +40,29 @@ void attention_inputs(uintptr_t qkv, uintptr_t q_weight, uintptr_t k_weight, uin
   run("attention_inputs", [op, &kernels, num_threads] { octavo::attention_inputs(op, kernels, num_threads); });
 }
 
+void layer_norm(uintptr_t x, uintptr_t residual, uintptr_t weight, uintptr_t bias, uintptr_t out, int64_t rows,
+                int features, double eps, int num_threads, const std::string& isa) {
+  const LayerNorm op{pointer<const float>(x), pointer<float>(residual), pointer<const float>(weight),
+                     pointer<const float>(bias), pointer<float>(out), rows, features, static_cast<float>(eps)};
+  const RowKernels& kernels = find_rows(isa);
+  run("layer_norm", [op, &kernels, num_threads] { octavo::layer_norm(op, kernels, num_threads); });
+}
+
+void activate(uintptr_t x, uintptr_t out, int64_t rows, int features, int curve, bool is_gated, int num_threads,
+              const std::string& isa) {
+  require(curve >= 0 && curve <= int(Curve::relu), "curve: not one of rows.h");
+  const Activate op{pointer<const float>(x), pointer<float>(out), rows, features, Curve(curve), is_gated};
+  const RowKernels& kernels = find_rows(isa);
+  run("activate", [op, &kernels, num_threads] { octavo::activate(op, kernels, num_threads); });
+}
+
 }  // namespace
 
 void add_rows(nb::module_& m) {
   m.def("rms_norm", &rms_norm, "RMS norm of rows, with a residual sum where there is one.");
   m.def("silu_and_mul", &silu_and_mul, "silu(first half) * second half of rows.");
+  m.def("layer_norm", &layer_norm, "Layer norm of rows, with a residual sum where there is one.");
+  m.def("activate", &activate, "A curve of rows, or of their first half times the second.");
   m.def("attention_inputs", &attention_inputs, "Norm, rotate and store projected rows.");
 }
 

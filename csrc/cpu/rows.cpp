@@ -60,4 +60,13 @@ void attention_inputs(const AttentionInputs& op, const RowKernels& kernels, int 
   run(op, kernels.attention_inputs, op.num_tokens, floats, num_threads);
 }
 
+void layer_norm(const LayerNorm& op, const RowKernels& kernels, int num_threads) {
+  run(op, kernels.layer_norm, op.num_rows, op.num_features, num_threads);
+}
+
+void activate(const Activate& op, const RowKernels& kernels, int num_threads) {
+  // A curve costs about as much as reading eight numbers.
+  run(op, kernels.activate, op.num_rows, 8 * int64_t(op.num_features), num_threads);
+}
+
 }  // namespace octavo

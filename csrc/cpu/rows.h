@@ -32,6 +32,30 @@ struct SiluAndMul {
   int num_features;  // D
 };
 
+// out = (x - mean) / sqrt(variance + eps) * weight + bias; with a residual, x is added to it first and the sum is normed.
+struct LayerNorm {
+  const float* x;       // [N, D]
+  float* residual;      // [N, D] or null; becomes x + residual
+  const float* weight;  // [D]
+  const float* bias;    // [D] or null
+  float* out;           // [N, D]
+  int64_t num_rows;
+  int num_features;
+  float eps;
+};
+
+enum class Curve : int { gelu = 0, gelu_tanh = 1, relu = 2 };
+
+// out = curve(x), or, gated, curve(first half) * second half.
+struct Activate {
+  const float* x;  // [N, D], gated [N, 2 D]
+  float* out;      // [N, D]
+  int64_t num_rows;
+  int num_features;  // D
+  Curve curve;
+  bool is_gated;
+};
+
 // Splits projected rows into queries, keys and values; norms queries and keys per head where there are weights; rotates
 // them by position (neox pairs: feature i with i + K, features from 2 K on unchanged); stores keys and values
 // in the cache's dtype.
@@ -61,6 +85,8 @@ struct RowKernels {
   void (*rms_norm)(const RmsNorm&, int64_t first, int64_t last);
   void (*silu_and_mul)(const SiluAndMul&, int64_t first, int64_t last);
   void (*attention_inputs)(const AttentionInputs&, int64_t first, int64_t last);
+  void (*layer_norm)(const LayerNorm&, int64_t first, int64_t last);
+  void (*activate)(const Activate&, int64_t first, int64_t last);
 };
 
 // Null if there are none in this build.
@@ -70,6 +96,8 @@ const RowKernels* row_kernels(Isa isa);
 void rms_norm(const RmsNorm& op, const RowKernels& kernels, int num_threads);
 void silu_and_mul(const SiluAndMul& op, const RowKernels& kernels, int num_threads);
 void attention_inputs(const AttentionInputs& op, const RowKernels& kernels, int num_threads);
+void layer_norm(const LayerNorm& op, const RowKernels& kernels, int num_threads);
+void activate(const Activate& op, const RowKernels& kernels, int num_threads);
 
 extern const RowKernels row_kernels_scalar;
 extern const RowKernels row_kernels_avx2;

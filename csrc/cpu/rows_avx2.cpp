@@ -11,6 +11,7 @@ namespace {
 
 }  // namespace
 
-const RowKernels row_kernels_avx2 = {rms_norm_rows, silu_and_mul_rows, attention_inputs_rows};
+const RowKernels row_kernels_avx2 = {rms_norm_rows, silu_and_mul_rows, attention_inputs_rows, layer_norm_rows,
+                                       activate_rows};
 
 }  // namespace octavo

@@ -78,6 +78,90 @@ void silu_and_mul_rows(const SiluAndMul& op, int64_t first, int64_t last) {
   }
 }
 
+inline float sum_of(const float* x, int n) {
+  float lanes[kLanes] = {};
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) lanes[l] += x[i + l];
+  }
+  for (int l = 0; i < n; ++i, ++l) lanes[l] += x[i];
+  return fold(lanes);
+}
+
+inline float sum_of_squares_from(const float* x, float mean, int n) {
+  float lanes[kLanes] = {};
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) lanes[l] += (x[i + l] - mean) * (x[i + l] - mean);
+  }
+  for (int l = 0; i < n; ++i, ++l) lanes[l] += (x[i] - mean) * (x[i] - mean);
+  return fold(lanes);
+}
+
+void layer_norm_rows(const LayerNorm& op, int64_t first, int64_t last) {
+  const int n = op.num_features;
+  for (int64_t row = first; row < last; ++row) {
+    const float* x = op.x + row * n;
+    if (op.residual != nullptr) {
+      float* sum = op.residual + row * n;
+      for (int i = 0; i < n; ++i) sum[i] += x[i];
+      x = sum;
+    }
+    float* out = op.out + row * n;
+    const float mean = sum_of(x, n) / static_cast<float>(n);
+    const float factor = 1.0f / sqrtf(sum_of_squares_from(x, mean, n) / static_cast<float>(n) + op.eps);
+    if (op.bias == nullptr) {
+      for (int i = 0; i < n; ++i) out[i] = (x[i] - mean) * factor * op.weight[i];
+    } else {
+      for (int i = 0; i < n; ++i) out[i] = (x[i] - mean) * factor * op.weight[i] + op.bias[i];
+    }
+  }
+}
+
+// x times the share of the normal distribution below x: half of erfc, within 1.5e-7, by formula 7.1.26 of Abramowitz and
+// Stegun, "Handbook of Mathematical Functions" (1964).
+inline float gelu_lane(float x) {
+  const float z = fabsf(x) * 0.70710678118654752f;
+  const float t = 1.0f / (1.0f + 0.3275911f * z);
+  float p = 1.061405429f;
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  const float above = 0.5f * (p * t) * exp_lane(-z * z);
+  return x * (x < 0.0f ? above : 1.0f - above);
+}
+
+// x / 2 (1 + tanh(u)) = x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3); arXiv:1606.08415.
+inline float gelu_tanh_lane(float x) {
+  const float u = 0.79788456080286536f * (x + 0.044715f * (x * x * x));
+  return x / (1.0f + exp_lane(-2.0f * u));
+}
+
+inline float relu_lane(float x) { return x < 0.0f ? 0.0f : x; }  // NaN stays
+
+template <class F>
+inline void activate_all(const Activate& op, int64_t first, int64_t last, F curve) {
+  const int n = op.num_features;
+  for (int64_t row = first; row < last; ++row) {
+    const float* x = op.x + row * (op.is_gated ? 2 * n : n);
+    float* out = op.out + row * n;
+    if (op.is_gated) {
+      for (int i = 0; i < n; ++i) out[i] = curve(x[i]) * x[n + i];
+    } else {
+      for (int i = 0; i < n; ++i) out[i] = curve(x[i]);
+    }
+  }
+}
+
+void activate_rows(const Activate& op, int64_t first, int64_t last) {
+  switch (op.curve) {
+    case Curve::gelu: return activate_all(op, first, last, [](float x) { return gelu_lane(x); });
+    case Curve::gelu_tanh: return activate_all(op, first, last, [](float x) { return gelu_tanh_lane(x); });
+    case Curve::relu: return activate_all(op, first, last, [](float x) { return relu_lane(x); });
+  }
+}
+
 inline void rotate_row(const float* x, const float* cos, const float* sin, float* out, int rotated, int n) {
   const int half = rotated / 2;
   for (int i = 0; i < half; ++i) {

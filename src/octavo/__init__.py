@@ -9,14 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from octavo.core.params import SamplingParams
+    from octavo.core.params import PoolingParams, SamplingParams
     from octavo.core.structured import StructuredOutputs
     from octavo.engine.llm import LLM
 
-__all__ = ["LLM", "SamplingParams", "StructuredOutputs"]
+__all__ = ["LLM", "PoolingParams", "SamplingParams", "StructuredOutputs"]
 
 _HOMES = {
     "LLM": "octavo.engine.llm",
+    "PoolingParams": "octavo.core.params",
     "SamplingParams": "octavo.core.params",
     "StructuredOutputs": "octavo.core.structured",
 }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
 from octavo.core.batch import ForwardBatch, GroupBatch
 from octavo.core.kvspec import BLOCK_SIZE, KV_DTYPE_BYTES, KVSpec
-from octavo.kernels.attention.base import AttentionCase
+from octavo.kernels.attention.base import EVERYTHING, AttentionCase
 from octavo.kernels.attention.reference import ReferenceAttention
 from octavo.kernels.attention.registry import ATTENTION
 from octavo.kernels.kv import KVTensors, quantize
@@ -159,6 +160,58 @@ def test_refuses_or_matches(
             error_THD = (out_THD.float() - expected_THD).abs() / expected_THD.abs().clamp(min=1)
             error = error_THD.max().item()
             assert error <= TOLERANCE[dtype], f"{name} window={window}: {error}"
+
+
+WHOLE = ((1, 1), (21, 21), (16, 16), (64, 64), (130, 130), (65, 65), (3, 3))
+"""Prompts that are whole in one step, as those are that look ahead."""
+
+
+@pytest.mark.parametrize(("window", "ahead"), [(None, EVERYTHING), (9, 8), (65, 64), (1, 0)])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("backend_name", list(ATTENTION.candidates))
+@torch.inference_mode()
+def test_looking_ahead_refuses_or_matches(
+    backend_name: str, heads: tuple[int, int, int], dtype: str, window: int | None, ahead: int
+) -> None:
+    case, spec = make_case(heads, dtype, window, None)
+    case, spec = replace(case, ahead=ahead), KVSpec(num_kv_heads=heads[1], head_dim=heads[2])
+    candidate = ATTENTION.candidates.load(backend_name)
+    if candidate.refuses(case) is not None:
+        return
+    backend, reference = candidate(case), ReferenceAttention(case)
+    batch, num_blocks = make(WHOLE, spec)
+    q_THD, cache = make_tensors(case, batch, num_blocks)
+    expected_THD = reference.run(q_THD, cache, reference.plan(batch, 0, spec)).float()
+    out_THD = backend.run(q_THD, cache, backend.plan(batch, 0, spec)).float()
+    error_THD = (out_THD - expected_THD).abs() / expected_THD.abs().clamp(min=1)
+    assert error_THD.max() <= TOLERANCE[dtype]
+
+
+@torch.inference_mode()
+def test_looking_ahead_is_the_definition() -> None:
+    """Against torch's own attention with no mask, and with a band for one."""
+    for window, ahead in ((None, EVERYTHING), (9, 8)):
+        case, spec = make_case((4, 4, 16), "float32", window, None)
+        case = replace(case, ahead=ahead)
+        batch, num_blocks = make(((37, 37),), replace_spec(spec), adjacent=True)
+        q_THD, cache = make_tensors(case, batch, num_blocks)
+        k_HLD, v_HLD = (
+            t.flatten(0, 1)[BLOCK_SIZE : BLOCK_SIZE + 37].transpose(0, 1) for t in cache[:2]
+        )
+        far_TL = (torch.arange(37).unsqueeze(1) - torch.arange(37)).abs()
+        mask_TL = None if window is None else far_TL < window
+        expected_HTD = torch.nn.functional.scaled_dot_product_attention(
+            q_THD.transpose(0, 1), k_HLD, v_HLD, attn_mask=mask_TL, scale=case.scale
+        )
+        reference = ReferenceAttention(case)
+        out_THD = reference.run(q_THD, cache, reference.plan(batch, 0, spec))
+        torch.testing.assert_close(out_THD, expected_HTD.transpose(0, 1), atol=2e-6, rtol=1e-5)
+
+
+def replace_spec(spec: KVSpec) -> KVSpec:
+    """The same without a window: what looks ahead keeps all of its prompt."""
+    return KVSpec(num_kv_heads=spec.num_kv_heads, head_dim=spec.head_dim)
 
 
 @pytest.mark.parametrize("backend_name", list(ATTENTION.candidates))

@@ -16,7 +16,16 @@ from octavo.kernels.cpu import rows as cpu_rows
 from octavo.kernels.dispatch import OpCase
 from octavo.kernels.kv import KVTensors, quantize
 from octavo.kernels.ops import QkNorm
-from octavo.kernels.registry import ADD_RMS_NORM, ATTENTION_INPUTS, RMS_NORM, SILU_AND_MUL
+from octavo.kernels.registry import (
+    ACTIVATE,
+    ACTIVATE_AND_MUL,
+    ADD_LAYER_NORM,
+    ADD_RMS_NORM,
+    ATTENTION_INPUTS,
+    LAYER_NORM,
+    RMS_NORM,
+    SILU_AND_MUL,
+)
 
 TOLERANCE = {"float32": 3e-6, "bfloat16": 4e-2, "float16": 4e-3}
 FEATURES = (1, 2, 8, 15, 16, 31, 64, 100, 1024)
@@ -26,8 +35,25 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "add_rms_norm": ops.add_rms_norm,
     "silu_and_mul": ops.silu_and_mul,
     "attention_inputs": ops.attention_inputs,
+    "layer_norm": ops.layer_norm,
+    "add_layer_norm": ops.add_layer_norm,
+    "activate": ops.activate,
+    "activate_and_mul": ops.activate_and_mul,
 }
-OPS = {op.name: op for op in (RMS_NORM, ADD_RMS_NORM, SILU_AND_MUL, ATTENTION_INPUTS)}
+OPS = {
+    op.name: op
+    for op in (
+        RMS_NORM,
+        ADD_RMS_NORM,
+        SILU_AND_MUL,
+        ATTENTION_INPUTS,
+        LAYER_NORM,
+        ADD_LAYER_NORM,
+        ACTIVATE,
+        ACTIVATE_AND_MUL,
+    )
+}
+CURVES = tuple(cpu_rows.CURVES)
 
 
 def random(*shape: int, dtype: str = "float32", scale: float = 1.0) -> torch.Tensor:
@@ -58,6 +84,25 @@ def attention_arguments(
     return qkv, norms if has_norm else None, (angles.cos(), angles.sin()), slots, cache
 
 
+def layer_norm_cases(name: str, rows: int, size: int, dtype: str) -> list[Any]:
+    weight, bias = random(size, dtype=dtype), random(1 + size, dtype=dtype)[1:].clone()
+    found: list[Any] = []
+    for given in (bias, None):
+        if name == "layer_norm":
+            found.append(lambda b=given: (random(rows, size, dtype=dtype) + 1, weight, b, 1e-6))
+        else:
+            found.append(
+                lambda b=given: (
+                    random(rows, size, dtype=dtype),
+                    random(rows, size, dtype=dtype, scale=2.0),
+                    weight,
+                    b,
+                    1e-6,
+                )
+            )
+    return found
+
+
 def cases(name: str, dtype: str) -> list[Callable[[], tuple[Any, ...]]]:
     """Makers of arguments: operations may write over theirs."""
     found: list[Callable[[], tuple[Any, ...]]] = []
@@ -79,7 +124,15 @@ def cases(name: str, dtype: str) -> list[Callable[[], tuple[Any, ...]]]:
     for rows in (0, 1, 3, 90):
         for size in FEATURES:
             weight = random(size, dtype=dtype)
-            if name == "rms_norm":
+            if name.endswith("layer_norm"):
+                found += layer_norm_cases(name, rows, size, dtype)
+            elif name.startswith("activate"):
+                wide = 2 * size if name.endswith("mul") else size
+                found += [
+                    lambda r=rows, w=wide, c=curve: (random(r, w, dtype=dtype, scale=3.0), c)
+                    for curve in CURVES
+                ]
+            elif name == "rms_norm":
                 found.append(lambda r=rows, s=size, w=weight: (random(r, s, dtype=dtype), w, 1e-6))
             elif name == "add_rms_norm":
                 found.append(
@@ -137,7 +190,19 @@ def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(isa: st
             gated = torch.empty(300, size)
             both = torch.cat((x, residual), 1)
             cpu_rows.silu_and_mul(both, gated, isa=forced, num_threads=threads)
-            results.append((out, total, gated))
+            found = [out, total, gated]
+            for bias in (None, weight):
+                normed, total = torch.empty(300, size), residual.clone()
+                options = {"residual_ND": total, "isa": forced, "num_threads": threads}
+                cpu_rows.layer_norm(x, weight, bias, normed, 1e-6, **options)
+                found += [normed, total]
+            for curve in CURVES:
+                curved, product = torch.empty(300, size), torch.empty(300, size)
+                cpu_rows.activate(x, curved, curve, isa=forced, num_threads=threads)
+                options = {"is_gated": True, "isa": forced, "num_threads": threads}
+                cpu_rows.activate(both, product, curve, **options)
+                found += [curved, product]
+            results.append(found)
         assert all(map(torch.equal, *results)), size
     for make in cases("attention_inputs", "float32"):
         queries = []
@@ -180,6 +245,15 @@ def test_silu_at_the_ends() -> None:
     torch.testing.assert_close(
         out, torch.nn.functional.silu(x), equal_nan=True, rtol=1e-6, atol=1e-30
     )
+
+
+def test_curves_at_the_ends() -> None:
+    x = torch.tensor([[-1e4, -20.0, -8.0, -1e-8, 0.0, 1e-8, 8.0, 20.0, 1e15, float("nan")]])
+    for curve in CURVES:
+        out = torch.empty_like(x)
+        cpu_rows.activate(x, out, curve)
+        expected = ops.activate(x, curve)  # type: ignore[arg-type]  # the names are the same
+        torch.testing.assert_close(out, expected, equal_nan=True, rtol=1e-6, atol=3e-7)
 
 
 def test_wrong_tensors_are_refused() -> None:

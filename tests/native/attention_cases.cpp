@@ -19,6 +19,7 @@ struct Step {
   int window;
   float soft_cap;
   bool is_one_block;  // every entry of the tables is the cache's last block
+  int ahead = 0;
 };
 
 const Step kSteps[] = {
@@ -32,6 +33,8 @@ const Step kSteps[] = {
     {"more heads than a piece has rows", {3}, {20}, 40, 1, 8, 0, 0.0f, false},
     {"long context", {1, 2}, {70001, 300000}, 2, 1, 8, 0, 0.0f, true},
     {"long context with a window", {3}, {1000003}, 2, 1, 8, 17, 0.0f, true},
+    {"both ways", {1, 15, 33, 130}, {1, 15, 33, 130}, 3, 3, 32, 0, 0.0f, false, 1 << 29},
+    {"both ways in a window", {70, 200}, {70, 200}, 2, 2, 20, 9, 0.0f, false, 8},
 };
 
 template <class T>
@@ -75,6 +78,7 @@ Bytes attend(const Step& s, DType dtype, Exact<T> (*values)(int64_t, int), const
   a.head_dim = s.dim;
   a.scale = 0.25f;
   a.window = s.window;
+  a.ahead = s.ahead;
   a.soft_cap = s.soft_cap;
   octavo::paged_attention(a, *octavo::attention_kernels(how.isa), how.threads);
   return bytes_of(out);

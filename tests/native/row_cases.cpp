@@ -26,6 +26,28 @@ Bytes activation(int64_t rows, int features, const How& how) {
   return bytes_of(out);
 }
 
+Bytes layer_norm(int64_t rows, int features, bool has_residual, bool has_bias, const How& how) {
+  Exact<float> x = floats(rows * features - how.missing, 1);
+  Exact<float> residual = floats(has_residual ? rows * features : 0, 1);
+  Exact<float> weight = floats(features, 1), bias = floats(has_bias ? features : 0, 1);
+  Exact<float> out(rows * features, 1);
+  const octavo::LayerNorm op{x.data(), has_residual ? residual.data() : nullptr, weight.data(),
+                             has_bias ? bias.data() : nullptr, out.data(), rows, features, 1e-6f};
+  octavo::layer_norm(op, *octavo::row_kernels(how.isa), how.threads);
+  Bytes all = bytes_of(out);
+  const Bytes sums = bytes_of(residual);
+  append(all, sums.data(), int64_t(sums.size()));
+  return all;
+}
+
+Bytes activate(int64_t rows, int features, octavo::Curve curve, bool is_gated, const How& how) {
+  Exact<float> x = floats(rows * features * (is_gated ? 2 : 1) - how.missing, 1);
+  Exact<float> out(rows * features, 1);
+  const octavo::Activate op{x.data(), out.data(), rows, features, curve, is_gated};
+  octavo::activate(op, *octavo::row_kernels(how.isa), how.threads);
+  return bytes_of(out);
+}
+
 struct Heads {
   int64_t tokens;
   int heads, kv_heads, dim, rotated;
@@ -76,6 +98,14 @@ std::vector<Case> row_cases() {
       found.push_back({"rms_norm" + size, [=](const How& how) { return norm(rows, features, false, how); }});
       found.push_back({"rms_norm residual" + size, [=](const How& how) { return norm(rows, features, true, how); }});
       found.push_back({"silu_and_mul" + size, [=](const How& how) { return activation(rows, features, how); }});
+      for (const bool is : {false, true}) {
+        const std::string name = size + (is ? " with" : " without");
+        found.push_back({"layer_norm" + name, [=](const How& how) { return layer_norm(rows, features, is, !is, how); }});
+        for (const octavo::Curve curve : {octavo::Curve::gelu, octavo::Curve::gelu_tanh, octavo::Curve::relu}) {
+          const std::string all = "activate " + std::to_string(int(curve)) + name;
+          found.push_back({all, [=](const How& how) { return activate(rows, features, curve, is, how); }});
+        }
+      }
     }
   }
   for (const Heads& h : kHeads) {

@@ -47,8 +47,8 @@ class KVCache:
         return sum(pool.num_free for pool in self.pools)
 
     def looks_up(self, sequence: Sequence) -> bool:
-        """Whether the sequence may start from cached blocks; prompt_logprobs needs every position computed."""
-        return self.enable_prefix_caching and sequence.request.params.prompt_logprobs is None
+        """Whether the sequence may start from cached blocks; some requests need every position computed."""
+        return self.enable_prefix_caching and not sequence.request.needs_every_position
 
     def match(self, sequence: Sequence) -> Match:
         """Look up the longest prefix whose keys and values every group still has. Takes nothing."""
@@ -133,7 +133,8 @@ class KVCache:
             blocks = pool.allocate(count)
             table.extend(blocks)
             grown.append(tuple(blocks))
-        sequence.room = len(sequence.blocks[0]) * BLOCK_SIZE
+        # A model that keeps nothing has no tables to fill.
+        sequence.room = len(sequence.blocks[0]) * BLOCK_SIZE if sequence.blocks else num_tokens
         return tuple(grown)
 
     def advance(self, sequence: Sequence) -> None:

@@ -26,6 +26,7 @@ class KVPool:
         device: torch.device,
     ) -> None:
         self.groups = groups
+        self.device = device
         by_layer: dict[int, KVTensors] = {}
         for group in groups:
             for layer in group.layers:

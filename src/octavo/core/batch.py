@@ -42,6 +42,8 @@ class ForwardBatch:
     """One per KV group, in the order of `group_layers`."""
     logits_rows_N: torch.Tensor
     """int64 [N]: rows of T whose logits are wanted."""
+    type_ids_T: torch.Tensor | None = None
+    """int64 [T]: 1 for the tokens of the second text of a pair, else 0; None where no prompt is a pair."""
 
     @property
     def num_tokens(self) -> int:

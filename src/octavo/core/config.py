@@ -29,6 +29,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tokenizer: Annotated[
         str | None, _Help(description="Tokenizer folder, when it is not the model's.")
     ] = None
+    runner: Annotated[
+        Literal["auto", "generate", "pooling"],
+        _Help(
+            description="What the model is used for; auto: embeddings, scores or classes where its folder "
+            "says so, else text."
+        ),
+    ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         _Help(

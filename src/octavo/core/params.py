@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import NoReturn
+from typing import Literal, NoReturn, get_args
 
 import msgspec
 from msgspec import Meta
@@ -138,16 +138,35 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                     _refuse(name, token_id, f"a token id in [0, {vocab_size})")
 
 
-class PoolingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a caller may ask of a pooled (embedding, score, class) output."""
+PoolingTask = Literal["embed", "classify", "score", "token_embed", "token_classify"]
+"""What is made of the final hidden states. The `token_` ones give a row per token of the prompt."""
 
-    task: str = "embed"
+
+class PoolingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a caller may ask of a pooled (embedding, score, class) output.
+
+    `task` None means what the method at hand stands for. `use_activation` None or true: embeddings are normalized where
+    the model's own are, and logits become probabilities; false leaves both as they are. `skip_reading_prefix_cache`
+    None leaves it to what the pooling needs.
+
+    Raises:
+        RequestError: a field is out of range; `param` names it.
+    """
+
+    task: PoolingTask | None = None
     dimensions: int | None = None
-    use_activation: bool = True
+    """Keep so many features of an embedding; the model says which."""
+    use_activation: bool | None = None
+    skip_reading_prefix_cache: bool | None = None
 
     def __post_init__(self) -> None:
         if self.dimensions is not None:
             _check_int("dimensions", self.dimensions, Meta(ge=1, le=MAX_TOKENS))
+        if self.task is not None and self.task not in get_args(PoolingTask):
+            _refuse("task", self.task, f"one of {', '.join(get_args(PoolingTask))}")
+        for name in ("use_activation", "skip_reading_prefix_cache"):
+            if getattr(self, name) is not None:
+                _check_bool(name, getattr(self, name))
 
 
 def _refuse(name: str, given: object, expected: str) -> NoReturn:

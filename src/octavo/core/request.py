@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from octavo.core.params import SamplingParams
+from octavo.core.params import PoolingParams, SamplingParams
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,7 +19,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """The prompt; at least one id, each inside the vocabulary."""
     params: SamplingParams
     max_tokens: int
-    """Output limit after resolving None and the context length; at least 1."""
+    """Output limit after resolving None and the context length; at least 1, and 0 of a pooling request."""
     seed: int
     """Always set: the caller's seed, or one drawn by the front end. With `index` it keys the random numbers."""
     arrived: float
@@ -37,6 +37,19 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     adapter: str | None = None
     cache_scope: str = ""
     """Who may share cached prefixes with this request; derived from the API key, never from the body."""
+
+    pooling: PoolingParams | None = None
+    """Set: the answer is what the model's pooler makes of the prompt, and no token; `params` says nothing then."""
+    pair_start: int = 0
+    """Where the second text of a pair begins, for models that tell the two apart; 0: there is one text."""
+
+    @property
+    def needs_every_position(self) -> bool:
+        """Whether every prompt position has to be computed, so that none may come out of the prefix cache."""
+        pooling = self.pooling
+        if pooling is not None:
+            return bool(pooling.skip_reading_prefix_cache)
+        return self.params.prompt_logprobs is not None
 
     @property
     def num_prompt(self) -> int:

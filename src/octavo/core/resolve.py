@@ -29,7 +29,7 @@ class Decision(NamedTuple):
 def step_tokens(
     asked: int | None, *, max_num_seqs: int, device: str, whole_prompts_of: int | None
 ) -> tuple[int, Decision]:
-    """Token budget of a step. `whole_prompts_of` is the context length when chunking is off.
+    """Token budget of a step. `whole_prompts_of` is the context length where prompts are not cut.
 
     Raises:
         ConfigError: the budget asked for cannot work with the other limits.
@@ -44,10 +44,10 @@ def step_tokens(
             )
         if whole_prompts_of is not None and asked < whole_prompts_of:
             raise ConfigError(
-                f"--no-enable-chunked-prefill needs a step for the longest prompt ({whole_prompts_of} tokens); "
-                f"--max-num-batched-tokens is {asked}.",
+                f"without chunks (an encoder, or --no-enable-chunked-prefill) a step must take the longest prompt "
+                f"({whole_prompts_of} tokens); --max-num-batched-tokens is {asked}.",
                 code="E-CFG-04",
-                fix=f"Raise it to {whole_prompts_of + max_num_seqs}, or allow chunked prefill.",
+                fix=f"Raise it to {whole_prompts_of + max_num_seqs}, or lower --max-model-len.",
             )
         return asked, Decision("max_num_batched_tokens", str(asked), "as given")
     default = CUDA_STEP_TOKENS if device == "cuda" else CPU_STEP_TOKENS

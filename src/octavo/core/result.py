@@ -27,6 +27,14 @@ class TokenLogprobs(msgspec.Struct, frozen=True, gc=False):
     """1-based rank of the token at hand in the whole vocabulary."""
 
 
+class PooledValues(msgspec.Struct, frozen=True, gc=False):
+    """What a pooler made of a prompt: float32, little-endian, row by row."""
+
+    shape: tuple[int, ...]
+    """[features], or [tokens, features] of the tasks that give a row per token."""
+    data: bytes
+
+
 class SliceResult(msgspec.Struct, frozen=True, gc=False):
     """What one slice produced. Holds no cycles, so the garbage collector need not follow it.
 
@@ -44,6 +52,8 @@ class SliceResult(msgspec.Struct, frozen=True, gc=False):
     """Set when this slice alone failed; the others stand."""
     is_finished: bool = False
     """Whether the output is complete with these tokens, of which there may then be none: its grammar allows no more."""
+    pooled: PooledValues | None = None
+    """Of a pooling request, when the slice ends its prompt."""
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +76,15 @@ class TokenOut(
     """Sent once, with the first tokens: entry i belongs to prompt position i + 1."""
     num_cached: int = 0
     """Sent with the first tokens: prompt tokens found in the prefix cache (a stop string may end it before Finished)."""
+
+
+class Pooled(msgspec.Struct, frozen=True, kw_only=True, tag="pooled", gc=False):
+    """The answer to a pooling request; its `Finished` follows."""
+
+    id: str
+    values: PooledValues
+    num_cached: int = 0
+    """Prompt tokens found in the prefix cache."""
 
 
 class RequestTiming(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +117,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     error: ErrorInfo
 
 
-Event = TokenOut | Finished | Failed
+Event = TokenOut | Pooled | Finished | Failed
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):

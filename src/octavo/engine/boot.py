@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
@@ -21,13 +21,15 @@ from octavo.core.errors import ConfigError
 from octavo.core.kvspec import BLOCK_SIZE, group_layers
 from octavo.core.log import get_logger
 from octavo.core.resolve import Decision
+from octavo.decoding.grammar.rows import GrammarRows
 from octavo.decoding.state import SamplerState
 from octavo.engine import machine
-from octavo.engine.engine import Engine, Link
+from octavo.engine.engine import Engine, Link, StepRunner
 from octavo.engine.grammars import GrammarDesk
 from octavo.engine.graphs import StepGraphs
 from octavo.engine.ipc import Loading, Phase, Ready
 from octavo.engine.memory import MemoryPlan, Needs, available_bytes, plan
+from octavo.engine.pooling import PoolingRunner
 from octavo.engine.prepare import Rows
 from octavo.engine.runner import Runner
 from octavo.kernels import recording
@@ -88,12 +90,13 @@ def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float
         load_format="dummy" if config.load_format == "dummy" else "safetensors",
         seed=config.seed,
         quantization=quantized_as(config.quantization),
+        runner=config.runner,
         progress=lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)),
     )
     begin("kv cache", 0.9)
     if resolved.storage.is_repacked:
         extension.take_over()
-    engine = _build(resolved, loaded.model, link, steps)
+    engine = _build(resolved, loaded, link, steps)
     timeline.stop()
     details = {
         "imports": f"torch {torch.__version__}",
@@ -132,7 +135,8 @@ def decide(config: EngineConfig) -> Resolved:
         OperatorError: it cannot work.
     """
     POLICIES.load(config.scheduling_policy)  # for its error: an unknown name
-    facts = read_facts(model_folder(config.model))
+    facts = read_facts(model_folder(config.model), config.runner)
+    chunks = config.enable_chunked_prefill and not facts.sees_whole_prompts
     device = _device(config.device)
     quantization = quantized_as(config.quantization)
     dtype = choose_dtype(facts, config.dtype, device, quantization)
@@ -141,12 +145,15 @@ def decide(config: EngineConfig) -> Resolved:
     asked_len = config.max_model_len
     if asked_len is not None:
         resolve.context_length(asked_len, model_limit=facts.max_context, fits=asked_len)
-    wanted_len = asked_len or facts.max_context
+    model_len = facts.max_context
+    if facts.pooling is not None and facts.pooling.max_tokens is not None:
+        model_len = min(model_len, facts.pooling.max_tokens)
+    wanted_len = asked_len or model_len
     tokens, tokens_decision = resolve.step_tokens(
         config.max_num_batched_tokens,
         max_num_seqs=config.max_num_seqs,
         device=device,
-        whole_prompts_of=None if config.enable_chunked_prefill else wanted_len,
+        whole_prompts_of=None if chunks else wanted_len,
     )
     memory = plan(
         Needs(
@@ -163,14 +170,16 @@ def decide(config: EngineConfig) -> Resolved:
         kv_bytes=config.kv_cache_memory_bytes,
     )
     length, length_decision = resolve.context_length(
-        asked_len, model_limit=facts.max_context, fits=memory.kv_tokens
+        asked_len,
+        model_limit=model_len if asked_len is None else facts.max_context,
+        fits=memory.kv_tokens,
     )
     limits = Limits(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=tokens,
         max_model_len=length,
         max_num_waiting=config.max_num_waiting,
-        enable_chunked_prefill=config.enable_chunked_prefill,
+        enable_chunked_prefill=chunks,
         prefill_share=1.0 if config.performance_mode == "throughput" else PREFILL_SHARE,
     )
     decisions = (
@@ -184,6 +193,7 @@ def decide(config: EngineConfig) -> Resolved:
         ),
         length_decision,
         tokens_decision,
+        *_pooling(facts),
     )
     return Resolved(
         config, facts, device, dtype.dtype, kv_dtype, storage, limits, memory, decisions
@@ -194,6 +204,11 @@ def _quantization(asked: str) -> tuple[Decision, ...]:
     name = quantized_as(asked)
     why = f"as given; head and tied embedding {head_format(name)}"
     return (Decision("quantization", name, why),) if name else ()
+
+
+def _pooling(facts: ModelFacts) -> tuple[Decision, ...]:
+    spec = facts.pooling
+    return () if spec is None else (Decision("pooling", ", ".join(spec.tasks), spec.reason),)
 
 
 def _device(asked: str) -> str:
@@ -220,29 +235,38 @@ def _open_step_log(path: str | None) -> StepLog:
         ) from error
 
 
-def _build(resolved: Resolved, model: Model, link: Link, steps: StepLog) -> Engine:
+def _build(resolved: Resolved, loaded: LoadedModel, link: Link, steps: StepLog) -> Engine:
     limits, facts = resolved.limits, resolved.facts
     groups = resolved.memory.groups
     device = torch.device(resolved.device)
-    pool = KVPool(groups, facts.num_layers, device)
+    pool = KVPool(groups, len(loaded.model.kv_specs()), device)
     rows = Rows(limits.max_num_seqs, limits.max_model_len, len(groups))
-    state = SamplerState(limits.max_num_seqs, facts.vocab_size)
-    graphs = StepGraphs(_eager_because(resolved))
-    runner = Runner(model, pool, rows, state, graphs)
+    runner: StepRunner
+    if loaded.pooler is not None:
+        runner = PoolingRunner(loaded.model, loaded.pooler, pool, rows)
+        grammars = GrammarRows(facts.vocab_size)
+    else:
+        state = SamplerState(limits.max_num_seqs, facts.vocab_size)
+        graphs = StepGraphs(_eager_because(resolved))
+        # A network without a pooler has a head.
+        runner = Runner(cast(Model, loaded.model), pool, rows, state, graphs)
+        grammars = state.grammars
     cache = KVCache(
         groups,
-        enable_prefix_caching=resolved.config.enable_prefix_caching,
+        enable_prefix_caching=resolved.config.enable_prefix_caching and bool(groups),
         revision=_revision(resolved),
     )
     policy = POLICIES.load(resolved.config.scheduling_policy)()
     scheduler = Scheduler(limits, cache, policy)
-    return Engine(scheduler, runner, link, steps, GrammarDesk(state.grammars))
+    return Engine(scheduler, runner, link, steps, GrammarDesk(grammars))
 
 
 def _eager_because(resolved: Resolved) -> str | None:
     """Why no step is recorded; None where they are."""
     if resolved.config.enforce_eager:
         return "--enforce-eager"
+    if resolved.facts.pooling is not None:
+        return "prompts are pooled"
     return recording.refusal(resolved.device, resolved.dtype)
 
 
@@ -294,4 +318,5 @@ def _ready(
         ),
         phases=phases,
         pid=os.getpid(),
+        pooling=None if loaded.pooler is None else loaded.pooler.facts,
     )

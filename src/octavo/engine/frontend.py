@@ -18,12 +18,14 @@ import msgspec
 from msgspec.structs import replace
 
 from octavo.core.aio import closable
-from octavo.core.errors import ContextLengthError, RequestError, from_info
+from octavo.core.errors import ContextLengthError, EngineError, RequestError, from_info
 from octavo.core.params import SamplingParams
+from octavo.core.pooling import no_generation
 from octavo.core.request import Request
 from octavo.core.result import (
     Event,
     Failed,
+    Pooled,
     RequestTiming,
     TokenLogprobs,
     TokenOut,
@@ -152,6 +154,8 @@ class Frontend:
             RequestError: an empty prompt, or what is no id of the vocabulary.
         """
         ready = self.client.ready
+        if ready.pooling is not None:
+            raise no_generation(ready.pooling)
         ids = check_prompt(token_ids, ready.vocab_size)
         params.check_token_ids(ready.vocab_size)
         max_tokens = output_limit(len(ids), params.max_tokens, ready.max_model_len)
@@ -296,6 +300,8 @@ class _Choice:
             raise from_info(event.error)
         if isinstance(event, TokenOut):
             return self._tokens(event)
+        if isinstance(event, Pooled):
+            raise EngineError("the engine pooled a prompt that asked for text.")
         text = self._detokenizer.finish()
         return Delta(
             index=self._request.index,

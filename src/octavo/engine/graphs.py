@@ -34,7 +34,8 @@ class StepGraphs:
     def run(self, forward: Forward, batch: ForwardBatch) -> torch.Tensor:
         """`forward(batch)`, replayed where it was recorded. The result is good until the next call."""
         num_rows = batch.num_slices
-        if self.refusal is not None or batch.num_tokens != num_rows:
+        is_alike = batch.num_tokens == num_rows and batch.type_ids_T is None
+        if self.refusal is not None or not is_alike:
             return forward(batch)
         token_ids_T, recording = self._recordings.get(num_rows, (None, None))
         if recording is not None and token_ids_T is batch.token_ids_T:

@@ -12,8 +12,9 @@ import msgspec
 
 from octavo.core.config import EngineConfig
 from octavo.core.errors import EngineError, ErrorInfo
+from octavo.core.pooling import PoolingFacts
 from octavo.core.request import Request
-from octavo.core.result import EngineStats, Failed, Finished, TokenOut
+from octavo.core.result import EngineStats, Event
 from octavo.decoding.grammar.base import Vocabulary
 
 MAX_FRAME_BYTES = 1 << 30
@@ -89,12 +90,14 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """(name, value, reason) of each automatic choice."""
     phases: tuple[Phase, ...]
     pid: int
+    pooling: PoolingFacts | None = None
+    """Set where the model pools prompts and generates nothing."""
 
 
 class Events(msgspec.Struct, frozen=True, tag="events"):
     """Engine -> client: what a step produced."""
 
-    events: tuple[TokenOut | Finished | Failed, ...]
+    events: tuple[Event, ...]
     stats: EngineStats
 
 

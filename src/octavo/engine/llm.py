@@ -16,7 +16,7 @@ import atexit
 import itertools
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -25,11 +25,21 @@ from msgspec.structs import replace
 from octavo.core.assets import tokenizer_folder
 from octavo.core.config import EngineConfig
 from octavo.core.errors import ConfigError, EngineDeadError, RequestError, did_you_mean
-from octavo.core.params import SamplingParams
+from octavo.core.params import PoolingParams, PoolingTask, SamplingParams
 from octavo.core.result import RequestTiming, TokenLogprobs
 from octavo.engine.client import EngineClient
 from octavo.engine.frontend import Caller, Frontend
 from octavo.engine.ipc import Ready
+from octavo.engine.llm_pooling import (
+    ClassificationRequestOutput,
+    EmbeddingRequestOutput,
+    PoolingCalls,
+    PoolingRequestOutput,
+    ScoringRequestOutput,
+    classification_output,
+    embedding_output,
+)
+from octavo.engine.pooled import PoolingFrontend, pair_up
 from octavo.engine.progress import Progress
 from octavo.text.chat import ChatTemplate
 from octavo.text.tokenizer import Tokenizer
@@ -140,6 +150,95 @@ class LLM:
         texts = [template.render(list(one), add_generation_prompt=True) for one in many]  # type: ignore[arg-type]
         ids = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
         return self.generate(ids, sampling_params, use_tqdm=use_tqdm)
+
+    def encode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | None = None,
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput]:
+        """What the model's pooler makes of each prompt; by default what it is for, else `pooling_params.task`.
+
+        Raises:
+            RequestError: the model generates text, or cannot do what is asked; nothing has run then.
+            EngineDeadError: the engine is gone, or this object is closed.
+        """
+        calls = self._pooling("pool prompts")
+        task = (pooling_params or PoolingParams()).task or calls.facts.tasks[0]
+        return self._pooled(calls, prompts, pooling_params, task, truncate_prompt_tokens, use_tqdm)
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | None = None,
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingRequestOutput]:
+        """An embedding of each prompt. Raises as `encode`."""
+        calls = self._pooling("embed")
+        found = self._pooled(
+            calls, prompts, pooling_params, "embed", truncate_prompt_tokens, use_tqdm
+        )
+        return [embedding_output(one) for one in found]
+
+    def classify(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | None = None,
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: bool = True,
+    ) -> list[ClassificationRequestOutput]:
+        """Probabilities of the model's labels for each prompt. Raises as `encode`."""
+        calls = self._pooling("classify")
+        found = self._pooled(
+            calls, prompts, pooling_params, "classify", truncate_prompt_tokens, use_tqdm
+        )
+        return [classification_output(one) for one in found]
+
+    def score(
+        self,
+        data_1: str | Sequence[str],
+        data_2: str | Sequence[str],
+        pooling_params: PoolingParams | None = None,
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: bool = True,
+    ) -> list[ScoringRequestOutput]:
+        """How well each text of `data_2` goes with the one of `data_1` at its place, or with its only one.
+
+        A cross-encoder reads both together; of an embedder it is the cosine of the two embeddings. Raises as `encode`.
+        """
+        calls = self._pooling("score")
+        pairs = pair_up(_texts(data_1), _texts(data_2), ("data_1", "data_2"))
+        return self._call(
+            calls.scores(pairs, pooling_params, truncate_prompt_tokens, self._progress(use_tqdm))
+        )
+
+    def _pooling(self, wanted: str) -> PoolingCalls:
+        if self._is_closed:
+            raise EngineDeadError("this LLM is closed.", fix="Make another.")
+        frontend = PoolingFrontend(Frontend(self._client, self.tokenizer))
+        limit = self.config.max_num_waiting // 2 or 1
+        return PoolingCalls(frontend, wanted, self._numbers, limit)
+
+    def _pooled(
+        self,
+        calls: PoolingCalls,
+        prompts: Prompt | Sequence[Prompt],
+        params: PoolingParams | None,
+        task: PoolingTask,
+        truncate: int | None,
+        use_tqdm: bool,
+    ) -> list[PoolingRequestOutput]:
+        ready = [calls.prompt(one, truncate) for one in _as_list(prompts)]
+        return self._call(calls.run(ready, params, task, self._progress(use_tqdm)))
+
+    def _progress(self, is_shown: bool) -> Callable[[int], Progress]:
+        return lambda count: Progress(count, shown=is_shown)
 
     def reset_prefix_cache(self) -> None:
         """Forget cached prefixes, as before a measurement."""
@@ -289,6 +388,10 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
         return [prompts]  # type: ignore[list-item]  # a str, or a sequence of ints
     return list(prompts)  # type: ignore[arg-type]
+
+
+def _texts(given: str | Sequence[str]) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
 
 
 def _params_for(

@@ -67,6 +67,7 @@ class Rows:
         self.num_tokens_R = np.zeros(max_num_seqs, np.int64)
         self.tables_GRB = np.zeros((num_groups, max_num_seqs, max_blocks), np.int32)
         self.num_blocks_GR = np.zeros((num_groups, max_num_seqs), np.int64)
+        self.pair_starts_R = np.zeros(max_num_seqs, np.int64)
         self.requests: dict[int, Request] = {}
         self._token_ids_R = np.zeros(max_num_seqs, np.int64)
         self._positions_R = np.zeros(max_num_seqs, np.int64)
@@ -82,6 +83,7 @@ class Rows:
             self.requests[start.row] = start.request
             self.tokens_RL[start.row, :count] = start.token_ids
             self.num_tokens_R[start.row] = count
+            self.pair_starts_R[start.row] = start.request.pair_start
             self.num_blocks_GR[:, start.row] = 0
             self._append_blocks(start.row, start.blocks)
         for piece in plan.slices:
@@ -128,6 +130,7 @@ class Rows:
             context_lens=context_lens,
             groups=self._groups(spans.row_S, context_lens, slots_GT, device),
             logits_rows_N=_tensor(logits_rows_N, device),
+            type_ids_T=self._type_ids(spans.row_S, row_T, position_T, device),
         )
 
     def _pack_single(self, spans: Spans, device: torch.device) -> ForwardBatch:
@@ -144,6 +147,7 @@ class Rows:
             context_lens=context_lens,
             groups=self._groups(spans.row_S, context_lens, inputs.slots_GT, device),
             logits_rows_N=inputs.logits_rows_N,
+            type_ids_T=self._type_ids(spans.row_S, spans.row_S, spans.start_S, device),
         )
 
     def _single_inputs(self, n: int, device: torch.device) -> _Inputs:
@@ -175,6 +179,14 @@ class Rows:
             GroupBatch(slots_T=slots_T, block_tables_SB=_tensor(table_RB[row_S, :width], device))
             for slots_T, table_RB in zip(slots_GT, self.tables_GRB, strict=True)
         )
+
+    def _type_ids(
+        self, row_S: IntArray, row_T: IntArray, position_T: IntArray, device: torch.device
+    ) -> torch.Tensor | None:
+        if not self.pair_starts_R[row_S].any():
+            return None
+        start_T = self.pair_starts_R[row_T]
+        return _tensor(((start_T > 0) & (position_T >= start_T)).astype(np.int64), device)
 
 
 def _tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:

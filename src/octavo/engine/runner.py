@@ -45,7 +45,7 @@ class Runner:
         self.state = state
         self.graphs = graphs or StepGraphs("not asked for")
         self.sampler = Sampler()
-        self.device = pool.layer(0)[0].device
+        self.device = pool.device
         self._prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
 
     @torch.inference_mode()

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from octavo.kernels.curves import Curve
 from octavo.kernels.dispatch import Function
 from octavo.kernels.kv import KVTensors, quantize
 
@@ -37,6 +38,41 @@ def add_rms_norm(
     """
     sum_ND = x_ND + residual_ND
     return rms_norm(sum_ND, weight_D, eps), sum_ND
+
+
+def layer_norm(
+    x_ND: torch.Tensor, weight_D: torch.Tensor, bias_D: torch.Tensor | None, eps: float
+) -> torch.Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis (https://arxiv.org/abs/1607.06450).
+
+    Shapes: x [N, D], weight and bias [D] -> [N, D], in x's dtype.
+    """
+    return F.layer_norm(x_ND, weight_D.shape, weight_D, bias_D, eps)
+
+
+def add_layer_norm(
+    x_ND: torch.Tensor,
+    residual_ND: torch.Tensor,
+    weight_D: torch.Tensor,
+    bias_D: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(layer_norm(x + residual), x + residual)`. May overwrite x and residual. Shapes as `add_rms_norm`."""
+    sum_ND = x_ND + residual_ND
+    return layer_norm(sum_ND, weight_D, bias_D, eps), sum_ND
+
+
+def activate(x_ND: torch.Tensor, curve: Curve) -> torch.Tensor:
+    """curve(x). Shapes: [N, D] -> [N, D]. May overwrite x."""
+    if curve == "relu":
+        return F.relu(x_ND)
+    return F.gelu(x_ND, approximate="tanh" if curve == "gelu_tanh" else "none")
+
+
+def activate_and_mul(x_ND: torch.Tensor, curve: Curve) -> torch.Tensor:
+    """curve(first half) * second half (GLU variants, https://arxiv.org/abs/2002.05202). Shapes: [N, 2D] -> [N, D]."""
+    gate_ND, up_ND = x_ND.chunk(2, dim=-1)
+    return activate(gate_ND, curve) * up_ND
 
 
 def rope(
@@ -134,5 +170,9 @@ def attention_inputs(
 TORCH_RMS_NORM = Function(rms_norm)
 TORCH_ADD_RMS_NORM = Function(add_rms_norm)
 TORCH_SILU_AND_MUL = Function(silu_and_mul)
+TORCH_LAYER_NORM = Function(layer_norm)
+TORCH_ADD_LAYER_NORM = Function(add_layer_norm)
+TORCH_ACTIVATE = Function(activate)
+TORCH_ACTIVATE_AND_MUL = Function(activate_and_mul)
 TORCH_EMBEDDING = Function(embedding)
 TORCH_ATTENTION_INPUTS = Function(attention_inputs)

@@ -13,6 +13,7 @@ from octavo.kernels.gemm.registry import LINEAR
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from octavo.kernels.curves import Curve
     from octavo.kernels.kv import KVTensors
     from octavo.kernels.ops import QkNorm
 
@@ -60,9 +61,61 @@ SILU_AND_MUL: Op[OpCase, Callable[[Tensor], Tensor]] = Op(
         },
     ),
 )
+LAYER_NORM: Op[OpCase, Callable[[Tensor, Tensor, Tensor | None, float], Tensor]] = Op(
+    "layer_norm",
+    Registry(
+        "layer_norm kernel",
+        {
+            "cpu": "octavo.kernels.cpu_rows:LAYER_NORM",
+            "torch": "octavo.kernels.ops:TORCH_LAYER_NORM",
+        },
+    ),
+)
+ADD_LAYER_NORM: Op[OpCase, Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Pair]] = Op(
+    "add_layer_norm",
+    Registry(
+        "add_layer_norm kernel",
+        {
+            "cpu": "octavo.kernels.cpu_rows:ADD_LAYER_NORM",
+            "torch": "octavo.kernels.ops:TORCH_ADD_LAYER_NORM",
+        },
+    ),
+)
+ACTIVATE: Op[OpCase, Callable[[Tensor, Curve], Tensor]] = Op(
+    "activate",
+    Registry(
+        "activate kernel",
+        {
+            "cpu": "octavo.kernels.cpu_rows:ACTIVATE",
+            "torch": "octavo.kernels.ops:TORCH_ACTIVATE",
+        },
+    ),
+)
+ACTIVATE_AND_MUL: Op[OpCase, Callable[[Tensor, Curve], Tensor]] = Op(
+    "activate_and_mul",
+    Registry(
+        "activate_and_mul kernel",
+        {
+            "cpu": "octavo.kernels.cpu_rows:ACTIVATE_AND_MUL",
+            "torch": "octavo.kernels.ops:TORCH_ACTIVATE_AND_MUL",
+        },
+    ),
+)
 EMBEDDING: Op[OpCase, Callable[[Tensor, Tensor], Tensor]] = Op(
     "embedding", Registry("embedding kernel", {"torch": "octavo.kernels.ops:TORCH_EMBEDDING"})
 )
 
-OPS = (RMS_NORM, ADD_RMS_NORM, ATTENTION_INPUTS, SILU_AND_MUL, EMBEDDING, LINEAR, ATTENTION)
+OPS = (
+    RMS_NORM,
+    ADD_RMS_NORM,
+    LAYER_NORM,
+    ADD_LAYER_NORM,
+    ATTENTION_INPUTS,
+    SILU_AND_MUL,
+    ACTIVATE,
+    ACTIVATE_AND_MUL,
+    EMBEDDING,
+    LINEAR,
+    ATTENTION,
+)
 """Every op, for `check_forced` and for reports."""

@@ -55,6 +55,11 @@ class AttentionShape:
     qk_norm_eps: float | None = None
     """Set: queries and keys pass an RMS norm per head before the rotation."""
     soft_cap: float | None = None
+    ahead: int = 0
+    """Tokens after its own that each token sees; encoders set it."""
+    inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    """Checkpoint names of the projections to queries, keys and values, or of the one that is all three."""
+    output: str = "o_proj"
 
 
 class Attention:
@@ -66,9 +71,10 @@ class Attention:
         heads, kv_heads, dim = shape.num_heads, spec.num_kv_heads, spec.head_dim
         self.layer, self.group, self.spec = layer, group, spec
         sizes = (heads * dim, kv_heads * dim, kv_heads * dim)
-        parts = tuple(zip(("q_proj", "k_proj", "v_proj"), sizes, strict=True))
+        merged = sizes if len(shape.inputs) == len(sizes) else (sum(sizes),)
+        parts = tuple(zip(shape.inputs, merged, strict=True))
         self.qkv = Linear(build, parts, shape.hidden_size, has_bias=shape.qkv_bias)
-        out = (("o_proj", shape.hidden_size),)
+        out = ((shape.output, shape.hidden_size),)
         self.out = Linear(build, out, heads * dim, has_bias=shape.output_bias)
         self.norms: QkNorm | None = None
         if shape.qk_norm_eps is not None:
@@ -84,6 +90,7 @@ class Attention:
             head_dim=dim,
             scale=shape.scale,
             window=spec.window,
+            ahead=shape.ahead,
             soft_cap=shape.soft_cap,
         )
         self.backend = build.dispatch.choose(ATTENTION, case)

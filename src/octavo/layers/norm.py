@@ -1,10 +1,10 @@
-"""RMS norm, alone or fused with the residual sum before it. Shape letters: N rows, D features."""
+"""RMS and layer norm, alone or fused with the residual sum before it. Shape letters: N rows, D features."""
 
 from __future__ import annotations
 
 import torch
 
-from octavo.kernels.registry import ADD_RMS_NORM, RMS_NORM
+from octavo.kernels.registry import ADD_LAYER_NORM, ADD_RMS_NORM, LAYER_NORM, RMS_NORM
 from octavo.layers.build import Build
 
 
@@ -28,3 +28,24 @@ class RmsNorm:
         if residual_ND is None:
             return self(x_ND), x_ND
         return self._add_norm(x_ND, residual_ND, self.weight_D, self.eps)
+
+
+class LayerNorm:
+    """Shifts rows to mean 0 and scales them to variance 1, then by a learned weight and bias."""
+
+    def __init__(self, build: Build, size: int, eps: float, *, has_bias: bool = True) -> None:
+        self.weight_D = build.parameter("weight", size, init="ones")
+        self.bias_D = build.parameter("bias", size, init="zeros") if has_bias else None
+        self.eps = eps
+        self._norm = build.dispatch.choose(LAYER_NORM, build.case(size))
+        self._add_norm = build.dispatch.choose(ADD_LAYER_NORM, build.case(size))
+
+    def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """[N, D] -> [N, D]."""
+        return self._norm(x_ND, self.weight_D, self.bias_D, self.eps)
+
+    def add(
+        self, x_ND: torch.Tensor, residual_ND: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(norm(x + residual), x + residual)`, both [N, D]. Consumes its inputs."""
+        return self._add_norm(x_ND, residual_ND, self.weight_D, self.bias_D, self.eps)

@@ -52,8 +52,8 @@ class Block:
         return self.mlp(x_TD), residual_TD
 
 
-class DenseModel:
-    """Embedding, blocks, norm, head."""
+class DenseTrunk:
+    """Embedding, blocks, norm: all but the head, which is all that a pooling model needs."""
 
     def __init__(self, facts: ModelFacts, build: Build) -> None:
         self.facts = facts
@@ -68,7 +68,6 @@ class DenseModel:
             for i, spec in enumerate(self._specs)
         )
         self.norm = RmsNorm(build.at("model.norm"), facts.hidden_size, facts.rms_eps)
-        self.head = Head(build.at("lm_head"), self.embed, is_tied=facts.is_tied)
 
     def weight_map(self) -> Mapping[str, Weight]:
         """Checkpoint name -> where that tensor goes; empty once loaded."""
@@ -87,6 +86,14 @@ class DenseModel:
         for block in self.blocks:
             x_TD, residual_TD = block(x_TD, residual_TD, step)
         return self.norm.add(x_TD, residual_TD)[0]
+
+
+class DenseModel(DenseTrunk):
+    """The trunk and a head."""
+
+    def __init__(self, facts: ModelFacts, build: Build) -> None:
+        super().__init__(facts, build)
+        self.head = Head(build.at("lm_head"), self.embed, is_tied=facts.is_tied)
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """[N, D] -> float32 [N, V]."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import get_args
 
+from msgspec.structs import replace
+
 from octavo.core.errors import ModelError
 from octavo.core.kvspec import DTYPE_BYTES
+from octavo.layers.pool_spec import PoolSpec
 from octavo.layers.rope_spec import RopeKind, RopeSpec
 from octavo.models.config import Config
 from octavo.models.facts import ModelFacts
+from octavo.models.registry import TRUNK_OF
 
 MAX_LAYERS = 1024
 KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
@@ -60,7 +64,7 @@ def read_dense(
         head_dim=_head_dim(config, hidden_size, num_heads, default_head_dim),
         vocab_size=config.integer("vocab_size"),
         max_position_embeddings=config.integer("max_position_embeddings"),
-        dtype=_dtype(config),
+        dtype=model_dtype(config),
         rope=read_rope(config),
         windows=windows,
         rms_eps=config.number("rms_norm_eps", 1e-6),
@@ -174,9 +178,21 @@ def _head_dim(config: Config, hidden_size: int, num_heads: int, default: int | N
     return head_dim
 
 
-def _dtype(config: Config) -> str:
+def model_dtype(config: Config) -> str:
+    """The dtype that the checkpoint says it has."""
     key = "dtype" if config.has("dtype") else "torch_dtype"
     name = config.string(key, "float32").removeprefix("torch.")
     if name not in DTYPE_BYTES:
         config.refuse(key, f"one of {', '.join(DTYPE_BYTES)}")
     return name
+
+
+def trunk_facts(facts: ModelFacts, pooling: PoolSpec) -> ModelFacts:
+    """The facts of a checkpoint of the trunk, with a pooler in place of the head."""
+    return replace(
+        facts,
+        network=TRUNK_OF["dense"],
+        pooling=pooling,
+        is_tied=False,
+        ignored_weights=("lm_head.",),
+    )

@@ -6,12 +6,15 @@ import math
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from octavo.core.errors import ConfigError, ModelError
 from octavo.core.kvspec import DTYPE_BYTES, KVSpec
+from octavo.layers.pool_spec import PoolSpec
 from octavo.layers.rope_spec import RopeSpec
 from octavo.models.config import Config, read_json
-from octavo.models.registry import FAMILIES, unknown_architecture
+from octavo.models.pooling_config import Runner, folder_pooling
+from octavo.models.registry import FAMILIES, TRUNK_OF, unknown_architecture
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +43,17 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    weight_prefix: str = "model."
+    """Before the names of the trunk's weights; checkpoints of a bare trunk leave it out."""
+    ignored_weights: tuple[str, ...] = ()
+    """Beginnings of the names of weights that are not used here."""
+    pooling: PoolSpec | None = None
+    """Set: the model pools prompts and generates nothing."""
+
+    @property
+    def sees_whole_prompts(self) -> bool:
+        """Whether a prompt must go through in one step: nothing is kept of it, and each token sees those behind it."""
+        return False
 
     @property
     def max_context(self) -> int:
@@ -57,8 +71,12 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         attention = (queries + 2 * keys) * (size + self.qkv_bias)
         attention += size * (queries + self.output_bias) + 2 * self.head_dim * self.qk_norm
         mlp = 3 * size * inner + (2 * inner + size) * self.mlp_bias
-        tables = (1 if self.is_tied else 2) * self.vocab_size * size
-        return self.num_layers * (attention + mlp + 2 * size) + tables + size
+        tables = (1 if self.is_tied or self.pooling else 2) * self.vocab_size * size
+        return self.num_layers * (attention + mlp + 2 * size) + tables + size + self._num_pooler
+
+    @property
+    def _num_pooler(self) -> int:
+        return 0 if self.pooling is None else self.pooling.num_parameters
 
     @property
     def num_linear_parameters(self) -> int:
@@ -73,7 +91,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     def weight_bytes(self, dtype: str, *, linear_bits: float = 0, head_bits: float = 0) -> int:
         """Bytes of all weights in `dtype`, but for matrices, and head (with a tied embedding), of other widths; 0: none."""
         bits = 8 * DTYPE_BYTES[dtype]
-        head = self.vocab_size * self.hidden_size
+        head = 0 if self.pooling is not None else self.vocab_size * self.hidden_size
         rest = self.num_parameters - self.num_linear_parameters - head
         total = (
             self.num_linear_parameters * (linear_bits or bits)
@@ -108,11 +126,12 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def read_facts(folder: Path) -> ModelFacts:
-    """Read and check `folder/config.json`.
+def read_facts(folder: Path, runner: Runner = "auto") -> ModelFacts:
+    """Read and check `folder/config.json`, and what the folder says about pooling.
 
     Raises:
         ModelError: a missing or wrong key, an unknown architecture, or something not supported.
+        ConfigError: `runner` asks for what the model is not.
     """
     path = folder / "config.json"
     config = Config(read_json(path), str(path))
@@ -132,4 +151,8 @@ def read_facts(folder: Path) -> ModelFacts:
     except ConfigError as error:
         raise unknown_architecture(names[0]) from error
     facts: ModelFacts = read(config)
-    return facts
+    spec = folder_pooling(folder, facts.pooling, runner, facts.hidden_size)
+    if spec is None or facts.pooling is not None:
+        return replace(facts, pooling=spec)
+    unused = (*facts.ignored_weights, "lm_head.")
+    return replace(facts, pooling=spec, network=TRUNK_OF[facts.network], ignored_weights=unused)

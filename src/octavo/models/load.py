@@ -17,10 +17,12 @@ from octavo.kernels.gemm.formats import head_format, weight_format
 from octavo.kernels.gemm.registry import LINEAR
 from octavo.kernels.registry import OPS
 from octavo.layers.build import Build
-from octavo.models.base import Model
+from octavo.layers.pooler import Pooler
+from octavo.models.base import Trunk
 from octavo.models.facts import ModelFacts, read_facts
+from octavo.models.pooling_config import Runner
 from octavo.models.registry import NETWORKS
-from octavo.models.weights import Progress, fill_dummy, load_weights
+from octavo.models.weights import Progress, Spelling, fill_dummy, load_weights
 
 LoadFormat = Literal["safetensors", "dummy"]
 
@@ -29,7 +31,10 @@ LoadFormat = Literal["safetensors", "dummy"]
 class LoadedModel:
     """A model with its weights in place, and how it came to be."""
 
-    model: Model
+    model: Trunk
+    """A `Model` unless there is a pooler."""
+    pooler: Pooler | None
+    """Of a model that pools prompts and generates nothing."""
     facts: ModelFacts
     dtype: str
     dtype_reason: str
@@ -102,6 +107,7 @@ def load_model(
     load_format: LoadFormat = "safetensors",
     seed: int = 0,
     quantization: str = "",
+    runner: Runner = "auto",
     kernels: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
@@ -115,7 +121,7 @@ def load_model(
         ModelError: the folder's config.json or weights.
         ConfigError: an unknown dtype or kernel, or a kernel that refuses.
     """
-    facts = read_facts(folder)
+    facts = read_facts(folder, runner)
     chosen = choose_dtype(facts, dtype, device, quantization)
     check_forced(kernels or {}, OPS)
     dispatch = Dispatcher(kernels)
@@ -130,13 +136,22 @@ def load_model(
         quantization=quantization,
     )
     model = NETWORKS.load(facts.network)(facts, build)
+    pools = facts.pooling
+    pooler = None if pools is None else Pooler(pools, facts.hidden_size, build)
     if load_format == "dummy":
         fill_dummy(model.weight_map(), seed, progress, dtype=getattr(torch, facts.dtype))
     else:
-        load_weights(folder, model.weight_map(), build.aliases, progress)
+        stages = () if pools is None else pools.stages
+        spelling = Spelling(
+            prefix=facts.weight_prefix if pools is not None else "",
+            ignored=facts.ignored_weights,
+            folders=tuple(stage.folder for stage in stages if stage.folder),
+        )
+        load_weights(folder, model.weight_map(), build.aliases, progress, spelling=spelling)
     _finish(build)
     return LoadedModel(
         model=model,
+        pooler=pooler,
         facts=facts,
         dtype=chosen.dtype,
         dtype_reason=chosen.reason,

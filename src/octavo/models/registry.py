@@ -10,23 +10,50 @@ from octavo.core.registry import Registry
 
 if TYPE_CHECKING:
     from octavo.layers.build import Build
-    from octavo.models.base import Model
+    from octavo.models.base import Trunk
     from octavo.models.config import Config
 
 # Any stands for ModelFacts, whose module imports this one.
 FAMILIES: Registry[Callable[[Config], Any]] = Registry(
     "model",
     {
+        "BertForSequenceClassification": "octavo.models.bert:read_classifier",
+        "BertModel": "octavo.models.bert:read_embedder",
         "LlamaForCausalLM": "octavo.models.llama:read",
+        "LlamaForSequenceClassification": "octavo.models.llama:read_classifier",
+        "LlamaModel": "octavo.models.llama:read_embedder",
         "MistralForCausalLM": "octavo.models.mistral:read",
+        "MistralForSequenceClassification": "octavo.models.mistral:read_classifier",
+        "MistralModel": "octavo.models.mistral:read_embedder",
+        "ModernBertForSequenceClassification": "octavo.models.modernbert:read_classifier",
+        "ModernBertModel": "octavo.models.modernbert:read_embedder",
         "Qwen2ForCausalLM": "octavo.models.qwen2:read",
+        "Qwen2ForSequenceClassification": "octavo.models.qwen2:read_classifier",
+        "Qwen2Model": "octavo.models.qwen2:read_embedder",
         "Qwen3ForCausalLM": "octavo.models.qwen3:read",
+        "Qwen3ForSequenceClassification": "octavo.models.qwen3:read_classifier",
+        "Qwen3Model": "octavo.models.qwen3:read_embedder",
+        "RobertaForSequenceClassification": "octavo.models.roberta:read_classifier",
+        "RobertaModel": "octavo.models.roberta:read_embedder",
+        "XLMRobertaForSequenceClassification": "octavo.models.roberta:read_classifier",
+        "XLMRobertaModel": "octavo.models.roberta:read_embedder",
     },
 )
 
-NETWORKS: Registry[Callable[[Any, Build], Model]] = Registry(
-    "network", {"dense": "octavo.models.dense:DenseModel"}
+DENSE_TRUNK, POST_NORM, PRE_NORM = "dense_trunk", "post_norm_encoder", "pre_norm_encoder"
+
+NETWORKS: Registry[Callable[[Any, Build], Trunk]] = Registry(
+    "network",
+    {
+        "dense": "octavo.models.dense:DenseModel",
+        DENSE_TRUNK: "octavo.models.dense:DenseTrunk",
+        POST_NORM: "octavo.models.post_norm:PostNormEncoder",
+        PRE_NORM: "octavo.models.pre_norm:PreNormEncoder",
+    },
 )
+
+TRUNK_OF = {"dense": DENSE_TRUNK}
+"""Network of a generating model -> the same without its head."""
 
 
 def unknown_architecture(name: str) -> ModelError:

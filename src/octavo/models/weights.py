@@ -7,8 +7,9 @@ together where there are several.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -60,11 +61,37 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     return tuple(files)
 
 
+class Spelling(NamedTuple):
+    """How names in the files differ from those in the map."""
+
+    prefix: str = ""
+    """May be missing in front of names."""
+    ignored: tuple[str, ...] = ()
+    """Beginnings of names that nobody wants."""
+    folders: tuple[str, ...] = ()
+    """Folders below the model's whose single file belongs to it; `2_Dense` holds `linear.weight` of `2_Dense.linear`."""
+
+    def places(self, folder: Path) -> list[tuple[Path, str]]:
+        """Files, and what stands before the names in them."""
+        found = [(path, "") for path in weight_files(folder)]
+        return found + [(folder / name / SINGLE_NAME, f"{name}.") for name in self.folders]
+
+    def of(self, name: str, known: Container[str]) -> str | None:
+        """The name in the map; None for what is ignored, the name itself for what nobody knows."""
+        if name in known:
+            return name
+        if self.prefix and self.prefix + name in known:
+            return self.prefix + name
+        return None if name.startswith(self.ignored) else name
+
+
 def load_weights(
     folder: Path,
     weights: Mapping[str, Weight],
     aliases: Mapping[str, str],
     progress: Progress | None = None,
+    *,
+    spelling: Spelling = Spelling(),
 ) -> None:
     """Stream every tensor of the checkpoint into its place, converting the dtype; files are mapped, not read whole.
 
@@ -80,15 +107,19 @@ def load_weights(
     copies: dict[str, torch.Tensor] = {}
     total = sum(weight.tensor.numel() for weight in weights.values())
     done = 0
-    for path in weight_files(folder):
+    known = {*weights, *aliases}
+    for path, before in spelling.places(folder):
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                names = file.keys()
-                for name in names:
+                stored_names = file.keys()
+                for stored in stored_names:
+                    name = spelling.of(before + stored, known)
+                    if name is None:
+                        continue
                     if name in aliases:
-                        copies[name] = file.get_tensor(name)
+                        copies[name] = file.get_tensor(stored)
                     elif name in weights:
-                        problems += _fill(name, weights[name], file.get_tensor(name), filled)
+                        problems += _fill(name, weights[name], file.get_tensor(stored), filled)
                         done += weights[name].tensor.numel()
                         if progress is not None:
                             progress(min(1.0, done / total))

@@ -19,8 +19,9 @@ def check(scheduler: Scheduler) -> list[str]:
     if len(set(rows)) != len(rows) or -1 in rows:
         wrong.append(f"rows are not distinct: {rows}")
     for sequence in scheduler.running:
-        if sequence.state is not SequenceState.RUNNING or not sequence.blocks:
-            wrong.append(f"{sequence.id} is in running without blocks or state")
+        tables = len(sequence.blocks)
+        if sequence.state is not SequenceState.RUNNING or tables != len(scheduler.cache.pools):
+            wrong.append(f"{sequence.id} is in running without its tables or state")
         if not 0 <= sequence.num_computed <= sequence.num_tokens:
             wrong.append(
                 f"{sequence.id}: num_computed {sequence.num_computed} of {sequence.num_tokens}"

@@ -28,6 +28,7 @@ from octavo.core.result import (
     Failed,
     Finished,
     FinishReason,
+    Pooled,
     RequestTiming,
     SliceResult,
     StepResult,
@@ -295,7 +296,13 @@ class Scheduler:
                 self.counters.prompt_tokens += in_prompt
             sequence.num_computed = piece.start + piece.count
             self.cache.advance(sequence)
-            if outcome.token_ids or outcome.is_finished or outcome.prompt_logprobs is not None:
+            if outcome.pooled is not None:
+                sequence.first_token_at = sequence.last_token_at = now
+                events.append(
+                    Pooled(id=sequence.id, values=outcome.pooled, num_cached=sequence.num_cached)
+                )
+                events.append(self._finish(sequence, "stop", None))
+            elif outcome.token_ids or outcome.is_finished or outcome.prompt_logprobs is not None:
                 self._take(sequence, outcome, now, events)
         return events
 

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from octavo.server import health, schema
+from octavo.server import health, schema, schema_pooling
 from octavo.server.anthropic.schema import CountTokensBody, MessagesBody
 from octavo.server.errors import AnthropicErrorBody, ErrorBody
 from octavo.server.jobs import shapes
-from octavo.server.openai import chat, completions, models, tokenize
+from octavo.server.openai import chat, completions, embeddings, models, pooling, score, tokenize
 from octavo.server.responses.schema import ResponsesBody
 
 
@@ -42,6 +42,14 @@ class Contract(NamedTuple):
 
 
 _HEALTH = Contract("Whether calls are served.", answer=health.Health, failures=(503,))
+_SCORE = Contract(
+    "How alike pairs of texts are.", body=schema_pooling.ScoreBody, answer=score.ScoreList
+)
+_RERANK = Contract(
+    "Documents by how well they answer a query.",
+    body=schema_pooling.RerankBody,
+    answer=score.RerankList,
+)
 
 CONTRACTS: Mapping[tuple[str, str], Contract] = {
     ("GET", "/health"): _HEALTH,
@@ -91,6 +99,28 @@ CONTRACTS: Mapping[tuple[str, str], Contract] = {
     ),
     ("POST", "/v1/messages/count_tokens"): Contract(
         "The length of its prompt.", body=CountTokensBody, error=AnthropicErrorBody
+    ),
+    ("POST", "/v1/embeddings"): Contract(
+        "A vector for each input.",
+        body=schema_pooling.EmbeddingBody,
+        answer=embeddings.EmbeddingList,
+    ),
+    ("POST", "/pooling"): Contract(
+        "What a pooling model makes of each input.",
+        body=schema_pooling.PoolingBody,
+        answer=pooling.PoolingList,
+    ),
+    ("POST", "/classify"): Contract(
+        "The class of each input.", body=schema_pooling.ClassifyBody, answer=pooling.ClassList
+    ),
+    ("POST", "/score"): _SCORE,
+    ("POST", "/v1/score"): _SCORE,
+    ("POST", "/rerank"): _RERANK,
+    ("POST", "/v1/rerank"): _RERANK,
+    ("POST", "/v2/rerank"): Contract(
+        "Documents by how well they answer a query, in the shape of Cohere's API.",
+        body=schema_pooling.CohereRerankBody,
+        answer=score.CohereRerankList,
     ),
     ("POST", "/v1/files"): Contract("Keep a file.", answer=shapes.File, form=True, failures=(429,)),
     ("GET", "/v1/files"): Contract(

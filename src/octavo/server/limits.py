@@ -13,6 +13,8 @@ from octavo.server.errors import BodyTimeoutError, MediaTypeError, TooLargeError
 MAX_BODY_BYTES = 16 << 20
 BODY_TIMEOUT_S = 60.0
 MAX_PROMPTS = 1024
+MAX_INPUTS = 2048
+"""Texts of one call for embeddings, scores or classes."""
 MAX_CHOICES = 2048
 """Prompts times n of one call."""
 MAX_MESSAGES = 4096
@@ -40,9 +42,13 @@ BIG_FIELD_BYTES: Mapping[str, int] = {
     "input": MAX_BODY_BYTES,
     "instructions": MAX_BODY_BYTES,
     "system": MAX_BODY_BYTES,
-    "documents": 4 << 20,
     "tokens": MAX_BODY_BYTES,
     "tools": 1 << 20,
+    "text_1": MAX_BODY_BYTES,
+    "text_2": MAX_BODY_BYTES,
+    "query": MAX_BODY_BYTES,
+    "queries": MAX_BODY_BYTES,
+    "documents": MAX_BODY_BYTES,
     "allowed_token_ids": 4 << 20,
     "response_format": 2 << 20,
     "structured_outputs": 2 << 20,
@@ -59,6 +65,7 @@ MAX_DEPTHS: Mapping[str, int] = {
     "response_format": 140,
     "structured_outputs": 140,
     "input": 40,
+    "documents": 4,
     "text": 140,
     "system": 8,
     "output_config": 140,

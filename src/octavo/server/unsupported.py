@@ -57,8 +57,36 @@ _CHAT: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 
+_POOLING: Mapping[str, tuple[Any, ...]] = {
+    "activation": (),
+    "embed_dtype": ("float32",),
+    "endianness": ("native", "little"),
+    "instruction": ("",),
+    "late_interaction_params": (),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "prompt": (),
+    "request_id": (),
+    "returned_token_ids": (),
+    "step_tag_id": (),
+}
+_POOLING_INPUT: Mapping[str, tuple[Any, ...]] = {
+    **_POOLING,
+    "add_generation_prompt": (False,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": _FALSE,
+    "messages": (),
+}
+
 NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "CompletionBody": _GENERATE,
+    "EmbeddingBody": _POOLING_INPUT,
+    "PoolingBody": {**_POOLING_INPUT, "softmax": (), "data": ()},
+    "ClassifyBody": _POOLING_INPUT,
+    "ScoreBody": {**_POOLING, "items": (), "data_1": (), "data_2": ()},
+    "RerankBody": {**_POOLING, "max_tokens_per_doc": (), "return_embeddings": _FALSE},
+    "CohereRerankBody": {**_POOLING, "rank_fields": (), "return_documents": _FALSE},
     "ChatBody": _CHAT,
     "TokenizeBody": {
         "chat_template": (),

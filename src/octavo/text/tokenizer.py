@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
@@ -34,6 +34,14 @@ class TokenizerFacts:
     add_bos: bool | None = None
     """What tokenizer_config.json wants at the start; None leaves it to tokenizer.json."""
     add_eos: bool | None = None
+
+
+class Encoded(NamedTuple):
+    """A text, or a pair of them, as token ids."""
+
+    token_ids: list[int]
+    pair_start: int
+    """Where the second text begins for a model that tells the two apart; 0 where there is one, or it does not."""
 
 
 class Tokenizer:
@@ -100,15 +108,62 @@ class Tokenizer:
         Raises:
             RequestError: `text` holds half a surrogate pair, which no UTF-8 text can.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise RequestError(
-                f"the text holds the lone surrogate {text[error.start]!r} at character {error.start};"
-                " expected valid Unicode."
-            ) from error
+        _check_unicode(text)
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return self._with_ends(ids) if add_special_tokens else ids
+
+    def encode_within(
+        self,
+        text: str,
+        pair: str | None = None,
+        *,
+        max_tokens: int | None = None,
+        side: Literal["left", "right"] = "right",
+        add_special_tokens: bool = True,
+    ) -> Encoded:
+        """Token ids of a text or of a pair, with the special tokens that belong around them, in at most `max_tokens`.
+
+        What does not fit is dropped on `side`; of a pair, the longer text is cut first, as transformers does by default.
+
+        Raises:
+            RequestError: half a surrogate pair, or fewer tokens allowed than the special ones are.
+        """
+        _check_unicode(text)
+        first = self._backend.encode(text, add_special_tokens=False)
+        second = None
+        if pair is not None:
+            _check_unicode(pair)
+            second = self._backend.encode(pair, add_special_tokens=False)
+        if max_tokens is not None:
+            room = max_tokens
+            if add_special_tokens:
+                room -= self._backend.num_special_tokens_to_add(second is not None)
+                room -= len(self._with_ends([0, 0, 0])) - 3
+            if room < 0:
+                raise RequestError(
+                    f"truncate_prompt_tokens is {max_tokens}, and special tokens alone are {max_tokens - room}.",
+                    param="truncate_prompt_tokens",
+                )
+            sizes = _longest_first(len(first.ids), len(second.ids) if second else 0, room)
+            for part, size in zip((first, second), sizes, strict=True):
+                if part is not None:
+                    part.truncate(size, direction=side)
+        whole = self._backend.post_process(first, second, add_special_tokens=add_special_tokens)
+        ids: list[int] = whole.ids
+        types: list[int] = whole.type_ids
+        start = types.index(1) if pair is not None and 1 in types else 0
+        if not add_special_tokens:
+            return Encoded(ids, start)
+        ended = self._with_ends(ids)
+        return Encoded(ended, start + len(self._bos.adds) - self._bos.drops if start else 0)
+
+    def first_tokens(self, text: str, max_tokens: int) -> str:
+        """`text` up to the end of its first `max_tokens` tokens; all of it when it has no more."""
+        _check_unicode(text)
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        if len(encoding.ids) <= max_tokens:
+            return text
+        return text[: encoding.offsets[max_tokens - 1][1]]
 
     def decode(
         self,
@@ -209,6 +264,29 @@ class _End(NamedTuple):
         is_there = token_id is not None and probe == [token_id]
         adds = (token_id,) if wanted and token_id is not None and not is_there else ()
         return cls(adds, drops=wanted is False and is_there)
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the text holds the lone surrogate {text[error.start]!r} at character {error.start};"
+            " expected valid Unicode."
+        ) from error
+
+
+def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How much of two texts is kept when tokens are dropped from the longer one until both fit.
+
+    An odd token goes to the longer text, to the second of equal ones, as in the tokenizers library.
+    """
+    if first + second <= room:
+        return first, second
+    small = min(first, second)
+    if 2 * small <= room:
+        return (small, room - small) if first <= second else (room - small, small)
+    return (room - room // 2, room // 2) if first > second else (room // 2, room - room // 2)
 
 
 def _flag(config: dict[str, Any], name: str) -> bool | None:

@@ -81,32 +81,62 @@ def ready_text(ready: Ready, address: Address, *, has_openai: bool) -> str:
     variable = "${OCTAVO_API_KEY%%,*}" if address.has_keys else "$OCTAVO_API_KEY"
     key = variable if address.needs_key else ""
     header = f' -H "Authorization: Bearer {key}"' if key else ""
-    body = json.dumps({"model": address.model, "prompt": PROMPT, "max_tokens": 32})
-    call = _openai_call(address) if has_openai else _urllib_call(address)
+    example = _example(ready, address.model)
+    body = json.dumps(example.body)
+    uses_openai = has_openai and example.expression is not None
+    call = _openai_call(address, example) if uses_openai else _urllib_call(address, example)
+    cache = f"KV cache of {ready.kv_tokens} tokens" if ready.num_blocks else "no KV cache"
     head = (
         f"ready: {address.model} on {ready.device} in {ready.dtype}, context {ready.max_model_len} "
-        f"tokens, up to {ready.max_num_seqs} sequences, KV cache of {ready.kv_tokens} tokens"
+        f"tokens, up to {ready.max_num_seqs} sequences, {cache}"
     )
     return "\n".join(
         [
             head,
             f"  URL     {address.url}/v1",
-            f"  curl    curl -s {address.url}/v1/completions{header} "
+            f"  curl    curl -s {address.url}{example.path}{header} "
             f"-H 'Content-Type: application/json' -d {shlex.quote(body)}",
             f"  Python  {shlex.quote(sys.executable)} -c {shlex.quote(call)}",
         ]
     )
 
 
-def _openai_call(address: Address) -> str:
+class _Example(NamedTuple):
+    """A call that this model answers."""
+
+    path: str
+    body: dict[str, object]
+    expression: str | None
+    """Of the official client, where it has the endpoint; `create` takes the body."""
+    shown: str
+    """What is printed of the answer's JSON."""
+
+
+def _example(ready: Ready, model: str) -> _Example:
+    pooling = ready.pooling
+    if pooling is None:
+        body: dict[str, object] = {"model": model, "prompt": PROMPT, "max_tokens": 32}
+        text = "client.completions.create({}).choices[0].text"
+        return _Example("/v1/completions", body, text, '["choices"][0]["text"]')
+    if "embed" in pooling.tasks:
+        vector = "client.embeddings.create({}).data[0].embedding[:4]"
+        body = {"model": model, "input": PROMPT}
+        return _Example("/v1/embeddings", body, vector, '["data"][0]["embedding"][:4]')
+    if "score" in pooling.tasks:
+        body = {"model": model, "text_1": PROMPT, "text_2": "return a + b"}
+        return _Example("/score", body, None, '["data"][0]["score"]')
+    body = {"model": model, "input": PROMPT}
+    return _Example("/classify", body, None, '["data"][0]["label"]')
+
+
+def _openai_call(address: Address, example: _Example) -> str:
     imports = "import os; " if address.needs_key else ""
     secret = _secret(address) if address.needs_key else '"none"'
-    base_url, model = json.dumps(f"{address.url}/v1"), json.dumps(address.model)
+    arguments = ", ".join(f"{name}={json.dumps(value)}" for name, value in example.body.items())
     return (
         f"{imports}from openai import OpenAI; "
-        f"client = OpenAI(base_url={base_url}, api_key={secret}); "
-        f"print(client.completions.create(model={model}, prompt={json.dumps(PROMPT)}, "
-        "max_tokens=32).choices[0].text)"
+        f"client = OpenAI(base_url={json.dumps(f'{address.url}/v1')}, api_key={secret}); "
+        f"print({(example.expression or '').format(arguments)})"
     )
 
 
@@ -114,15 +144,14 @@ def _secret(address: Address) -> str:
     return 'os.environ["OCTAVO_API_KEY"]' + '.split(",")[0]' * address.has_keys
 
 
-def _urllib_call(address: Address) -> str:
+def _urllib_call(address: Address, example: _Example) -> str:
     key = f', "Authorization": "Bearer " + {_secret(address)}' * address.needs_key
-    url, model = json.dumps(f"{address.url}/v1/completions"), json.dumps(address.model)
     return (
         "import json, os, urllib.request as u; "
-        f'body = {{"model": {model}, "prompt": {json.dumps(PROMPT)}, "max_tokens": 32}}; '
+        f"body = {json.dumps(example.body)}; "
         f'head = {{"Content-Type": "application/json"{key}}}; '
-        f"call = u.Request({url}, json.dumps(body).encode(), head); "
-        'print(json.load(u.urlopen(call))["choices"][0]["text"])'
+        f"call = u.Request({json.dumps(address.url + example.path)}, json.dumps(body).encode(), head); "
+        f"print(json.load(u.urlopen(call)){example.shown})"
     )
 
 

@@ -60,7 +60,7 @@ ROWS: tuple[Row, ...] = (
     Row(("--hf-overrides",), fix="Edit config.json in a copy of the model folder."),
     Row(("--tokenizer-mode",), neutral=("auto",), fix="Use auto."),
     Row(("--trust-remote-code",), "switch", fix=_OWN_CODE, verdict="is not supported"),
-    Row(("--task", "--runner"), neutral=("auto", "generate"), fix="Use generate."),
+    Row(("--task",), neutral=("auto",), fix="Use --runner generate or --runner pooling."),
 )
 
 

@@ -13,10 +13,11 @@ from octavo.engine.frontend import Caller, Frontend, check_prompt
 
 
 class Ready:
-    """The two numbers of an engine's `Ready` that a front end reads."""
+    """What of an engine's `Ready` that a front end reads."""
 
     max_model_len = 64
     vocab_size = 100
+    pooling = None
 
 
 class ReadyClient:

@@ -20,7 +20,7 @@ NUM_ROWS, MAX_LEN, NUM_GROUPS = 12, 200, 2
 CPU = torch.device("cpu")
 
 
-def filled_rows(rng: random.Random) -> Rows:
+def filled_rows(rng: random.Random, *, has_pairs: bool) -> Rows:
     """Every row has all its tokens and blocks."""
     rows = Rows(NUM_ROWS, MAX_LEN, NUM_GROUPS)
     starts = []
@@ -30,7 +30,13 @@ def filled_rows(rng: random.Random) -> Rows:
             tuple(rng.sample(range(1, 500), -(-MAX_LEN // BLOCK_SIZE))) for _ in range(NUM_GROUPS)
         )
         request = Request(
-            id=str(row), token_ids=ids, params=SamplingParams(), max_tokens=1, seed=0, arrived=0.0
+            id=str(row),
+            token_ids=ids,
+            params=SamplingParams(),
+            max_tokens=1,
+            seed=0,
+            arrived=0.0,
+            pair_start=rng.choice((0, MAX_LEN // 3)) if has_pairs else 0,
         )
         starts.append(SequenceStart(row=row, request=request, token_ids=ids, blocks=blocks))
     rows.update(StepPlan(step=1, starts=tuple(starts)))
@@ -38,10 +44,11 @@ def filled_rows(rng: random.Random) -> Rows:
 
 
 @pytest.mark.parametrize("kind", ["decodes", "chunks", "both"])
+@pytest.mark.parametrize("has_pairs", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_packed_tensors_are_what_a_loop_says(kind: str, seed: int) -> None:
+def test_packed_tensors_are_what_a_loop_says(kind: str, seed: int, has_pairs: bool) -> None:
     rng = random.Random(seed)
-    rows = filled_rows(rng)
+    rows = filled_rows(rng, has_pairs=has_pairs)
     most = {"decodes": [1], "chunks": [2, 17, 50], "both": [1, 1, 40]}[kind]
     slices = tuple(
         Slice(row=row, start=rng.randrange(MAX_LEN - 50), count=rng.choice(most), sample=True)
@@ -59,6 +66,10 @@ def test_packed_tensors_are_what_a_loop_says(kind: str, seed: int) -> None:
         sum(p.count for p in slices[: n + 1]) - 1 for n in range(len(slices))
     ]
     assert batch.num_tokens == len(tokens) == batch.query_starts[-1]
+    pair_starts = [rows.requests[row].pair_start for row, _ in tokens]
+    types = [int(0 < pair <= at) for pair, (_, at) in zip(pair_starts, tokens, strict=True)]
+    assert (batch.type_ids_T is None) == (not any(pair_starts))
+    assert batch.type_ids_T is None or batch.type_ids_T.tolist() == types
     width = -(-max(ends) // BLOCK_SIZE)
     for group, table_RB in zip(batch.groups, rows.tables_GRB, strict=True):
         slots = [

@@ -88,6 +88,11 @@ GOOD: dict[str, dict[str, Any]] = {
         "model": MODEL,
         "messages": [{"role": "user", "content": "a"}],
     },
+    "/v1/embeddings": {"input": "a"},
+    "/pooling": {"input": "a"},
+    "/classify": {"input": "a"},
+    **dict.fromkeys(("/score", "/v1/score"), {"text_1": "a", "text_2": "b"}),
+    **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), {"query": "a", "documents": ["b"]}),
     "/tokenize": {"prompt": "a"},
     "/detokenize": {"tokens": [1]},
     "/v1/batches": {

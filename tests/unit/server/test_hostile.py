@@ -217,6 +217,42 @@ UNSUPPORTED_MESSAGES: dict[str, Any] = {
     "mcp_servers": [{"type": "url"}],
     "service_tier": "priority",
 }
+UNSUPPORTED_POOLING: dict[str, Any] = {
+    "activation": True,
+    "embed_dtype": "float16",
+    "endianness": "big",
+    "instruction": "x",
+    "late_interaction_params": {"a": 1},
+    "mm_processor_kwargs": {"a": 1},
+    "request_id": "x",
+    "returned_token_ids": [1],
+    "step_tag_id": 1,
+}
+POOLING_INPUT: dict[str, dict[str, Any]] = {
+    "/v1/embeddings": {"input": "a"},
+    "/pooling": {"input": "a"},
+    "/classify": {"input": "a"},
+    "/score": {"text_1": "a", "text_2": "b"},
+    "/rerank": {"query": "a", "documents": ["b"]},
+    "/v2/rerank": {"query": "a", "documents": ["b"]},
+}
+BAD_POOLING: list[tuple[str, dict[str, Any], str]] = [
+    *(
+        (path, {name: value}, name)
+        for path in POOLING_INPUT
+        for name, value in UNSUPPORTED_POOLING.items()
+    ),
+    ("/v1/embeddings", {"messages": [USER]}, "messages"),
+    ("/pooling", {"softmax": True}, "softmax"),
+    ("/pooling", {"data": {"a": 1}}, "data"),
+    ("/score", {"items": ["a"]}, "items"),
+    ("/score", {"data_1": "a"}, "data_1"),
+    ("/score", {"data_2": "a"}, "data_2"),
+    ("/rerank", {"max_tokens_per_doc": 4}, "max_tokens_per_doc"),
+    ("/rerank", {"return_embeddings": True}, "return_embeddings"),
+    ("/v2/rerank", {"rank_fields": ["a"]}, "rank_fields"),
+    ("/v2/rerank", {"return_documents": True}, "return_documents"),
+]
 NEUTRAL_CHAT: dict[str, Any] = {
     "use_beam_search": False,
     "length_penalty": 1.0,
@@ -329,6 +365,7 @@ CASES = (
         ("/v1/messages", {**CHAT, "max_tokens": 1, name: value}, name)
         for name, value in UNSUPPORTED_MESSAGES.items()
     ]
+    + [(path, {**POOLING_INPUT[path], **body}, param) for path, body, param in BAD_POOLING]
     + [("/v1/batches", {**BATCH, **body}, param) for body, param in BAD_BATCHES]
     + [("/tokenize", body, param) for body, param in BAD_TOKENIZE]
     + [("/detokenize", body, param) for body, param in BAD_DETOKENIZE]

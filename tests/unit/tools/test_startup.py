@@ -6,9 +6,11 @@ import shlex
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 from octavo.core.errors import ModelError
+from octavo.core.pooling import PoolingFacts
 from octavo.engine.ipc import Phase, Ready
 from octavo.tools import serve, startup
 from octavo.tools.startup import Address
@@ -100,6 +102,22 @@ def test_python_line_works_as_printed(fake, has_openai, needs_key):
     assert fake.bodies[0]["model"] == "it's a model"
     assert fake.bodies[0]["prompt"] == startup.PROMPT
     assert sys.executable in command
+
+
+@pytest.mark.parametrize(
+    ("tasks", "path", "shown"),
+    [
+        (("embed", "token_embed"), "/v1/embeddings", "embedding[:4]"),
+        (("classify", "score"), "/score", '["score"]'),
+        (("classify",), "/classify", '["label"]'),
+    ],
+)
+def test_a_pooling_model_is_shown_with_what_it_answers(tasks, path, shown):
+    facts = PoolingFacts(tasks=tasks, num_features=2)
+    ready = msgspec.structs.replace(READY, pooling=facts, num_blocks=0)
+    address = Address(host="127.0.0.1", port=80, model="m", needs_key=False)
+    text = startup.ready_text(ready, address, has_openai=True)
+    assert f"http://127.0.0.1:80{path} " in text and shown in text and "no KV cache" in text
 
 
 def test_announcing(capsys):

@@ -16,6 +16,8 @@ from octavo.core.kvspec import KVSpec
 from octavo.kernels.kv import KVTensors
 
 PlanT = TypeVar("PlanT")
+EVERYTHING = 1 << 29
+"""More tokens than any sequence has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +36,15 @@ class AttentionCase:
     """Factor on q.k, usually head_dim ** -0.5."""
     window: int | None = None
     """Each token sees itself and the `window - 1` tokens before it; None sees all."""
+    ahead: int = 0
+    """Each token sees so many tokens after it, within what the step holds of its sequence: 0 is causal, `EVERYTHING` is
+    attention in both directions."""
     soft_cap: float | None = None
     """Scores become soft_cap * tanh(score / soft_cap) (https://arxiv.org/abs/2408.00118)."""
 
 
 class AttentionBackend(Protocol[PlanT]):
-    """Causal attention of the step's queries over the cache, which already holds the step's keys and values.
+    """Attention of the step's queries over the cache, causal unless the case looks ahead, which already holds the step's keys and values.
 
     A backend is made for one case: `Backend(case)`. Its class answers `refuses(case)`.
     """

@@ -62,6 +62,7 @@ class CpuAttention:
             out_THD,
             scale=self.case.scale,
             window=self.case.window,
+            ahead=self.case.ahead,
             soft_cap=self.case.soft_cap,
             num_threads=extension.num_threads(),
         )

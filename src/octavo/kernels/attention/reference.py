@@ -68,14 +68,14 @@ class ReferenceAttention:
             scores_HQL = case.soft_cap * torch.tanh(scores_HQL / case.soft_cap)
         count, length = q_QHD.shape[0], k_LGD.shape[0]
         queries, keys = range(length - count, length), range(length)
-        visible_QL = visible(queries, keys, case.window, q_QHD.device)
+        visible_QL = visible(queries, keys, case, q_QHD.device)
         scores_HQL = scores_HQL.masked_fill(~visible_QL, float("-inf"))
         return torch.einsum("hql,lhd->qhd", scores_HQL.softmax(-1), v_LHD)
 
 
-def visible(queries: range, keys: range, window: int | None, device: torch.device) -> torch.Tensor:
+def visible(queries: range, keys: range, case: AttentionCase, device: torch.device) -> torch.Tensor:
     """Bool [len(queries), len(keys)]: whether the query at each position sees the key at each position."""
     q_Q1 = torch.arange(queries.start, queries.stop, device=device).unsqueeze(1)
     k_L = torch.arange(keys.start, keys.stop, device=device)
-    seen_QL = k_L <= q_Q1
-    return seen_QL if window is None else seen_QL & (k_L > q_Q1 - window)
+    seen_QL = k_L <= q_Q1 + case.ahead
+    return seen_QL if case.window is None else seen_QL & (k_L > q_Q1 - case.window)

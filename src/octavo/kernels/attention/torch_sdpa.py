@@ -131,12 +131,13 @@ class TorchSdpa:
         slots_L = context_slots(table_B, first, length, BLOCK_SIZE)
         # Elsewhere than on the CPU the look at the values would wait for the device.
         slots = _as_slice(slots_L) if self.case.device == "cpu" else slots_L
-        window = self.case.window
-        is_causal = count == length and (window is None or window >= length)
+        window, ahead = self.case.window, self.case.ahead
+        sees_all_before = window is None or window >= length
+        is_causal = count == length and sees_all_before and ahead == 0
         mask_QL = None
-        if count > 1 and not is_causal:
+        if count > 1 and not is_causal and not (sees_all_before and ahead >= length):
             queries, keys = range(length - count, length), range(first, length)
-            mask_QL = visible(queries, keys, window, table_B.device)
+            mask_QL = visible(queries, keys, self.case, table_B.device)
         return ChunkPlan(start, end, slots, is_causal and count > 1, mask_QL)
 
     def _buckets(self, slices: list[int], lengths: tuple[int, ...]) -> list[list[int]]:

@@ -58,6 +58,70 @@ def silu_and_mul(x_NE: Tensor, out_ND: Tensor, *, num_threads: int = 1, isa: str
     )
 
 
+def layer_norm(
+    x_ND: Tensor,
+    weight_D: Tensor,
+    bias_D: Tensor | None,
+    out_ND: Tensor,
+    eps: float,
+    *,
+    residual_ND: Tensor | None = None,
+    num_threads: int = 1,
+    isa: str = "",
+) -> None:
+    """Write the layer norm of x into `out_ND`; with a residual, x is added to it first, in place.
+
+    Shapes: [..., D], weight and bias [D]; all float32 and C-contiguous.
+
+    Raises:
+        ValueError: shapes, dtypes or layout do not fit.
+    """
+    shape = x_ND.shape
+    native.layer_norm(
+        address("x", x_ND, shape),
+        0 if residual_ND is None else address("residual", residual_ND, shape),
+        address("weight", weight_D, shape[-1:]),
+        0 if bias_D is None else address("bias", bias_D, shape[-1:]),
+        address("out", out_ND, shape),
+        x_ND.numel() // max(1, shape[-1]),
+        shape[-1],
+        eps,
+        num_threads,
+        isa,
+    )
+
+
+CURVES = {"gelu": 0, "gelu_tanh": 1, "relu": 2}
+"""The numbers are those of `Curve` in csrc/cpu/rows.h."""
+
+
+def activate(
+    x_NE: Tensor,
+    out_ND: Tensor,
+    curve: str,
+    *,
+    is_gated: bool = False,
+    num_threads: int = 1,
+    isa: str = "",
+) -> None:
+    """Write curve(x) into `out_ND`; gated, curve(first half) * second half. All float32 and C-contiguous.
+
+    Raises:
+        ValueError: shapes, dtypes or layout do not fit.
+    """
+    rows, features = out_ND.shape
+    native.activate(
+        address("x", x_NE, (rows, 2 * features if is_gated else features)),
+        address("out", out_ND, (rows, features)),
+        rows,
+        features,
+        CURVES[curve],
+        is_gated,
+        num_threads,
+        isa,
+    )
+
+
 def cache_addresses(cache: KVTensors, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     """Addresses of keys and values of `shape` [num_blocks, 16, G, D] and of their scales, 0 where there are none.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from octavo.core.errors import RequestError, did_you_mean
+from octavo.core.pooling import no_generation
 from octavo.engine.frontend import Frontend, output_limit
 from octavo.server.limits import (
     MAX_CONTENT_PARTS,
@@ -96,6 +97,9 @@ async def chat_prompt(
     num_chars = check_messages(messages, refuse)
     kwargs = body.chat_template_kwargs
     if template is None:
+        pooling = frontend.client.ready.pooling
+        if pooling is not None:
+            raise no_generation(pooling)
         raise RequestError(
             "this model has no chat template.",
             param="messages",

@@ -11,6 +11,7 @@ from octavo.core.params import SamplingParams
 from octavo.engine.frontend import Caller
 from octavo.server.openai.output_format import output_format
 from octavo.server.schema import GenerateBody
+from octavo.server.schema_pooling import PoolingBase
 from octavo.server.state import AppState
 
 _PLAIN = (
@@ -68,7 +69,7 @@ def salted(scope: str, salt: str) -> str:
     return hashlib.sha256(f"{len(scope)}:{scope}{salt}".encode()).hexdigest()
 
 
-def caller_of(caller: Caller, body: GenerateBody, state: AppState) -> Caller:
+def caller_of(caller: Caller, body: GenerateBody | PoolingBase, state: AppState) -> Caller:
     """The caller with the priority and the cache salt that the body asks for.
 
     Raises:

@@ -1,0 +1,120 @@
+"""Runs plans of a pooling model on one rank: pack, forward, pool. The other `Runner` makes tokens of the same plans.
+
+A request whose pooling fails, or whose answer is not finite, fails alone; the others stand.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from octavo.cache.pool import KVPool
+from octavo.core.errors import ErrorInfo, RequestError
+from octavo.core.params import PoolingParams
+from octavo.core.plan import Slice, StepPlan
+from octavo.core.pooling import PER_TOKEN
+from octavo.core.result import PooledValues, SliceResult, StepResult
+from octavo.engine.prepare import Rows, Spans
+from octavo.layers.pooler import Gathered, Pooler
+from octavo.models.base import Trunk
+
+
+class PoolingRunner:
+    """Owner of the rows, of what was gathered of their prompts, and of the KV pool of one rank."""
+
+    def __init__(self, model: Trunk, pooler: Pooler, pool: KVPool, rows: Rows) -> None:
+        self.model = model
+        self.pooler = pooler
+        self.pool = pool
+        self.rows = rows
+        self._gathered: dict[int, Gathered] = {}
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepResult:
+        """Execute one plan.
+
+        Raises:
+            Exception: whatever a kernel raises; then no slice has a result.
+        """
+        begun = time.perf_counter()
+        self._update(plan)
+        results: tuple[SliceResult, ...] = ()
+        if plan.slices:
+            spans = Spans.of(plan.slices)
+            batch = self.rows.pack(spans, spans.query_starts[1:] - 1, self.pool.device)
+            hidden_TD = self.model.forward(batch, self.pool)
+            results = self._results(plan.slices, hidden_TD, batch.query_starts)
+        return StepResult(step=plan.step, slices=results, elapsed_s=time.perf_counter() - begun)
+
+    def _update(self, plan: StepPlan) -> None:
+        for row in plan.ended:
+            self._gathered.pop(row, None)
+        self.rows.update(plan)
+        for start in plan.starts:
+            params = start.request.pooling
+            if params is not None:
+                self._gathered[start.row] = self.pooler.gather(params)
+        for copy in plan.copies:
+            self.pool.copy(copy)
+
+    def _results(
+        self, slices: tuple[Slice, ...], hidden_TD: torch.Tensor, starts: tuple[int, ...]
+    ) -> tuple[SliceResult, ...]:
+        results = [SliceResult(row=piece.row) for piece in slices]
+        whole: dict[PoolingParams, list[tuple[int, torch.Tensor]]] = {}
+        for i, piece in enumerate(slices):
+            request = self.rows.requests[piece.row]
+            if request.pooling is None:
+                results[i] = SliceResult(row=piece.row, error=_GENERATES_NOTHING)
+                continue
+            gathered = self._gathered[piece.row]
+            gathered.add(hidden_TD[starts[i] : starts[i + 1]], piece.start)
+            if not piece.sample:
+                continue
+            try:
+                hidden_ND = gathered.result(request.num_prompt)
+            except RequestError as error:
+                results[i] = SliceResult(row=piece.row, error=error.info())
+            else:
+                whole.setdefault(request.pooling, []).append((i, hidden_ND))
+        for params, entries in whole.items():
+            for i, result in self._finish(params, entries, slices):
+                results[i] = result
+        return tuple(results)
+
+    def _finish(
+        self,
+        params: PoolingParams,
+        entries: list[tuple[int, torch.Tensor]],
+        slices: tuple[Slice, ...],
+    ) -> Iterator[tuple[int, SliceResult]]:
+        """Answers to prompts that are whole and ask for the same: together where that changes no bits."""
+        per_token = params.task in PER_TOKEN
+        if self.pooler.finishes_together and not per_token:
+            rows_ND = torch.cat([hidden_ND for _, hidden_ND in entries])
+            answers_NO = self.pooler.finish(rows_ND, params)
+            answers = [answers_NO[i : i + 1] for i in range(len(entries))]
+        else:
+            answers = [self.pooler.finish(hidden_ND, params) for _, hidden_ND in entries]
+        for (i, _), values_NO in zip(entries, answers, strict=True):
+            row = slices[i].row
+            data = values_NO.to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)
+            if not np.isfinite(data).all():
+                yield i, SliceResult(row=row, error=_NOT_FINITE)
+                continue
+            shape = data.shape if per_token else data.shape[1:]
+            yield i, SliceResult(row=row, pooled=PooledValues(shape=shape, data=data.tobytes()))
+
+
+_GENERATES_NOTHING = ErrorInfo(
+    code="no_generation", message="this model pools prompts and generates no text.", status=400
+)
+_NOT_FINITE = ErrorInfo(
+    code="not_finite",
+    message="the model's answer holds NaN or infinity.",
+    status=500,
+    fix="A prompt that the weights cannot take, or weights too large for the dtype; try --dtype float32.",
+)

@@ -2,7 +2,7 @@
 
     python benchmarks/structured.py --work /tmp/structured --json benchmarks/results/structured.json
 
-No set of real schemas is on the package index, so the schemas are written ones (`schemas.py`). Four parts, each on the
+The schemas are written ones (`schemas.py`). Four parts, each on the
 bundled model's vocabulary of 4,096, the middle two also on one of 151,936 tokens, which is trained from the Python files of
 the interpreter (a minute, kept in `--work`) beside random weights:
 

@@ -11,10 +11,12 @@ from typing import NamedTuple
 import msgspec
 
 from octavo.server import health, schema, schema_pooling
+from octavo.server.anthropic import shapes as messages
 from octavo.server.anthropic.schema import CountTokensBody, MessagesBody
 from octavo.server.errors import AnthropicErrorBody, ErrorBody
 from octavo.server.jobs import shapes
 from octavo.server.openai import chat, completions, embeddings, models, pooling, score, tokenize
+from octavo.server.responses import shapes as responses
 from octavo.server.responses.schema import ResponsesBody
 
 
@@ -81,24 +83,40 @@ CONTRACTS: Mapping[tuple[str, str], Contract] = {
         event=chat.Chunk,
     ),
     ("POST", "/v1/responses"): Contract(
-        "Answer, and keep the answer to go on from.", body=ResponsesBody, streams=True
+        "Answer, and keep the answer to go on from.",
+        body=ResponsesBody,
+        answer=responses.ResponseObject,
+        streams=True,
     ),
-    ("GET", "/v1/responses/{response_id}"): Contract("A kept answer.", failures=(400, 404)),
-    ("DELETE", "/v1/responses/{response_id}"): Contract("Forget one.", failures=(400, 404)),
+    ("GET", "/v1/responses/{response_id}"): Contract(
+        "A kept answer.", answer=responses.ResponseObject, failures=(400, 404)
+    ),
+    ("DELETE", "/v1/responses/{response_id}"): Contract(
+        "Forget one.", answer=responses.ResponseDeleted, failures=(400, 404)
+    ),
     ("POST", "/v1/responses/{response_id}/cancel"): Contract(
-        "End one that is made in the background.", failures=(400, 404)
+        "End one that is made in the background.",
+        answer=responses.ResponseObject,
+        failures=(400, 404),
     ),
     ("GET", "/v1/responses/{response_id}/input_items"): Contract(
-        "What it answered.", failures=(400, 404), query=("limit", "order", "after")
+        "What it answered.",
+        answer=responses.InputItems,
+        failures=(400, 404),
+        query=("limit", "order", "after"),
     ),
     ("POST", "/v1/messages"): Contract(
         "Answer a conversation, in the shape of the Anthropic API.",
         body=MessagesBody,
+        answer=messages.MessageObject,
         streams=True,
         error=AnthropicErrorBody,
     ),
     ("POST", "/v1/messages/count_tokens"): Contract(
-        "The length of its prompt.", body=CountTokensBody, error=AnthropicErrorBody
+        "The length of its prompt.",
+        body=CountTokensBody,
+        answer=messages.TokenCount,
+        error=AnthropicErrorBody,
     ),
     ("POST", "/v1/embeddings"): Contract(
         "A vector for each input.",

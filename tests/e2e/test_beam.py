@@ -64,7 +64,7 @@ def ours(engine: LocalEngine, prompt: list[int], penalty: float, **options: Any)
     requests = [Request(**{**_fields(one), "eos_token_ids": ends}) for one in requests]
 
     async def collect() -> list[Delta]:
-        generation = BeamGeneration(client, frontend.tokenizer, requests, penalty)  # type: ignore[arg-type]
+        generation = BeamGeneration(frontend, requests, penalty)
         return [delta async for delta in generation]
 
     return asyncio.run(collect())

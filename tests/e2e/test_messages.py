@@ -211,7 +211,7 @@ def test_a_failure_in_mid_stream_is_an_error_event(served: Served) -> None:
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
         ({"container": "x"}, "container"),
         ({"top_p": 3.0}, "top_p"),
-        ({"stop_sequences": [""]}, "stop_sequences"),
+        ({"stop_sequences": [""]}, "stop_sequences[0]"),
     ],
 )  # fmt: skip
 def test_bad_bodies(body: dict[str, Any], param: str) -> None:

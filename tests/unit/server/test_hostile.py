@@ -423,7 +423,7 @@ def test_refusals_are_quick() -> None:
     for path, body, _ in CASES:
         raw = json.dumps(body)
         best = 1.0
-        for _ in range(3):
+        for _ in range(8):  # other threads of the process count, and come and go
             started = time.process_time()
             SERVER.call("POST", path, content=raw, headers=JSON_TYPE)
             best = min(best, time.process_time() - started)

@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 from starlette.datastructures import Headers, MutableHeaders
@@ -195,6 +195,6 @@ class RequestId:
         await self._app(scope, receive, stamped)
 
 
-def json_response(body: msgspec.Struct, status: int = 200) -> Response:
-    """A Struct as a JSON answer."""
+def json_response(body: msgspec.Struct | dict[str, Any], status: int = 200) -> Response:
+    """A Struct or an object as a JSON answer."""
     return Response(msgspec.json.encode(body), status, media_type="application/json")

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from jinja2 import nodes
 
-from octavo.core.errors import RequestError, did_you_mean
+from octavo.core.errors import RequestError
+from octavo.text.fields import check_names, string_in
 
 ContentFormat = Literal["string", "parts"]
 
@@ -98,21 +99,8 @@ def _part_text(part: object, where: str) -> str:
             code="unsupported_content",
             param=f"{where}.type",
         )
-    known = _PART_HINTS | {_TEXT_PARTS[kind]}
-    for name in part:
-        if name not in known:
-            raise RequestError(
-                f"unknown field {name[:40]!r} in {where}.{did_you_mean(name[:40], known)}",
-                param=f"{where}.{name[:40]}",
-                code="unknown_field",
-            )
-    text = part.get(_TEXT_PARTS[kind])
-    if not isinstance(text, str):
-        raise RequestError(
-            f"{where}.{_TEXT_PARTS[kind]} is {type(text).__name__}; expected a string.",
-            param=f"{where}.{_TEXT_PARTS[kind]}",
-        )
-    return text
+    check_names(part, _PART_HINTS | {_TEXT_PARTS[kind]}, where)
+    return string_in(part, _TEXT_PARTS[kind], where)
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:

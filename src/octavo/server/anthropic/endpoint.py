@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
 
-import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -14,7 +12,7 @@ from octavo.core.errors import RequestError
 from octavo.server.anthropic.input import chat_body, shape_of
 from octavo.server.anthropic.schema import CountTokensBody, MessagesBody
 from octavo.server.anthropic.writer import Writer, error_event
-from octavo.server.call import Call
+from octavo.server.call import Call, json_response
 from octavo.server.metered import metered
 from octavo.server.openai.talk import Talk, begin, prompt_ids
 from octavo.server.parse import Parser
@@ -58,7 +56,7 @@ async def count_tokens(call: Call) -> Response:
         ids = await prompt_ids(call, chat_body(body, call.state))
     except RequestError as error:
         raise _renamed(error) from error
-    return _json({"input_tokens": len(ids)})
+    return json_response({"input_tokens": len(ids)})
 
 
 def _renamed(error: RequestError) -> RequestError:
@@ -87,13 +85,9 @@ class _Whole:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
         await unless_gone(receive, self._collect())
-        await _json(self._parts[2].message())(scope, receive, send)
+        await json_response(self._parts[2].message())(scope, receive, send)
 
     async def _collect(self) -> None:
         async with aclosing(_frames(*self._parts)) as frames:
             async for _ in frames:
                 pass
-
-
-def _json(body: dict[str, Any]) -> Response:
-    return Response(msgspec.json.encode(body), media_type="application/json")

@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from octavo.core.errors import RequestError, did_you_mean
+from octavo.core.errors import RequestError
 from octavo.core.structured import StructuredOutputs
 from octavo.server.anthropic.schema import CountTokensBody, MessagesBody
 from octavo.server.limits import MAX_CONTENT_PARTS, MAX_TOOL_DEPTH, check_depth
 from octavo.server.schema import ChatBody
 from octavo.server.state import AppState
+from octavo.text.fields import check_names, string_in
 
 _TOOL_FIELDS = frozenset({"type", "name", "description", "input_schema", "strict", "cache_control"})
 _BLOCK_FIELDS: Mapping[str, frozenset[str]] = {
@@ -106,7 +107,7 @@ def _tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
             param=f"{where}.type",
             code="unsupported_field",
         )
-    _check_names(tool, _TOOL_FIELDS, where)
+    check_names(tool, _TOOL_FIELDS, where)
     function = {"name": tool.get("name")}
     for theirs, ours in (
         ("description", "description"),
@@ -120,7 +121,7 @@ def _tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _message(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     """One message as chat messages: results of tools become messages of their own, in front of the text."""
-    _check_names(message, frozenset({"role", "content"}), where)
+    check_names(message, frozenset({"role", "content"}), where)
     role, content = message.get("role"), message.get("content")
     if role not in ("user", "assistant", "system"):
         raise RequestError(
@@ -142,9 +143,9 @@ def _message(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         place = f"{where}.content[{index}]"
         kind = _kind(block, place)
         if kind == "text":
-            texts.append({"type": "text", "text": _string(block, "text", place)})
+            texts.append({"type": "text", "text": string_in(block, "text", place)})
         elif kind == "thinking":
-            thoughts.append(_string(block, "thinking", place))
+            thoughts.append(string_in(block, "thinking", place))
         elif kind == "tool_use":
             calls.append(_call(block, place))
         else:
@@ -172,7 +173,7 @@ def _kind(block: object, where: str) -> str:
             param=f"{where}.type",
             code="unsupported_content",
         )
-    _check_names(block, _BLOCK_FIELDS[kind], where)
+    check_names(block, _BLOCK_FIELDS[kind], where)
     if block.get("citations"):
         raise RequestError(f"{where}.citations is not supported.", param=f"{where}.citations")
     return kind
@@ -184,10 +185,10 @@ def _call(block: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise RequestError(f"{where}.input is not an object.", param=f"{where}.input")
     check_depth(arguments, MAX_TOOL_DEPTH, f"{where}.input")
     function = {
-        "name": _string(block, "name", where),
+        "name": string_in(block, "name", where),
         "arguments": json.dumps(arguments, ensure_ascii=False),
     }
-    return {"id": _string(block, "id", where), "type": "function", "function": function}
+    return {"id": string_in(block, "id", where), "type": "function", "function": function}
 
 
 def _result(block: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -202,7 +203,7 @@ def _result(block: Mapping[str, Any], where: str) -> dict[str, Any]:
         )
     return {
         "role": "tool",
-        "tool_call_id": _string(block, "tool_use_id", where),
+        "tool_call_id": string_in(block, "tool_use_id", where),
         "content": text,
     }
 
@@ -217,25 +218,5 @@ def _texts(content: object, where: str) -> str | list[dict[str, Any]]:
         place = f"{where}[{index}]"
         if _kind(block, place) != "text":
             raise RequestError(f"{place}.type is not text.", param=f"{place}.type")
-        parts.append({"type": "text", "text": _string(block, "text", place)})
+        parts.append({"type": "text", "text": string_in(block, "text", place)})
     return parts
-
-
-def _string(block: Mapping[str, Any], name: str, where: str) -> str:
-    value = block.get(name)
-    if not isinstance(value, str):
-        raise RequestError(
-            f"{where}.{name} is {type(value).__name__}; expected a string.", param=f"{where}.{name}"
-        )
-    return value
-
-
-def _check_names(given: Mapping[str, Any], known: frozenset[str], where: str) -> None:
-    for name in given:
-        if name not in known:
-            short = name[:40]
-            raise RequestError(
-                f"unknown field {short!r} in {where}.{did_you_mean(short, known)}",
-                param=f"{where}.{short}",
-                code="unknown_field",
-            )

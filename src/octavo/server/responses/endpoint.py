@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.core.errors import ContextLengthError, OctavoError, OverloadError, RequestError
 from octavo.core.log import get_logger
-from octavo.server.call import Call
+from octavo.server.call import Call, json_response
 from octavo.server.metered import metered
 from octavo.server.openai.talk import Talk, begin
 from octavo.server.parse import Parser
@@ -62,7 +62,7 @@ async def create(call: Call) -> ASGIApp:
 
     if body.background:
         keep()
-        queued = _json(writer.response)
+        queued = json_response(writer.response)
         await _start(call, talk, writer, keep)
         return queued
     if body.stream:
@@ -156,7 +156,7 @@ class _Whole:
         """Answer."""
         await unless_gone(receive, self._collect())
         self._keep()
-        await _json(self._parts[2].response)(scope, receive, send)
+        await json_response(self._parts[2].response)(scope, receive, send)
 
     async def _collect(self) -> None:
         async for _ in _deltas(*self._parts):
@@ -203,7 +203,7 @@ async def delete(call: Call) -> Response:
     response_id = _id_of(call)
     await _stop(call, response_id)
     call.state.responses.delete(call.caller.tenant, response_id)
-    return _json({"id": response_id, "object": "response", "deleted": True})
+    return json_response({"id": response_id, "object": "response", "deleted": True})
 
 
 async def cancel(call: Call) -> Response:
@@ -249,7 +249,9 @@ async def input_items(call: Call) -> Response:
         items = items[at + 1 :]
     page = items[: int(limit)]
     ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {}
-    return _json({"object": "list", "data": page, "has_more": len(items) > len(page), **ends})
+    return json_response(
+        {"object": "list", "data": page, "has_more": len(items) > len(page), **ends}
+    )
 
 
 def _refuse_query(call: Call, known: tuple[str, ...]) -> QueryParams:
@@ -264,10 +266,6 @@ def _refuse_query(call: Call, known: tuple[str, ...]) -> QueryParams:
                 fix="Leave it out.",
             )
     return query
-
-
-def _json(body: dict[str, Any]) -> Response:
-    return _raw(msgspec.json.encode(body))
 
 
 def _raw(payload: bytes) -> Response:

@@ -8,10 +8,11 @@ from typing import Any
 
 import msgspec
 
-from octavo.core.errors import RequestError, did_you_mean
+from octavo.core.errors import RequestError
 from octavo.core.structured import StructuredOutputs
 from octavo.server.responses.schema import SAME_IN_CHAT, ResponsesBody
 from octavo.server.schema import ChatBody
+from octavo.text.fields import check_names, string_in
 
 _ROLES = ("user", "assistant", "system", "developer")
 _FIELDS: Mapping[str, frozenset[str]] = {
@@ -44,7 +45,7 @@ def _tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
             param=f"{where}.type",
             code="unsupported_field",
         )
-    _check_names(tool, _TOOL_FIELDS, where)
+    check_names(tool, _TOOL_FIELDS, where)
     return {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
 
 
@@ -85,7 +86,7 @@ def messages_of(items: Sequence[Mapping[str, Any]], where: str = "input") -> lis
                 param=f"{place}.type",
                 code="unsupported_field",
             )
-        _check_names(item, _FIELDS[kind], place)
+        check_names(item, _FIELDS[kind], place)
         _ADD[kind](messages, item, place)
     return [_without_marks(message) for message in messages]
 
@@ -105,7 +106,7 @@ def _add_message(messages: list[dict[str, Any]], item: Mapping[str, Any], where:
 
 
 def _add_call(messages: list[dict[str, Any]], item: Mapping[str, Any], where: str) -> None:
-    call = {name: _text(item, name, where) for name in ("call_id", "name", "arguments")}
+    call = {name: string_in(item, name, where) for name in ("call_id", "name", "arguments")}
     function = {"name": call["name"], "arguments": call["arguments"]}
     message = _assistant(messages)
     message.setdefault("tool_calls", []).append(
@@ -114,7 +115,7 @@ def _add_call(messages: list[dict[str, Any]], item: Mapping[str, Any], where: st
 
 
 def _add_output(messages: list[dict[str, Any]], item: Mapping[str, Any], where: str) -> None:
-    call_id = _text(item, "call_id", where)
+    call_id = string_in(item, "call_id", where)
     output = item.get("output")
     if not isinstance(output, str | list):
         raise RequestError(
@@ -164,26 +165,6 @@ def _without_marks(message: dict[str, Any]) -> dict[str, Any]:
     if message["content"] is None and len(message) == 2:
         return {**message, "content": ""}
     return message
-
-
-def _text(item: Mapping[str, Any], name: str, where: str) -> str:
-    value = item.get(name)
-    if not isinstance(value, str):
-        raise RequestError(
-            f"{where}.{name} is {type(value).__name__}; expected a string.", param=f"{where}.{name}"
-        )
-    return value
-
-
-def _check_names(item: Mapping[str, Any], known: frozenset[str], where: str) -> None:
-    for name in item:
-        if name not in known:
-            short = name[:40]
-            raise RequestError(
-                f"unknown field {short!r} in {where}.{did_you_mean(short, known)}",
-                param=f"{where}.{short}",
-                code="unknown_field",
-            )
 
 
 def shape_of(body: ResponsesBody) -> StructuredOutputs | None:

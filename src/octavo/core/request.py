@@ -34,6 +34,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     """Lower runs first under the `priority` policy."""
     tenant: str = ""
+    """Who pays and shares: from the API key, never from the body. Fair shares are kept between tenants."""
+    weight: float = 1.0
+    """The tenant's share beside others' (of its key)."""
+    deadline: float | None = None
+    """`time.monotonic()` after which the answer is worth nothing; work that cannot make it is dropped."""
+    first_token_by: float | None = None
+    """`time.monotonic()` by which the caller wants the first token."""
+    resumed: tuple[int, ...] = ()
+    """Output tokens that its caller has already, from an engine that died: computed again, never sent again."""
     adapter: str | None = None
     cache_scope: str = ""
     """Who may share cached prefixes with this request; derived from the API key, never from the body."""

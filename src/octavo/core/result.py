@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from octavo.core.errors import ErrorInfo
+from octavo.core.steptime import StepTime
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -139,3 +140,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     generation_tokens: int = 0
     last_step_tokens: int = 0
     last_step_s: float = 0.0
+    queued_tokens: int = 0
+    """Prompt tokens of the waiting sequences that no prefix covers yet."""
+    pending_tokens: int = 0
+    """Of the running sequences: known tokens that have still to go through the model."""
+    step_time: StepTime = StepTime()
+    """What a step is predicted to take."""

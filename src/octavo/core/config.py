@@ -165,6 +165,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     shutdown_timeout: Annotated[
         float, _Help(ge=0, description="Seconds that running requests get to finish at shutdown.")
     ] = 30.0
+    takeover: Annotated[
+        bool,
+        _Help(
+            description="Take the port over from the server that has it, if there is one: it serves until this one is "
+            "ready, then finishes its calls and ends. Both are in memory meanwhile."
+        ),
+    ] = False
     enable_log_requests: Annotated[
         bool, _Help(description="Log one line per request (never its text).")
     ] = False

@@ -8,11 +8,19 @@ from octavo.core.errors import ConfigError, did_you_mean
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 NAMES = ("OCTAVO_API_KEY", "OCTAVO_LOG_LEVEL")
+_FIRST_PASSED_FD = 3
 
 
 def api_keys() -> tuple[str, ...]:
     """Keys from OCTAVO_API_KEY, comma-separated."""
     return tuple(key for key in os.environ.get("OCTAVO_API_KEY", "").split(",") if key)
+
+
+def listen_fd() -> int | None:
+    """The first listening socket that a service manager passed to this process (sd_listen_fds(3)), or None."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    return _FIRST_PASSED_FD if os.environ.get("LISTEN_FDS", "0") != "0" else None
 
 
 def log_level() -> str:

@@ -6,7 +6,6 @@ no content), because orchestrators and scrapers carry no keys; a network policy 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib
 from collections.abc import AsyncIterator
@@ -82,6 +81,8 @@ def create_app(state: AppState) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
+            if state.open_store is not None:
+                state.store = state.open_store()
             if state.store is not None:
                 await stack.enter_async_context(_batches(state, state.store))
             yield
@@ -91,7 +92,7 @@ def create_app(state: AppState) -> Starlette:
 
     app = Starlette(
         routes=[_route(row, state) for row in ROUTES],
-        middleware=[Middleware(RequestId)],
+        middleware=[Middleware(RequestId, state=state)],
         exception_handlers={HTTPException: _refuse},
         lifespan=lifespan,
     )
@@ -104,14 +105,12 @@ def create_app(state: AppState) -> Starlette:
 @asynccontextmanager
 async def _batches(state: AppState, store: Store) -> AsyncIterator[None]:
     """Batch jobs run meanwhile."""
-    runner = BatchRunner(state, store)
-    state.wake_batches = runner.wake
-    task = asyncio.create_task(runner.run())
+    state.batches = runner = BatchRunner(state, store)
+    runner.start()
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await runner.stop()
         store.close()
 
 

@@ -49,7 +49,7 @@ _LATER = (429, 503)
 
 
 class BatchRunner:
-    """Owner: the application's lifespan. `run` until cancelled; `wake` when there may be something new."""
+    """Owner: the application's lifespan. `wake` when there may be something new."""
 
     def __init__(self, state: AppState, store: Store) -> None:
         self._state = state
@@ -59,6 +59,17 @@ class BatchRunner:
         self._jobs: dict[str, tuple[str, asyncio.Task[None]]] = {}
         """Job id -> tenant, task."""
         self._purged = -_PURGE_S
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Run jobs from now on."""
+        self._task = asyncio.create_task(self.run())
+
+    async def stop(self) -> None:
+        """Leave the jobs where they are; what is answered is kept."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     def wake(self) -> None:
         """Look for jobs that were added or cancelled."""

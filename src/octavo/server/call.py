@@ -174,10 +174,11 @@ class Endpoint:
 
 
 class RequestId:
-    """Middleware: mints the id of each call and sends it back as `x-request-id`."""
+    """Middleware: mints the id of each call and sends it back as `x-request-id`; says when a connection will close."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, state: AppState) -> None:
         self._app = app
+        self._state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on with the id in the scope."""
@@ -189,7 +190,10 @@ class RequestId:
 
         async def stamped(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if self._state.is_leaving or self._state.is_draining:
+                    headers["connection"] = "close"
             await send(message)
 
         await self._app(scope, receive, stamped)

@@ -1,4 +1,8 @@
-"""Runs the application: binds first, answers `/startupz` while the model loads, finishes calls before it ends."""
+"""Runs the application: binds first, answers `/startupz` while the model loads, finishes calls before it ends.
+
+A listening socket may also come from a service manager (systemd's socket activation) or from the server that has the
+port (`handover.py`); then a restart refuses no connection.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,17 @@ import math
 import signal
 import socket
 import time
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
 
+from octavo.core import env
 from octavo.core.config import ServerConfig
 from octavo.core.errors import ConfigError
 from octavo.core.log import get_logger
+from octavo.server.handover import Offer, Takeover, offer_path
 from octavo.server.protocol import Protocol
 from octavo.server.state import AppState
 
@@ -24,16 +31,24 @@ logger = get_logger(__name__)
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 30
+_TICK_S = 0.1
+_QUIET_S = 3.0
+"""A client with a connection to a server that was replaced gets so long to use it; most clients keep them for 5 s."""
 _LAST_SECONDS = 1
 """What connections get to close after the calls on them have ended or were given up."""
 
 
 def bind(config: ServerConfig) -> socket.socket:
-    """A listening socket; its port is known at once, also for port 0.
+    """A listening socket; its port is known at once, also for port 0. One that a service manager passed is taken.
 
     Raises:
         ConfigError: the address cannot be bound.
     """
+    passed = env.listen_fd()
+    if passed is not None:
+        sock = socket.socket(fileno=passed)
+        sock.setblocking(False)
+        return sock
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -59,16 +74,18 @@ def _bind_fix(number: int | None) -> str:
     return "Give an address of this machine as --host (0.0.0.0 listens on all)."
 
 
-def run_server(app: Starlette, config: ServerConfig, sock: socket.socket) -> None:
+def run_server(
+    app: Starlette, config: ServerConfig, sock: socket.socket, takeover: Takeover | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT, then until running calls are done or `shutdown_timeout` is over.
 
     The first signal makes `/readyz` fail and refuses new generating calls; a second one ends at once. `on_start` of
-    the state runs beside the server.
+    the state runs beside the server; before it accepts connections where those can wait (`takeover`, a passed socket).
 
     Raises:
         Exception: what `on_start` raised; the server has stopped by then.
     """
-    server = Server(app, config)
+    server = Server(app, config, takeover)
     if server.state.keys.is_open and not _is_loopback(config.host):
         logger.warning(
             "listening on %s without an API key: anyone may use this server", config.host
@@ -81,13 +98,20 @@ def run_server(app: Starlette, config: ServerConfig, sock: socket.socket) -> Non
 class Server(uvicorn.Server):
     """uvicorn that drains before it exits. Owner: `run_server`, or a test in a thread of its own."""
 
-    def __init__(self, app: Starlette, config: ServerConfig) -> None:
+    def __init__(
+        self, app: Starlette, config: ServerConfig, takeover: Takeover | None = None
+    ) -> None:
         state: AppState = app.state.octavo
         self.state = state
+        self._host = config.host
         self._grace_s = config.shutdown_timeout
         self._drain_until = math.inf
         self._has_told = False
         self._starting: asyncio.Task[None] | None = None
+        self._takeover = takeover
+        self._offer: Offer | None = None
+        self._quiet = (0, 0.0)
+        """Calls so far, and since when there were no more."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -118,10 +142,82 @@ class Server(uvicorn.Server):
             self.drain()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then start the engine beside it."""
+        """Listen and start the engine beside it. Where connections can wait for it, the engine starts first."""
+        starts_first = self._takeover is not None or env.listen_fd() is not None
+        if starts_first and not await self._start_first():
+            self.should_exit = True
+            return
+        if self._takeover is not None:
+            await self._takeover.arrive()
         await super().startup(sockets)
-        if self.state.on_start is not None:
+        if self._takeover is not None:
+            await self._takeover.confirm()
+        if self.state.on_start is not None and not starts_first:
             self._starting = asyncio.create_task(self._start())
+        self._offer_place(sockets or [])
+
+    async def _start_first(self) -> bool:
+        """Start the engine before anything is accepted. False when told to stop meanwhile."""
+        if self.state.on_start is None:
+            return True
+        starting = asyncio.ensure_future(self.state.on_start())
+        while not starting.done() and not self.state.is_draining:
+            await asyncio.wait({starting}, timeout=_TICK_S)
+        if starting.done():
+            starting.result()
+            return True
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        if self.state.on_stop is not None:
+            await self.state.on_stop()
+        return False
+
+    def _offer_place(self, sockets: list[socket.socket]) -> None:
+        """Let a successor ask for the listening socket, where there is one on an address."""
+        inet = [sock for sock in sockets if sock.family in (socket.AF_INET, socket.AF_INET6)]
+        if not inet:
+            return
+        kept = inet[0].dup()
+        path = offer_path(self._host, kept.getsockname()[1])
+        try:
+            self._offer = Offer(path, kept, self._leave, partial(self._stay, kept), self._left)
+        except OSError as error:
+            logger.warning("no successor can take over this port (--takeover): %s", error)
+
+    async def _leave(self) -> None:
+        for server in self.servers:
+            server.close()
+        if self.state.batches is not None:
+            await self.state.batches.stop()
+        if self.state.store is not None:
+            self.state.store.hand_over()
+
+    async def _stay(self, kept: socket.socket) -> None:
+        if self.state.store is not None:
+            self.state.store.take_back()
+        if self.state.batches is not None:
+            self.state.batches.start()
+        await self._listen(kept.dup())
+
+    async def _listen(self, sock: socket.socket) -> None:
+        """Accept connections again, as `uvicorn.Server.startup` does."""
+        self.servers.append(
+            await asyncio.get_running_loop().create_server(
+                partial(
+                    Protocol,
+                    config=self.config,
+                    server_state=self.server_state,
+                    app_state=self.lifespan.state,
+                ),
+                sock=sock,
+                ssl=self.config.ssl,
+                backlog=self.config.backlog,
+            )
+        )
+
+    async def _left(self) -> None:
+        self._drain_until = time.monotonic() + self._grace_s
+        self.state.is_leaving = True
 
     async def _start(self) -> None:
         assert self.state.on_start is not None
@@ -134,6 +230,8 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether it is time to go."""
         state = self.state
+        if state.is_leaving and not state.is_draining and self._may_leave():
+            state.is_draining = True
         if state.is_draining:
             self._tell()
             is_over = time.monotonic() > self._drain_until
@@ -142,6 +240,14 @@ class Server(uvicorn.Server):
             if is_over or state.num_in_flight == 0:
                 self.should_exit = True
         return await super().on_tick(counter)
+
+    def _may_leave(self) -> bool:
+        """Whether nobody will miss this server: no calls, and no connection that may be about to bring one."""
+        now, calls = time.monotonic(), self.server_state.total_requests
+        if calls != self._quiet[0] or self.state.num_in_flight:
+            self._quiet = (calls, now)
+        is_quiet = not self.server_state.connections or now - self._quiet[1] > _QUIET_S
+        return now > self._drain_until or (not self.state.num_in_flight and is_quiet)
 
     def _tell(self) -> None:
         """Say once what is being waited for: a server that does not end on Ctrl-C seems to hang."""
@@ -155,6 +261,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, end what is left."""
+        if self._offer is not None:
+            await self._offer.close()
         if self._starting is not None:
             self._starting.cancel()
             with contextlib.suppress(asyncio.CancelledError):

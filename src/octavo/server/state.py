@@ -37,6 +37,22 @@ class Inner(NamedTuple):
     body: bytes
 
 
+class Batches(Protocol):
+    """What the server needs of the batch runner."""
+
+    def wake(self) -> None:
+        """There are new jobs, or cancelled ones."""
+        ...
+
+    def start(self) -> None:
+        """Run jobs from now on."""
+        ...
+
+    async def stop(self) -> None:
+        """Leave the jobs where they are."""
+        ...
+
+
 class EngineHandle(Protocol):
     """What the server needs of an engine client, which may still be starting."""
 
@@ -92,10 +108,12 @@ class AppState:
     """Responses that are made with no caller waiting, by tenant and id."""
     store: Store | None = None
     """Files and batch jobs; None without --state-dir."""
+    open_store: Callable[[], Store] | None = None
+    """Opens it when the server begins to listen; where another server has it until then."""
     endpoints: dict[str, Callable[[bytes, Caller], Awaitable[Inner]]] = field(default_factory=dict)
     """POST routes by path, for calls from within; filled by the application."""
-    wake_batches: Callable[[], None] = lambda: None
-    """Tells the batch runner that there is news."""
+    batches: Batches | None = None
+    """What runs the jobs of `store`, while the application does."""
     on_start: Callable[[], Awaitable[None]] | None = None
     """Run beside the server once it listens (starts the engine); its error stops the server."""
     on_stop: Callable[[], Awaitable[None]] | None = None
@@ -103,6 +121,8 @@ class AppState:
     """Unix time of the model listing."""
     is_draining: bool = False
     """Set at SIGTERM: running calls finish, new ones are refused."""
+    is_leaving: bool = False
+    """A successor accepts the connections: what comes on those that are open is answered, and they close with it."""
     num_in_flight: int = 0
     """Generating calls under way."""
     busy_since: float = 0.0
@@ -146,6 +166,11 @@ class AppState:
             return self.engine.ready
         except OperatorError as error:
             raise EngineDeadError(f"the engine could not start: {error.message}") from error
+
+    def wake_batches(self) -> None:
+        """There are new jobs, or cancelled ones."""
+        if self.batches is not None:
+            self.batches.wake()
 
     def begin_call(self) -> None:
         """A generating call is under way."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import shutil
 import socket
@@ -44,6 +45,7 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
     engine, server = configs
     tokenizer = Tokenizer.load(tokenizer_folder(engine))
     names = server.served_model_name or (engine.model,)
+    folder = None if server.state_dir is None else Path(server.state_dir).expanduser()
     template = _chat_template(server, tokenizer)
     return AppState(
         config=server,
@@ -55,7 +57,8 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
         metrics=Metrics(names[0]),
         keys=KeyRing((*server.api_key, *env.api_keys())),
         scheduling_policy=engine.scheduling_policy,
-        store=None if server.state_dir is None else Store(Path(server.state_dir).expanduser()),
+        store=None if folder is None or server.takeover else Store(folder),
+        open_store=functools.partial(Store, folder) if folder and server.takeover else None,
     )
 
 

@@ -50,10 +50,13 @@ def run(args: argparse.Namespace) -> int:
 def _serve(parsed: Configs, client: EngineClient, entered: float, launched: float) -> None:
     # lazy: the server's libraries take a quarter of a second, during which the engine loads its own
     from octavo.server.app import create_app
+    from octavo.server.handover import Takeover
     from octavo.server.serve import bind, run_server
     from octavo.tools.local import choose_formats, make_state
 
-    sock = bind(parsed.server)
+    wants = parsed.server.takeover
+    takeover = Takeover.ask(parsed.server.host, parsed.server.port) if wants else None
+    sock = bind(parsed.server) if takeover is None else takeover.sock
     state = make_state(parsed, client)
     address = Address(
         host=parsed.server.host,
@@ -70,7 +73,7 @@ def _serve(parsed: Configs, client: EngineClient, entered: float, launched: floa
     chosen = choose_formats(parsed.server, state.chat_template).decisions
     state.on_start = announcing(start, address, entered, launched, chosen)
     state.on_stop = client.close
-    run_server(create_app(state), parsed.server, sock)
+    run_server(create_app(state), parsed.server, sock, takeover)
 
 
 def announcing(

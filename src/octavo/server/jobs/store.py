@@ -1,8 +1,8 @@
 """Uploaded files and batch jobs on disk: sqlite for what is known of them, plain files for their content.
 
 Every row belongs to a tenant and is found only by that tenant. What a method has written is durable when it returns.
-Owner: one server; a second one on the same folder is refused. Methods block, so event loops call the writing ones in a
-thread.
+Owner: one server; a second one on the same folder is refused, unless the first has handed it over. Methods block, so
+event loops call the writing ones in a thread.
 """
 
 from __future__ import annotations
@@ -75,6 +75,18 @@ class Store:
         with self._guard:
             self._db.close()
             self._lock.close()
+
+    def hand_over(self) -> None:
+        """Let another server run what is open in this folder; its files can still be read and added to here."""
+        self._lock.close()
+
+    def take_back(self) -> None:
+        """Own the folder again.
+
+        Raises:
+            BlockingIOError: another server has it.
+        """
+        self._lock = _locked(self._folder / "lock")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

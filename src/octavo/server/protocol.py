@@ -1,8 +1,8 @@
-"""uvicorn's HTTP/1.1 with a cap on what comes before a body: request line and headers. Knows no route, no key."""
+"""uvicorn's HTTP/1.1 with a cap on what comes before a body, and calls that end with their connection. Knows no route."""
 
 from __future__ import annotations
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD_BYTES = 64 << 10
 
@@ -12,6 +12,8 @@ class Protocol(HttpToolsProtocol):
 
     _is_in_head = True
     _head_bytes = 0
+    _cycles: tuple[RequestResponseCycle, ...] = ()
+    """Calls that are not answered yet; more than one where they were sent without waiting."""
 
     def data_received(self, data: bytes) -> None:
         """Parse; hang up when the head goes on and on."""
@@ -26,6 +28,17 @@ class Protocol(HttpToolsProtocol):
         """Its headers are over."""
         self._is_in_head = False
         super().on_headers_complete()
+        if self.cycle is not None:
+            open_ones = (one for one in self._cycles if not one.response_complete)
+            self._cycles = (*open_ones, self.cycle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The caller is gone: so are all its calls, not only the last."""
+        self.pipeline.clear()
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        super().connection_lost(exc)
 
     def on_message_complete(self) -> None:
         """Its body is over; the next head follows."""

@@ -10,7 +10,7 @@ import pytest
 
 from local_engine import LocalEngine, request, write_tiny
 from octavo.core.errors import ModelError
-from octavo.core.result import Failed, Finished
+from octavo.core.result import Finished
 from octavo.kernels.cpu import extension
 from octavo.meter.steplog import read_steplog
 
@@ -239,26 +239,6 @@ def test_logprobs_and_prompt_logprobs_do_not_depend_on_chunks(tiny: Path) -> Non
     for other in seen[1:]:
         for one, two in zip(seen[0], other, strict=True):
             assert one == pytest.approx(two, abs=1e-4)
-
-
-def test_a_failing_step_fails_its_requests_and_the_engine_goes_on(
-    tiny: Path, alone: dict[str, list[int]]
-) -> None:
-    engine = LocalEngine(tiny, enable_prefix_caching=False)
-    free = engine.engine.scheduler.cache.num_free
-    run, engine.engine.runner.run = engine.engine.runner.run, _raise
-    engine.run([request("bad", [1, 2, 3])])
-    end = engine.ends["bad"]
-    assert (
-        isinstance(end, Failed) and end.error.code == "step_failed" and "boom" in end.error.message
-    )
-    engine.engine.runner.run = run
-    assert engine.run([request("g3", prompts()[3], max_tokens=24)])["g3"] == alone["g3"]
-    assert engine.engine.scheduler.cache.num_free == free
-
-
-def _raise(plan: object) -> object:
-    raise RuntimeError("boom")
 
 
 def test_min_tokens_and_stop_tokens(tiny: Path, alone: dict[str, list[int]]) -> None:

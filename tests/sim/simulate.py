@@ -3,7 +3,8 @@
 The fake model's token at a position is a function of the prompt's tag, the choice index and the position, as with
 counter-based sampling; so whatever the scheduler does, a request's output is known beforehand. The fake KV cache
 stores in every slot which token at which position of which scope was computed there and checks, for each slice, that
-all that attention would read is right: a wrong, freed or foreign block is found at once.
+all that attention would read is right: a wrong, freed or foreign block is found at once. Beside it run the epochs of the
+real engine, which must not complain.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+import numpy as np
 from msgspec.structs import replace
 
 from octavo.cache.groups import KVCache, window_blocks
@@ -19,6 +21,7 @@ from octavo.core.params import SamplingParams
 from octavo.core.plan import Slice, StepPlan
 from octavo.core.request import Request
 from octavo.core.result import Failed, Finished, SliceResult, StepResult, TokenOut
+from octavo.engine.epochs import BlockEpochs
 from octavo.scheduler import invariants
 from octavo.scheduler.limits import MAX_PREEMPTIONS, PREFILL_SHARE, Limits
 from octavo.scheduler.policies.registry import POLICIES
@@ -27,6 +30,7 @@ from octavo.scheduler.scheduler import Scheduler
 EOS = 1
 MAX_BLOCKS = 20
 """Of the longest sequence."""
+MAX_ROWS = 12
 
 
 @dataclass
@@ -63,6 +67,8 @@ class FakeRunner:
 
     def __post_init__(self) -> None:
         self.slots: list[dict[int, tuple[str, int, tuple[int, ...]]]] = [{} for _ in self.groups]
+        self.epochs = BlockEpochs(self.groups, MAX_ROWS, 2 * MAX_BLOCKS)
+        self.tables_GRB = np.zeros((len(self.groups), MAX_ROWS, 2 * MAX_BLOCKS), np.int32)
 
     def run(self, plan: StepPlan) -> StepResult:
         for row in plan.ended:
@@ -71,9 +77,31 @@ class FakeRunner:
             tables = [list(table) for table in start.blocks]
             assert start.row not in self.rows, "row given out twice"
             self.rows[start.row] = Row(start.request, list(start.token_ids), tables)
+            self.tables_GRB[:, start.row] = 0
+            self.epochs.clear(start.row)
+            self._give(start.row, [0] * len(tables), start.blocks, start.epochs)
         for piece in plan.slices:
+            lengths = [len(table) for table in self.rows[piece.row].tables]
+            self._give(piece.row, lengths, piece.new_blocks, piece.new_epochs)
             self._store(piece)
+        if plan.slices:
+            row_S = np.array([piece.row for piece in plan.slices])
+            start_S = np.array([piece.start for piece in plan.slices])
+            tables_GSB = [table_RB[row_S] for table_RB in self.tables_GRB]
+            self.epochs.check(tables_GSB, self.tables_GRB, row_S, start_S)  # no false alarm
         return StepResult(step=plan.step, slices=tuple(self._result(p) for p in plan.slices))
+
+    def _give(
+        self,
+        row: int,
+        lengths: list[int],
+        blocks: tuple[tuple[int, ...], ...],
+        epochs: tuple[tuple[int, ...], ...],
+    ) -> None:
+        for group, (new, given) in enumerate(zip(blocks, epochs, strict=True)):
+            at = lengths[group]
+            self.tables_GRB[group, row, at : at + len(new)] = new
+            self.epochs.give(group, row, at, list(new), list(given))
 
     def _store(self, piece: Slice) -> None:
         row = self.rows[piece.row]
@@ -160,7 +188,7 @@ def run_workload(seed: int) -> Outcome:
     """Random limits, pools, arrivals and cancellations; every step checked. Raises AssertionError with the seed."""
     rng = random.Random(seed)
     max_model_len = MAX_BLOCKS * BLOCK_SIZE
-    max_num_seqs = rng.choice([1, 4, 8, 12])
+    max_num_seqs = rng.choice([1, 4, 8, MAX_ROWS])
     limits = Limits(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=rng.choice([max_num_seqs + 1, max_num_seqs + 16, 64, 512]),

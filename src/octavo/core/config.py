@@ -104,6 +104,19 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     step_log: Annotated[
         str | None, _Help(description="File to which one JSON line per step is appended.")
     ] = None
+    fault_dir: Annotated[
+        str | None,
+        _Help(
+            description="Folder for files that reproduce what made a request fail inside the engine; they hold "
+            "token ids. Default: a private temporary folder."
+        ),
+    ] = None
+    inject: Annotated[
+        tuple[str, ...],
+        _Help(
+            description="Faults to strike with, KIND[:WHOM][:COUNT]; refused unless OCTAVO_TEST_BUILD is 1."
+        ),
+    ] = ()
     seed: Annotated[
         int,
         _Help(ge=0, description="Seed of dummy weights."),

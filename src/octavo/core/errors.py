@@ -34,6 +34,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
     fix: str = ""
     param: str | None = None
     retry_after_s: float | None = None
+    phase: str = ""
+    """Of a request that made a step throw: what the engine was doing for it."""
 
     def one_line(self) -> str:
         """`CODE: message. Fix.`, the last line an operator sees."""
@@ -54,6 +56,7 @@ class OctavoError(Exception):
         fix: str = "",
         param: str | None = None,
         retry_after_s: float | None = None,
+        phase: str = "",
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -61,6 +64,7 @@ class OctavoError(Exception):
         self.fix = fix
         self.param = param
         self.retry_after_s = retry_after_s
+        self.phase = phase
 
     def info(self) -> ErrorInfo:
         """The frozen form for the wire."""
@@ -71,6 +75,7 @@ class OctavoError(Exception):
             fix=self.fix,
             param=self.param,
             retry_after_s=self.retry_after_s,
+            phase=self.phase,
         )
 
 
@@ -176,6 +181,7 @@ def from_info(info: ErrorInfo) -> OctavoError:
         fix=info.fix,
         param=info.param,
         retry_after_s=info.retry_after_s,
+        phase=info.phase,
     )
 
 

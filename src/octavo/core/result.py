@@ -146,3 +146,5 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     """Of the running sequences: known tokens that have still to go through the model."""
     step_time: StepTime = StepTime()
     """What a step is predicted to take."""
+    faults: tuple[tuple[str, int], ...] = ()
+    """Requests that failed inside the engine, by kind: where they threw, or the code of their error."""

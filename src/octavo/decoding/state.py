@@ -41,6 +41,17 @@ class SamplingBatch:
     """Of the entries that have a grammar; None when none has."""
 
 
+def greedy_batch() -> SamplingBatch:
+    """One entry of nobody's that takes the most likely token."""
+    return SamplingBatch(
+        params_R=np.array([(1.0, NO_TOP_K, 0, 0, 0.0, -math.inf)], ROW),
+        rows_N=np.zeros(1, np.int64),
+        positions_N=np.ones(1, np.int64),
+        num_logprobs={},
+        edits=(),
+    )
+
+
 class SamplerState:
     """Sampling state of the running rows. Owner: the runner of one rank.
 

@@ -18,19 +18,21 @@ from octavo.core import resolve
 from octavo.core.assets import model_folder
 from octavo.core.config import EngineConfig
 from octavo.core.errors import ConfigError
+from octavo.core.inject import injections
 from octavo.core.kvspec import BLOCK_SIZE, group_layers
 from octavo.core.log import get_logger
 from octavo.core.resolve import Decision
 from octavo.decoding.grammar.rows import GrammarRows
 from octavo.decoding.state import SamplerState
-from octavo.engine import machine
-from octavo.engine.engine import Engine, Link, StepRunner
+from octavo.engine import inject, machine
+from octavo.engine.engine import Engine, Link
 from octavo.engine.grammars import GrammarDesk
 from octavo.engine.graphs import StepGraphs
 from octavo.engine.ipc import Loading, Phase, Ready
 from octavo.engine.memory import MemoryPlan, Needs, available_bytes, plan
 from octavo.engine.pooling import PoolingRunner
 from octavo.engine.prepare import Rows
+from octavo.engine.repro import Repros
 from octavo.engine.runner import Runner
 from octavo.kernels import recording
 from octavo.kernels.cpu import extension
@@ -135,6 +137,7 @@ def decide(config: EngineConfig) -> Resolved:
         OperatorError: it cannot work.
     """
     POLICIES.load(config.scheduling_policy)  # for its error: an unknown name
+    injections(config.inject)  # likewise
     facts = read_facts(model_folder(config.model), config.runner)
     chunks = config.enable_chunked_prefill and not facts.sees_whole_prompts
     device = _device(config.device)
@@ -240,8 +243,8 @@ def _build(resolved: Resolved, loaded: LoadedModel, link: Link, steps: StepLog) 
     groups = resolved.memory.groups
     device = torch.device(resolved.device)
     pool = KVPool(groups, len(loaded.model.kv_specs()), device)
-    rows = Rows(limits.max_num_seqs, limits.max_model_len, len(groups))
-    runner: StepRunner
+    rows = Rows(limits.max_num_seqs, limits.max_model_len, groups)
+    runner: Runner | PoolingRunner
     if loaded.pooler is not None:
         runner = PoolingRunner(loaded.model, loaded.pooler, pool, rows)
         grammars = GrammarRows(facts.vocab_size)
@@ -258,13 +261,16 @@ def _build(resolved: Resolved, loaded: LoadedModel, link: Link, steps: StepLog) 
     )
     policy = POLICIES.load(resolved.config.scheduling_policy)()
     scheduler = Scheduler(limits, cache, policy)
-    return Engine(scheduler, runner, link, steps, GrammarDesk(grammars))
+    inject.install(runner, injections(resolved.config.inject))
+    return Engine(scheduler, runner, link, steps, GrammarDesk(grammars), Repros(resolved.config))
 
 
 def _eager_because(resolved: Resolved) -> str | None:
     """Why no step is recorded; None where they are."""
     if resolved.config.enforce_eager:
         return "--enforce-eager"
+    if resolved.config.inject:
+        return "--inject"
     if resolved.facts.pooling is not None:
         return "prompts are pooled"
     return recording.refusal(resolved.device, resolved.dtype)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-from octavo.core.errors import ErrorInfo, OctavoError
-from octavo.core.log import get_logger
-from octavo.core.plan import StepPlan
+from octavo.core.errors import OctavoError
 from octavo.core.request import Request
-from octavo.core.result import Event, Failed, SliceResult, StepResult
+from octavo.core.result import Event, Failed
 from octavo.engine.grammars import GrammarDesk
 from octavo.engine.ipc import (
     Cancel,
@@ -21,10 +19,10 @@ from octavo.engine.ipc import (
     ToEngine,
     UseVocabulary,
 )
+from octavo.engine.isolate import Isolator, StepRunner
+from octavo.engine.repro import Repros
 from octavo.meter.steplog import StepLog
 from octavo.scheduler.scheduler import Scheduler
-
-logger = get_logger(__name__)
 
 
 class Link(Protocol):
@@ -39,14 +37,6 @@ class Link(Protocol):
         ...
 
 
-class StepRunner(Protocol):
-    """Executes plans."""
-
-    def run(self, plan: StepPlan) -> StepResult:
-        """Results of every slice of the plan."""
-        ...
-
-
 class Engine:
     """Owns the scheduler and a runner; speaks through a link."""
 
@@ -57,12 +47,14 @@ class Engine:
         link: Link,
         steps: StepLog,
         grammars: GrammarDesk,
+        repros: Repros,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.link = link
         self.steps = steps
         self.grammars = grammars
+        self.isolator = Isolator(runner, repros)
         self.is_stopping = False
 
     def serve(self) -> None:
@@ -70,6 +62,7 @@ class Engine:
 
         Raises:
             ConnectionError: the client is gone.
+            EngineError: nothing works any more, whatever the requests.
         """
         while not self.is_stopping:
             self.step()
@@ -81,7 +74,7 @@ class Engine:
             events += self._admit_built()
         plan = self.scheduler.schedule(time.monotonic())
         if plan is not None:
-            result = self._run(plan)
+            result = self.isolator.run(plan)
             self.steps.add(plan, result)
             events += self.scheduler.apply(plan, result, time.monotonic())
         self.grammars.forget_ended(events)
@@ -130,18 +123,3 @@ class Engine:
         for request in ready:
             events += self._add(request, self.scheduler)
         return events
-
-    def _run(self, plan: StepPlan) -> StepResult:
-        """Run a plan; when a step throws, its requests fail and the engine goes on with the others."""
-        try:
-            return self.runner.run(plan)
-        except Exception as error:  # edge of the task: a step's failure must not end the engine
-            logger.exception("step %d failed", plan.step)
-            info = ErrorInfo(
-                code="step_failed",
-                message=f"the step that ran this request failed: {type(error).__name__}: {error}",
-                status=500,
-                fix="Send the request again; the engine's log has the traceback.",
-            )
-            slices = tuple(SliceResult(row=piece.row, error=info) for piece in plan.slices)
-            return StepResult(step=plan.step, slices=slices)

@@ -86,6 +86,17 @@ ROWS: tuple[Row, ...] = (
     Row("octavo:requests_received", "counter", "Requests handed to the engine."),
     Row("octavo:requests_in_flight", "gauge", "Requests received and not yet ended."),
     Row("octavo:tool_parse_errors", "counter", "Answers with tool calls that could not be parsed."),
+    Row(
+        "octavo:request_faults",
+        "counter",
+        "Requests that failed inside the engine, by where they threw or what was wrong.",
+        ("kind",),
+    ),
+    Row(
+        "octavo:kv_epoch_mismatches",
+        "counter",
+        "Requests that were about to read a KV block which was freed or never theirs.",
+    ),
     Row("octavo:client_disconnects", "counter", "Calls whose client went away."),
     Row("octavo:http_responses", "counter", "Answers by route and status.", ("route", "status")),
 )

@@ -81,8 +81,18 @@ class Metrics:
             before: int = 0 if restarted else getattr(last, field)
             if now > before:
                 self.count(name, now - before)
+        if stats.faults != last.faults:
+            self._observe_faults(stats, {} if restarted else dict(last.faults))
         if stats.num_steps != last.num_steps and stats.last_step_tokens:
             self._observe("vllm:iteration_tokens_total", stats.last_step_tokens)
+
+    def _observe_faults(self, stats: EngineStats, before: dict[str, int]) -> None:
+        for kind, now in stats.faults:
+            new = now - before.get(kind, 0)
+            if new > 0:
+                self.count("octavo:request_faults", new, kind)
+                if kind == "kv_epoch":
+                    self.count("octavo:kv_epoch_mismatches", new)
 
     def observe_started(self, request: Request) -> None:
         """A request is handed to the engine."""

@@ -163,6 +163,7 @@ class Scheduler:
             count=count,
             sample=count == sequence.num_pending,
             new_blocks=blocks,
+            new_epochs=self.cache.epochs(blocks) if blocks else (),
         )
 
     def _victim(self, needy: Sequence) -> Sequence | None:
@@ -277,6 +278,7 @@ class Scheduler:
             request=sequence.request,
             token_ids=tuple(sequence.token_ids),
             blocks=tuple(tuple(table) for table in sequence.blocks),
+            epochs=self.cache.epochs(sequence.blocks),
         )
 
     # -- apply ---------------------------------------------------------------------------------------------------
@@ -361,6 +363,11 @@ class Scheduler:
         del self.by_id[sequence.id]
 
     def _fail(self, sequence: Sequence, error: ErrorInfo) -> Failed:
+        if (
+            error.status >= 500
+        ):  # not the caller's doing: what it left in the cache is not to be built on
+            self.counters.count_fault(error)
+            self.cache.distrust(sequence)
         self._drop(sequence)
         return Failed(id=sequence.id, error=error)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from octavo.core.errors import ErrorInfo
 from octavo.core.result import EngineStats
 
 
@@ -19,6 +20,12 @@ class Counters:
     generation_tokens: int = 0
     last_step_tokens: int = 0
     last_step_s: float = 0.0
+    faults: dict[str, int] = field(default_factory=dict)
+
+    def count_fault(self, error: ErrorInfo) -> None:
+        """A request failed inside the engine."""
+        kind = error.phase or error.code
+        self.faults[kind] = self.faults.get(kind, 0) + 1
 
     def snapshot(
         self, *, num_running: int, num_waiting: int, num_blocks: int, num_free_blocks: int
@@ -37,4 +44,5 @@ class Counters:
             generation_tokens=self.generation_tokens,
             last_step_tokens=self.last_step_tokens,
             last_step_s=self.last_step_s,
+            faults=tuple(self.faults.items()),
         )

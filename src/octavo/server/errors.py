@@ -63,6 +63,8 @@ class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     param: str | None
     code: str
+    phase: str | UnsetType = UNSET
+    """Of a request that made the engine throw: what was being done for it."""
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
@@ -78,6 +80,7 @@ def error_json(error: OctavoError) -> bytes:
         type=_TYPES.get(error.status, "server_error"),
         param=error.param,
         code=error.code,
+        phase=error.phase or UNSET,
     )
     return msgspec.json.encode(ErrorBody(detail))
 

@@ -17,6 +17,7 @@ from octavo.core import env
 from octavo.core.assets import tokenizer_folder
 from octavo.core.config import ServerConfig
 from octavo.core.errors import ConfigError
+from octavo.core.inject import injections
 from octavo.engine.client import EngineClient
 from octavo.engine.frontend import Frontend
 from octavo.meter.metrics import Metrics
@@ -25,6 +26,7 @@ from octavo.server.auth import KeyRing
 from octavo.server.jobs.store import Store
 from octavo.server.serve import Server
 from octavo.server.state import AppState
+from octavo.text import inject
 from octavo.text.chat import ChatTemplate
 from octavo.text.parsers.choose import Chosen, choose
 from octavo.text.tokenizer import Tokenizer
@@ -44,6 +46,7 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
     """
     engine, server = configs
     tokenizer = Tokenizer.load(tokenizer_folder(engine))
+    inject.install(tokenizer, injections(engine.inject))
     names = server.served_model_name or (engine.model,)
     folder = None if server.state_dir is None else Path(server.state_dir).expanduser()
     template = _chat_template(server, tokenizer)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from octavo.core import env, log
 from octavo.core.config import EngineConfig, ServerConfig
+from octavo.core.inject import injections
 from octavo.engine.ipc import Phase, Ready
 from octavo.tools import startup
 from octavo.tools.flags import Configs, add_config_flags, configs
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
     entered = process_age_s()
     parsed = configs(args)
+    injections(parsed.engine.inject)  # for its error, before a process is started
     # lazy: asyncio and messages, a tenth of a second that a mistyped flag should not cost
     from octavo.engine.client import EngineClient
 

@@ -62,7 +62,13 @@ def test_timeline_sums_to_the_whole() -> None:
 
 def plan(step: int, slices: list[Slice], starts: dict[int, str], ended: list[int]) -> StepPlan:
     begun = [
-        SequenceStart(row=row, request=request(name), token_ids=(1, 2, 3, 4), blocks=((1,),))
+        SequenceStart(
+            row=row,
+            request=request(name),
+            token_ids=(1, 2, 3, 4),
+            blocks=((1,),),
+            epochs=((1,),),
+        )
         for row, name in starts.items()
     ]
     return StepPlan(step=step, slices=tuple(slices), starts=tuple(begun), ended=tuple(ended))
@@ -162,6 +168,8 @@ SNAPSHOT = {
     "octavo:build_info": "gauge",
     "octavo:client_disconnects": "counter",
     "octavo:http_responses": "counter",
+    "octavo:kv_epoch_mismatches": "counter",
+    "octavo:request_faults": "counter",
     "octavo:requests_in_flight": "gauge",
     "octavo:requests_received": "counter",
     "octavo:startup_seconds": "gauge",

@@ -150,9 +150,9 @@ class GrammarRows:
 
     def begin(self, rows: IdArray) -> None:
         """Start on the masks of the entries that will be chosen in this step."""
+        self.settle()
         if not self._rows:
             return
-        self._settle()
         work = [(n, self._rows[row]) for n, row in enumerate(rows.tolist()) if row in self._rows]
         if not work:
             return
@@ -190,8 +190,8 @@ class GrammarRows:
             row.take(each)
         return Taken(forced=forced, is_finished=row.grammar.is_finished())
 
-    def _settle(self) -> None:
-        """A step that failed has left its masks behind; they must not be computed beside this one's."""
+    def settle(self) -> None:
+        """Be done with the masks of a step that is given up: they are of no use, and must not be computed beside others."""
         if self._pending is not None:
             self._pending.exception()
             self._pending = None

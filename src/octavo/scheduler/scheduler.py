@@ -332,15 +332,16 @@ class Scheduler:
                 num_cached = sequence.num_cached
             sequence.last_token_at = now
             self.counters.generation_tokens += len(token_ids)
-        events.append(
-            TokenOut(
-                id=sequence.request.id,
-                token_ids=token_ids,
-                logprobs=logprobs,
-                prompt_logprobs=outcome.prompt_logprobs,
-                num_cached=num_cached,
+        if token_ids or outcome.prompt_logprobs is not None:
+            events.append(
+                TokenOut(
+                    id=sequence.request.id,
+                    token_ids=token_ids,
+                    logprobs=logprobs,
+                    prompt_logprobs=outcome.prompt_logprobs,
+                    num_cached=num_cached,
+                )
             )
-        )
         if end is not None:
             events.append(self._finish(sequence, *end))
 

@@ -39,10 +39,11 @@ class EngineProcess:
         self.listener.bind(path)
         os.chmod(path, 0o600)
         self.listener.listen(1)
-        self._popen = subprocess.Popen(
-            [*command, path],
-            stdin=subprocess.DEVNULL,
-        )
+        try:
+            self._popen = subprocess.Popen([*command, path], stdin=subprocess.DEVNULL)
+        except OSError:
+            self.remove()
+            raise
         self._ended: asyncio.Future[int] | None = None
 
     @property

@@ -105,8 +105,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         int,
         _Help(
             ge=0,
-            description="Ends of the engine process in ten minutes, with nothing answered in between, after which it is "
-            "not started again; 0: never.",
+            description="How often an engine process that ended is started again with nothing answered in between; "
+            "0: never.",
         ),
     ] = 5
     step_log: Annotated[

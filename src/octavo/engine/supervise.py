@@ -13,7 +13,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from msgspec.structs import replace
 
@@ -44,8 +44,8 @@ logger = get_logger(__name__)
 
 State = Literal["loading", "ready", "restarting", "draining", "dead"]
 
-WINDOW_S = 600.0
-"""Ends of the engine further apart than this are no loop."""
+IDLE_WINDOW_S = 600.0
+"""Ends of an engine that was ready and had nothing to answer count as a loop when they are no further apart than this."""
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 8.0
 """Before the second start in a row without an answer, and the most after doubling; the first comes at once."""
@@ -61,6 +61,15 @@ _COUNTERS = (
     "prompt_tokens",
     "generation_tokens",
 )
+
+
+class _Unanswered(NamedTuple):
+    """An end of the engine with nothing answered since the one before."""
+
+    at: float
+    reason: str
+    is_idle: bool
+    """Whether there was nothing to answer."""
 
 
 class Supervisor:
@@ -92,7 +101,7 @@ class Supervisor:
         self._closing = asyncio.Event()
         self._vocabulary: Vocabulary | None = None
         self._base: EngineStats | None = None
-        self._unanswered: list[tuple[float, str]] = []
+        self._unanswered: list[_Unanswered] = []
         self._lost_at = 0.0
         self._first_load_s = 0.0
 
@@ -228,8 +237,11 @@ class Supervisor:
         if self.state == "draining" or self.started is None or ending.kind == "stuck":
             return False
         now = time.monotonic()
-        self._unanswered.append((now, ending.reason))
-        self._unanswered = [one for one in self._unanswered if now - one[0] <= WINDOW_S]
+        is_idle = self.state == "ready" and not len(self.streams)
+        self._unanswered = [
+            one for one in self._unanswered if not one.is_idle or now - one.at <= IDLE_WINDOW_S
+        ]
+        self._unanswered.append(_Unanswered(now, ending.reason, is_idle))
         return len(self._unanswered) <= self.config.max_engine_restarts
 
     def _lose(self, ending: Ending) -> None:
@@ -332,8 +344,8 @@ class Supervisor:
         """What to tell the operator of the last end."""
         fix = "The engine's own log lines are above; out of memory shows as code -9."
         if len(self._unanswered) > 1:
-            reasons = "; ".join(dict.fromkeys(reason for _, reason in self._unanswered))
-            span_s = self._unanswered[-1][0] - self._unanswered[0][0]
+            reasons = "; ".join(dict.fromkeys(one.reason for one in self._unanswered))
+            span_s = self._unanswered[-1].at - self._unanswered[0].at
             return ErrorInfo(
                 code="E-ENGINE-03",
                 message=f"the engine ended {len(self._unanswered)} times in {span_s:.0f} s and answered nothing in "

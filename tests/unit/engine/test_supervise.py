@@ -171,6 +171,8 @@ class FakeProcess:
         if code := plan.get("dies_in_load"):
             return int(code)
         self.say(READY)
+        if "dies_idle" in plan:
+            return -9
         while True:
             await self._drain()
             if any(isinstance(message, Shutdown) for message in self.got):
@@ -423,6 +425,30 @@ async def test_a_crash_loop_ends_with_its_reasons(limit: int) -> None:
         with pytest.raises(EngineDeadError):
             await answer(client, request("b"))
     assert len(script.processes) == 1 + limit
+
+
+@pytest.mark.parametrize("window_s", [0.0, 600.0])
+async def test_an_idle_engine_that_ends_now_and_then_is_no_loop(
+    window_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "IDLE_WINDOW_S", window_s)
+    script = Script([{"dies_idle": True}] * 6 + [{}])
+    async with client_of(script, max_engine_restarts=3) as client:
+        await client.wait_ready()
+        await until(lambda: len(script.processes) == 7 or client.status().state == "dead")
+        assert (client.status().state == "dead") == bool(window_s)
+
+
+async def test_ends_while_somebody_waits_are_a_loop_however_far_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervise, "IDLE_WINDOW_S", 0.0)
+    script = Script([{"tokens": 2}, {"dies_in_load": -9}])
+    async with client_of(script, max_engine_restarts=3) as client:
+        await client.wait_ready()
+        with pytest.raises(AssertionError, match="engine_unavailable"):
+            await answer(client, request("a"))
+    assert len(script.processes) == 4
 
 
 async def test_answers_in_between_are_no_loop() -> None:

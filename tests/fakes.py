@@ -102,10 +102,11 @@ class FakeEngine:
         self.refuse: Exception | None = None
         self.fail_after: int | None = None
         self.seconds_since_progress = 0.0
+        self.restarts: tuple[tuple[str, int], ...] = ()
 
     @property
     def ready(self) -> Ready:
-        if self.state != "ready":
+        if self.state not in ("ready", "restarting"):
             raise EngineDeadError(f"the engine is {self.state}: for the test.", retry_after_s=1.0)
         return Ready(
             model=MODEL,
@@ -127,9 +128,10 @@ class FakeEngine:
     def status(self) -> EngineStatus:
         return EngineStatus(
             state=self.state,  # type: ignore[arg-type]  # tests set only states there are
-            phase="weights" if self.state == "loading" else "",
-            fraction=0.5 if self.state == "loading" else 1.0,
-            reason="killed by the test" if self.state == "dead" else "",
+            phase="weights" if self.state in ("loading", "restarting") else "",
+            fraction=0.5 if self.state in ("loading", "restarting") else 1.0,
+            reason="killed by the test" if self.state in ("restarting", "dead") else "",
+            restarts=self.restarts,
             seconds_since_progress=self.seconds_since_progress,
         )
 

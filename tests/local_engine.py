@@ -14,7 +14,7 @@ from octavo.core.request import Request
 from octavo.core.result import Failed, Finished, Pooled, TokenOut
 from octavo.engine.boot import boot
 from octavo.engine.engine import Engine
-from octavo.engine.ipc import Cancel, Events, FromEngine, Ready, Submit, ToEngine
+from octavo.engine.ipc import Cancel, Events, FromEngine, Ready, Started, Submit, ToEngine
 from octavo.scheduler import invariants
 
 TINY = {
@@ -74,6 +74,7 @@ class LocalEngine:
         config = EngineConfig(model=str(folder), **options)
         self.engine: Engine = boot(config, self.link, asked_at=now, process_at=now)
         self.ready = next(message for message in self.link.sent if isinstance(message, Ready))
+        self.started: list[str] = []
         self.tokens: dict[str, list[int]] = {}
         self.outs: dict[str, list[TokenOut]] = {}
         self.pooled: dict[str, Pooled] = {}
@@ -91,6 +92,9 @@ class LocalEngine:
         wrong = invariants.check(self.engine.scheduler)
         assert not wrong, wrong
         for message in self.link.sent:
+            if isinstance(message, Started):
+                self.started += message.ids
+                continue
             assert isinstance(message, Events)
             for event in message.events:
                 assert event.id not in self.ends, "an event after the end"

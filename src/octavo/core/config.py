@@ -101,6 +101,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_num_waiting: Annotated[
         int, _Help(ge=1, description="Most requests in the queue; more are refused with 429.")
     ] = 4096
+    max_engine_restarts: Annotated[
+        int,
+        _Help(
+            ge=0,
+            description="How often an engine process that ended is started again with nothing answered in between; "
+            "0: never.",
+        ),
+    ] = 5
     step_log: Annotated[
         str | None, _Help(description="File to which one JSON line per step is appended.")
     ] = None

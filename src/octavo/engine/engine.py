@@ -15,6 +15,7 @@ from octavo.engine.ipc import (
     FromEngine,
     ResetPrefixCache,
     Shutdown,
+    Started,
     Submit,
     ToEngine,
     UseVocabulary,
@@ -72,8 +73,12 @@ class Engine:
         events = self._drain(wait=not (self.scheduler.has_work or self.grammars.is_busy))
         if self.grammars.is_busy:
             events += self._admit_built()
-        plan = self.scheduler.schedule(time.monotonic())
+        now = time.monotonic()
+        plan = self.scheduler.schedule(now)
         if plan is not None:
+            if plan.starts:
+                ids = tuple(start.request.id for start in plan.starts)
+                self.link.send(Started(ids=ids, at=now))
             result = self.isolator.run(plan)
             self.steps.add(plan, result)
             events += self.scheduler.apply(plan, result, time.monotonic())
@@ -105,10 +110,9 @@ class Engine:
 
     def _add(self, request: Request, to: GrammarDesk | Scheduler) -> list[Event]:
         try:
-            to.add(request)
+            return to.add(request)
         except OctavoError as error:
             return [Failed(id=request.id, error=error.info())]
-        return []
 
     def _cancel(self, request_id: str) -> list[Event]:
         """End a request wherever it stands; one that waits for its grammar by way of the scheduler, like all others."""

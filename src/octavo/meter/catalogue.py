@@ -83,6 +83,12 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("octavo:build_info", "gauge", "What runs.", ("version", "device", "dtype")),
     Row("octavo:startup_seconds", "gauge", "Start-up time by phase.", ("phase",)),
+    Row(
+        "octavo:engine_restarts",
+        "counter",
+        "Engine processes started in place of one that ended, by what it ended from.",
+        ("reason",),
+    ),
     Row("octavo:requests_received", "counter", "Requests handed to the engine."),
     Row("octavo:requests_in_flight", "gauge", "Requests received and not yet ended."),
     Row("octavo:tool_parse_errors", "counter", "Answers with tool calls that could not be parsed."),

@@ -56,6 +56,7 @@ class Metrics:
         self._metrics = {row.name: self._make(row) for row in ROWS}
         self._bound: dict[tuple[str, ...], Counter | Gauge | Histogram] = {}
         self._last = EngineStats()
+        self._restarts: dict[str, int] = {}
         self._exposition = _Exposition(self._registry)
         for row in ROWS:
             if not row.labels:
@@ -133,6 +134,12 @@ class Metrics:
     def observe_build(self, *, version: str, device: str, dtype: str) -> None:
         """What runs, on what."""
         self.set("octavo:build_info", 1, version, device, dtype)
+
+    def observe_restarts(self, restarts: Iterable[tuple[str, int]]) -> None:
+        """How often the engine process was started again until now, by what it ended from."""
+        for reason, total in restarts:
+            self.count("octavo:engine_restarts", total - self._restarts.get(reason, 0), reason)
+            self._restarts[reason] = total
 
     def observe_startup(self, phases: Iterable[tuple[str, float]]) -> None:
         """Start-up phases (name, seconds)."""

@@ -61,14 +61,14 @@ class Scheduler:
         """Whether `schedule` could run something."""
         return bool(self.waiting or self.running)
 
-    def add(self, request: Request) -> None:
-        """Accept a request.
+    def add(self, request: Request) -> list[Event]:
+        """Accept a request. Its end, when what its caller has already is all there will be; else [].
 
         Raises:
             OverloadError: the queue is full.
             ContextLengthError: it could never fit into the KV cache or the context.
         """
-        if len(self.waiting) >= self.limits.max_num_waiting:
+        if len(self.waiting) >= self.limits.max_num_waiting and not request.restarts:
             raise OverloadError(
                 f"{len(self.waiting)} requests are waiting; at most {self.limits.max_num_waiting}.",
                 fix="Try again later.",
@@ -81,9 +81,11 @@ class Scheduler:
                 f"context of {self.limits.max_model_len} tokens.",
                 param="max_tokens",
             )
-        sequence = Sequence(request=request, token_ids=list(request.token_ids))
+        sequence = Sequence(request=request, token_ids=[*request.token_ids, *request.resumed])
         self.by_id[request.id] = sequence
         bisect.insort(self.waiting, sequence, key=self.policy.order)
+        end = _end_of(sequence, request.resumed[-1]) if request.resumed else None
+        return [] if end is None else [self._finish(sequence, *end)]
 
     def cancel(self, request_id: str, reason: FinishReason = "abort") -> list[Event]:
         """End a request now, wherever it stands; [] when it is not (or no longer) known."""
@@ -266,7 +268,7 @@ class Scheduler:
         self._by_row[sequence.row] = sequence
         if sequence.admitted_at is None:
             sequence.admitted_at = now
-            sequence.num_cached = match.num_tokens
+            sequence.num_cached = min(match.num_tokens, sequence.num_prompt)
             if self.cache.looks_up(sequence):
                 self.counters.prefix_queries += sequence.num_tokens
                 self.counters.prefix_hits += match.num_tokens
@@ -332,15 +334,16 @@ class Scheduler:
                 num_cached = sequence.num_cached
             sequence.last_token_at = now
             self.counters.generation_tokens += len(token_ids)
-        events.append(
-            TokenOut(
-                id=sequence.request.id,
-                token_ids=token_ids,
-                logprobs=logprobs,
-                prompt_logprobs=outcome.prompt_logprobs,
-                num_cached=num_cached,
+        if token_ids or outcome.prompt_logprobs is not None:
+            events.append(
+                TokenOut(
+                    id=sequence.request.id,
+                    token_ids=token_ids,
+                    logprobs=logprobs,
+                    prompt_logprobs=outcome.prompt_logprobs,
+                    num_cached=num_cached,
+                )
             )
-        )
         if end is not None:
             events.append(self._finish(sequence, *end))
 

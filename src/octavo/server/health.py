@@ -67,7 +67,7 @@ async def readyz(call: Call) -> Response:
 async def startupz(call: Call) -> Response:
     """200 once started; until then 503 with phase and percent."""
     status = call.state.engine.status()
-    is_started = status.state in ("ready", "draining")
+    is_started = status.state in ("ready", "restarting", "draining")
     body = Startup(
         state=status.state,
         phase=status.phase,
@@ -97,7 +97,9 @@ async def metrics(call: Call) -> Response:
     """Prometheus text."""
     state = call.state
     state.metrics.observe_stats(state.engine.stats)
-    if state.engine.status().state == "ready":
+    status = state.engine.status()
+    state.metrics.observe_restarts(status.restarts)
+    if status.state == "ready":
         ready = state.engine.ready
         state.metrics.observe_config(
             block_size=ready.block_size, num_blocks=ready.num_blocks, cache_dtype=ready.dtype
@@ -111,10 +113,12 @@ async def metrics(call: Call) -> Response:
 
 def _engine_trouble(state: AppState) -> str:
     """Why the engine cannot serve, or the empty string."""
+    status = state.engine.status()
+    if status.state == "restarting":
+        return f"engine restarting: {status.phase} {100 * status.fraction:.0f} %, after: {status.reason}"
     try:
         _ = state.engine.ready
     except OctavoError as error:
-        status = state.engine.status()
         if status.state == "loading":
             return f"loading: {status.phase} {100 * status.fraction:.0f} %"
         return f"engine {status.state}: {status.reason or error.message}"

@@ -184,9 +184,10 @@ class AppState:
 
     def stalled_for(self) -> float | None:
         """Seconds without progress if the engine has work and hangs, else None."""
-        if self.num_in_flight == 0:
+        status = self.engine.status()
+        if self.num_in_flight == 0 or status.state == "restarting":
             return None
         # An engine that was idle for an hour has not hung for an hour when the next call comes.
-        idle = self.engine.status().seconds_since_progress
+        idle = status.seconds_since_progress
         idle = min(idle, time.monotonic() - self.busy_since)
         return idle if idle > max(STALL_S, _STALL_STEPS * self.engine.stats.last_step_s) else None

@@ -167,6 +167,7 @@ def families() -> dict[str, str]:
 SNAPSHOT = {
     "octavo:build_info": "gauge",
     "octavo:client_disconnects": "counter",
+    "octavo:engine_restarts": "counter",
     "octavo:http_responses": "counter",
     "octavo:kv_epoch_mismatches": "counter",
     "octavo:request_faults": "counter",
@@ -210,6 +211,14 @@ SNAPSHOT = {
 def test_metric_names_and_types_snapshot() -> None:
     assert families() == SNAPSHOT
     assert {row.name for row in ROWS} | set(ALIASES) == set(SNAPSHOT)
+
+
+def test_restarts_are_counted_by_what_the_engine_ended_from() -> None:
+    metrics = Metrics("m")
+    metrics.observe_restarts([("signal", 2)])
+    metrics.observe_restarts([("signal", 2), ("fatal", 1)])
+    assert metrics.value("octavo:engine_restarts_total", [("reason", "signal")]) == 2
+    assert metrics.value("octavo:engine_restarts_total", [("reason", "fatal")]) == 1
 
 
 def test_old_names_repeat_the_new_and_labels_are_everywhere() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from octavo.cache.groups import KVCache, window_blocks
 from octavo.core.errors import ContextLengthError, OverloadError
@@ -10,7 +11,8 @@ from octavo.core.kvspec import KVGroup, KVSpec
 from octavo.core.params import SamplingParams
 from octavo.core.plan import StepPlan
 from octavo.core.request import Request
-from octavo.core.result import Event, SliceResult, StepResult
+from octavo.core.result import Event, Finished, SliceResult, StepResult
+from octavo.scheduler.invariants import check
 from octavo.scheduler.limits import Limits
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
@@ -143,3 +145,53 @@ def test_prompts_that_are_not_looked_up_are_no_queries_of_the_prefix_cache() -> 
     scheduler.add(request("b", 40))
     step(scheduler)
     assert scheduler.stats().prefix_queries == 40
+
+
+def test_a_resumed_request_goes_on_behind_what_its_caller_has() -> None:
+    scheduler = make()
+    assert scheduler.add(request("a", 20, max_tokens=6, resumed=(9, 8, 7, 6), restarts=1)) == []
+    plan, events = step(scheduler)
+    assert plan.starts[0].token_ids[20:] == (9, 8, 7, 6) and plan.slices[0].count == 24
+    assert plan.slices[0].sample and [event.token_ids for event in events] == [(3,)]  # type: ignore[union-attr]
+    _, events = step(scheduler)
+    end = events[-1]
+    assert isinstance(end, Finished) and (end.reason, end.num_output) == ("length", 6)
+    assert scheduler.counters.generation_tokens == 2, "what was resumed was not generated again"
+
+
+@pytest.mark.parametrize(
+    ("resumed", "fields", "reason", "stop_token"),
+    [
+        ((9, 5), {"params": SamplingParams(stop_token_ids=(5,))}, "stop", 5),
+        ((9, 2), {"eos_token_ids": (2,)}, "stop", None),
+        ((9, 9, 9), {"max_tokens": 3}, "length", None),
+    ],
+)
+def test_a_resumed_request_that_was_complete_ends_at_once(
+    resumed: tuple[int, ...], fields: dict, reason: str, stop_token: int | None
+) -> None:
+    scheduler = make()
+    [end] = scheduler.add(request("a", 20, resumed=resumed, restarts=1, **fields))
+    assert isinstance(end, Finished) and (end.reason, end.stop_token) == (reason, stop_token)
+    assert end.num_output == len(resumed) and not scheduler.has_work and not scheduler.by_id
+    assert not check(scheduler)
+
+
+def test_what_was_accepted_once_is_not_refused_by_a_full_queue() -> None:
+    scheduler = make(max_num_waiting=1)
+    scheduler.add(request("a", 4))
+    scheduler.add(request("b", 4, restarts=1))
+    with pytest.raises(OverloadError):
+        scheduler.add(request("c", 4))
+
+
+def test_tokens_found_in_the_cache_count_up_to_the_prompt() -> None:
+    scheduler = make()
+    base = request("a", 20, max_tokens=60)
+    output = tuple(range(100, 145))
+    scheduler.add(replace(base, resumed=output, restarts=1))
+    while scheduler.has_work:
+        step(scheduler)
+    scheduler.add(replace(base, id="b", resumed=output, restarts=1))
+    step(scheduler)
+    assert scheduler.by_id["b"].num_cached == 20

@@ -20,6 +20,7 @@ def statuses(state: AppState) -> dict[str, int]:
     [
         ("ready", set()),
         ("loading", {"/health", "/ping", "/readyz", "/startupz"}),
+        ("restarting", {"/health", "/ping", "/readyz"}),
         ("dead", {"/health", "/ping", "/livez", "/readyz", "/startupz"}),
     ],
 )
@@ -41,6 +42,24 @@ def test_reasons() -> None:
     assert "killed by the test" in server.call("GET", "/livez").json()["reason"]
     engine.state = "ready"
     assert server.call("GET", "/startupz").json()["percent"] == 100.0
+
+
+def test_a_restart_is_told_and_counted_and_calls_are_taken() -> None:
+    engine = FakeEngine()
+    state = make_state(engine)
+    server = InProcess(state)
+    engine.state, engine.restarts = "restarting", (("signal", 2),)
+    reason = server.call("GET", "/readyz").json()["reason"]
+    assert reason == "engine restarting: weights 50 %, after: killed by the test"
+    metrics = server.call("GET", "/metrics").text
+    assert (
+        'octavo:engine_restarts_total{engine="0",model_name="fake-model",reason="signal"} 2.0'
+        in metrics
+    )
+    assert server.post("/v1/completions", {"prompt": "a", "max_tokens": 2}).status_code == 200
+    state.begin_call()
+    engine.seconds_since_progress = 3600.0
+    assert state.stalled_for() is None, "an engine that restarts is waited for"
 
 
 def test_draining_is_alive_and_healthy_and_not_ready() -> None:

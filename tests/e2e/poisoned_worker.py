@@ -1,0 +1,29 @@
+"""An engine process that a certain token kills: what a defect in native code looks like from outside."""
+
+import os
+import signal
+import sys
+
+from octavo.core.plan import StepPlan
+from octavo.core.result import StepResult
+from octavo.engine import worker
+from octavo.engine.runner import Runner
+
+POISON = 319
+"""A prompt that ends with it."""
+
+_run = Runner.run
+
+
+def run(self: Runner, plan: StepPlan) -> StepResult:
+    for piece in plan.slices:
+        if piece.sample and self.rows.requests.get(piece.row) is None:
+            request = next(one.request for one in plan.starts if one.row == piece.row)
+            if request.token_ids[-1] == POISON:
+                os.kill(os.getpid(), signal.SIGSEGV)
+    return _run(self, plan)
+
+
+if __name__ == "__main__":
+    Runner.run = run  # type: ignore[method-assign]
+    sys.exit(worker.main(sys.argv[1:]))

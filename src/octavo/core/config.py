@@ -165,6 +165,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     shutdown_timeout: Annotated[
         float, _Help(ge=0, description="Seconds that running requests get to finish at shutdown.")
     ] = 30.0
+    canary_interval: Annotated[
+        float,
+        _Help(
+            ge=0,
+            description="Seconds between requests of the server's own, of a few tokens and with a known answer, "
+            "which show that the engine still says the same; 0: none.",
+        ),
+    ] = 30.0
     enable_log_requests: Annotated[
         bool, _Help(description="Log one line per request (never its text).")
     ] = False

@@ -31,6 +31,7 @@ from octavo.engine.ipc import Loading, Phase, Ready
 from octavo.engine.memory import MemoryPlan, Needs, available_bytes, plan
 from octavo.engine.pooling import PoolingRunner
 from octavo.engine.prepare import Rows
+from octavo.engine.pulse import Pulse
 from octavo.engine.runner import Runner
 from octavo.kernels import recording
 from octavo.kernels.cpu import extension
@@ -63,8 +64,16 @@ class Resolved(NamedTuple):
     decisions: tuple[Decision, ...]
 
 
-def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float) -> Engine:
-    """Load the model and build the engine; sends `Loading` on the way and `Ready` at the end.
+def boot(
+    config: EngineConfig,
+    link: Link,
+    *,
+    asked_at: float,
+    process_at: float,
+    pulse: Pulse | None = None,
+) -> Engine:
+    """Load the model and build the engine; sends `Loading` on the way and `Ready` at the end. `pulse` is where the
+    engine shows that it gets on.
 
     Raises:
         OperatorError: what was asked for cannot be started.
@@ -96,7 +105,7 @@ def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float
     begin("kv cache", 0.9)
     if resolved.storage.is_repacked:
         extension.take_over()
-    engine = _build(resolved, loaded, link, steps)
+    engine = _build(resolved, loaded, link, steps, pulse or Pulse())
     timeline.stop()
     details = {
         "imports": f"torch {torch.__version__}",
@@ -235,7 +244,9 @@ def _open_step_log(path: str | None) -> StepLog:
         ) from error
 
 
-def _build(resolved: Resolved, loaded: LoadedModel, link: Link, steps: StepLog) -> Engine:
+def _build(
+    resolved: Resolved, loaded: LoadedModel, link: Link, steps: StepLog, pulse: Pulse
+) -> Engine:
     limits, facts = resolved.limits, resolved.facts
     groups = resolved.memory.groups
     device = torch.device(resolved.device)
@@ -243,13 +254,13 @@ def _build(resolved: Resolved, loaded: LoadedModel, link: Link, steps: StepLog) 
     rows = Rows(limits.max_num_seqs, limits.max_model_len, len(groups))
     runner: StepRunner
     if loaded.pooler is not None:
-        runner = PoolingRunner(loaded.model, loaded.pooler, pool, rows)
+        runner = PoolingRunner(loaded.model, loaded.pooler, pool, rows, pulse)
         grammars = GrammarRows(facts.vocab_size)
     else:
         state = SamplerState(limits.max_num_seqs, facts.vocab_size)
         graphs = StepGraphs(_eager_because(resolved))
         # A network without a pooler has a head.
-        runner = Runner(cast(Model, loaded.model), pool, rows, state, graphs)
+        runner = Runner(cast(Model, loaded.model), pool, rows, state, graphs, pulse)
         grammars = state.grammars
     cache = KVCache(
         groups,
@@ -258,7 +269,7 @@ def _build(resolved: Resolved, loaded: LoadedModel, link: Link, steps: StepLog) 
     )
     policy = POLICIES.load(resolved.config.scheduling_policy)()
     scheduler = Scheduler(limits, cache, policy)
-    return Engine(scheduler, runner, link, steps, GrammarDesk(grammars))
+    return Engine(scheduler, runner, link, steps, GrammarDesk(grammars), pulse)
 
 
 def _eager_because(resolved: Resolved) -> str | None:

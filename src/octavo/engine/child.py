@@ -14,6 +14,8 @@ import threading
 import time
 from pathlib import Path
 
+from octavo.engine.pulse import Page
+
 
 class EngineProcess:
     """A process that connects to `listener`. The socket lies in a private folder (0700) and is 0600.
@@ -30,8 +32,11 @@ class EngineProcess:
         self.listener.bind(path)
         os.chmod(path, 0o600)
         self.listener.listen(1)
+        self.pulse = Page.create()
         self._popen = subprocess.Popen(
-            [sys.executable, "-m", "octavo.engine.worker", path], stdin=subprocess.DEVNULL
+            [sys.executable, "-m", "octavo.engine.worker", path, str(self.pulse.fd)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(self.pulse.fd,),
         )
         self._ended: asyncio.Future[int] | None = None
 
@@ -70,6 +75,7 @@ class EngineProcess:
     def remove(self) -> None:
         """Close the listener and delete the socket's folder."""
         self.listener.close()
+        self.pulse.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def abandon(self) -> None:

@@ -38,6 +38,7 @@ from octavo.engine.ipc import (
     frame,
     read_frame,
 )
+from octavo.engine.pulse import Reading
 
 logger = get_logger(__name__)
 
@@ -51,8 +52,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     phase: str = ""
     fraction: float = 0.0
     reason: str = ""
-    seconds_since_progress: float = 0.0
-    """Since the last frame from the engine; grows while it is idle, too."""
+    pulse: Reading | None = None
+    """What the process shows of itself, once it is ready."""
 
 
 class EngineClient:
@@ -67,7 +68,6 @@ class EngineClient:
         self._ready_event = asyncio.Event()
         self._state: State = "loading"
         self._loading = Loading(phase="process", fraction=0.0)
-        self._progress_at = time.monotonic()
         self._streams: dict[str, asyncio.Queue[Event]] = {}
         self._process: EngineProcess | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -186,8 +186,13 @@ class EngineClient:
             phase=self._loading.phase if self._state == "loading" else "",
             fraction=self._loading.fraction if self._state == "loading" else 1.0,
             reason=self.fatal.one_line() if self.fatal is not None else "",
-            seconds_since_progress=time.monotonic() - self._progress_at,
+            pulse=self._pulse(),
         )
+
+    def _pulse(self) -> Reading | None:
+        if self._process is None or self._state != "ready":
+            return None
+        return self._process.pulse.read(time.monotonic())
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -252,7 +257,6 @@ class EngineClient:
         self._die(reason)
 
     def _handle(self, message: FromEngine) -> None:
-        self._progress_at = time.monotonic()
         match message:
             case Events(events, stats):
                 self.stats = stats

@@ -21,6 +21,7 @@ from octavo.engine.ipc import (
     ToEngine,
     UseVocabulary,
 )
+from octavo.engine.pulse import GRAMMAR_S, Pulse
 from octavo.meter.steplog import StepLog
 from octavo.scheduler.scheduler import Scheduler
 
@@ -57,12 +58,14 @@ class Engine:
         link: Link,
         steps: StepLog,
         grammars: GrammarDesk,
+        pulse: Pulse | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.link = link
         self.steps = steps
         self.grammars = grammars
+        self.pulse = pulse or Pulse()
         self.is_stopping = False
 
     def serve(self) -> None:
@@ -76,12 +79,19 @@ class Engine:
 
     def step(self) -> None:
         """One turn of the loop."""
-        events = self._drain(wait=not (self.scheduler.has_work or self.grammars.is_busy))
+        is_idle = not (self.scheduler.has_work or self.grammars.is_busy)
+        if is_idle:
+            self.pulse.rest()
+        events = self._drain(wait=is_idle)
+        if is_idle:
+            self.pulse.turn()
         if self.grammars.is_busy:
             events += self._admit_built()
         plan = self.scheduler.schedule(time.monotonic())
         if plan is not None:
+            self.pulse.begin(plan)
             result = self._run(plan)
+            self.pulse.end(is_whole=result.elapsed_s > 0.0)
             self.steps.add(plan, result)
             events += self.scheduler.apply(plan, result, time.monotonic())
         self.grammars.forget_ended(events)
@@ -125,7 +135,12 @@ class Engine:
 
     def _admit_built(self) -> list[Event]:
         """Hand over to the scheduler what has its grammar; with nothing else to do, wait for it."""
-        ready, failed = self.grammars.take(wait_for_one=not self.scheduler.has_work)
+        is_all = not self.scheduler.has_work
+        if is_all:
+            self.pulse.turn(GRAMMAR_S)
+        ready, failed = self.grammars.take(wait_for_one=is_all)
+        if is_all:
+            self.pulse.turn()
         events: list[Event] = list(failed)
         for request in ready:
             events += self._add(request, self.scheduler)

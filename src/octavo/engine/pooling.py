@@ -18,6 +18,7 @@ from octavo.core.plan import Slice, StepPlan
 from octavo.core.pooling import PER_TOKEN
 from octavo.core.result import PooledValues, SliceResult, StepResult
 from octavo.engine.prepare import Rows, Spans
+from octavo.engine.pulse import Pulse, WatchedCaches
 from octavo.layers.pooler import Gathered, Pooler
 from octavo.models.base import Trunk
 
@@ -25,11 +26,20 @@ from octavo.models.base import Trunk
 class PoolingRunner:
     """Owner of the rows, of what was gathered of their prompts, and of the KV pool of one rank."""
 
-    def __init__(self, model: Trunk, pooler: Pooler, pool: KVPool, rows: Rows) -> None:
+    def __init__(
+        self,
+        model: Trunk,
+        pooler: Pooler,
+        pool: KVPool,
+        rows: Rows,
+        pulse: Pulse | None = None,
+    ) -> None:
         self.model = model
         self.pooler = pooler
         self.pool = pool
         self.rows = rows
+        self.pulse = pulse or Pulse()
+        self.caches = WatchedCaches(pool, self.pulse)
         self._gathered: dict[int, Gathered] = {}
 
     @torch.inference_mode()
@@ -45,7 +55,8 @@ class PoolingRunner:
         if plan.slices:
             spans = Spans.of(plan.slices)
             batch = self.rows.pack(spans, spans.query_starts[1:] - 1, self.pool.device)
-            hidden_TD = self.model.forward(batch, self.pool)
+            hidden_TD = self.model.forward(batch, self.caches)
+            self.pulse.tick()
             results = self._results(plan.slices, hidden_TD, batch.query_starts)
         return StepResult(step=plan.step, slices=results, elapsed_s=time.perf_counter() - begun)
 

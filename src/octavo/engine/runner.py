@@ -21,6 +21,7 @@ from octavo.decoding.sampler import SampledTokens, Sampler
 from octavo.decoding.state import SamplerState
 from octavo.engine.graphs import StepGraphs
 from octavo.engine.prepare import IntArray, Rows, Spans
+from octavo.engine.pulse import Pulse, WatchedCaches
 from octavo.models.base import Model
 
 _NOTHING = Taken()
@@ -38,12 +39,15 @@ class Runner:
         rows: Rows,
         state: SamplerState,
         graphs: StepGraphs | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
         self.model = model
         self.pool = pool
         self.rows = rows
         self.state = state
         self.graphs = graphs or StepGraphs("not asked for")
+        self.pulse = pulse or Pulse()
+        self.caches = WatchedCaches(pool, self.pulse)
         self.sampler = Sampler()
         self.device = pool.device
         self._prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
@@ -69,6 +73,7 @@ class Runner:
         self.state.grammars.begin(rows_N)
         batch = self.rows.pack(spans, last_N, self.device)
         hidden_TD = self.graphs.run(self._forward, batch)
+        self.pulse.tick()
         # Where every token wants its logits, as in most steps, nothing has to be picked.
         wanted_ND = hidden_TD if len(last_N) == len(hidden_TD) else hidden_TD[batch.logits_rows_N]
         sampled = self._sample(wanted_ND, rows_N, positions_N)
@@ -79,7 +84,7 @@ class Runner:
         return StepResult(step=plan.step, slices=results, elapsed_s=time.perf_counter() - begun)
 
     def _forward(self, batch: ForwardBatch) -> torch.Tensor:
-        return self.model.forward(batch, self.pool)
+        return self.model.forward(batch, self.caches)
 
     def _update(self, plan: StepPlan) -> None:
         for row in plan.ended:
@@ -131,6 +136,7 @@ class Runner:
             request = self.rows.requests[piece.row]
             count = min(piece.start + piece.count, request.num_prompt - 1) - piece.start
             for offset in range(0, count, _PROMPT_LOGITS_ROWS):
+                self.pulse.tick()
                 size = min(_PROMPT_LOGITS_ROWS, count - offset)
                 logits_NV = self.model.logits(hidden_TD[first + offset : first + offset + size])
                 self._prompt_logprobs[piece.row] += _targets(

@@ -9,6 +9,7 @@ shows how old the last answer is. Knows nothing of HTTP.
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -168,7 +169,7 @@ def compare(known: Answer, answer: Answer, *, is_exact: bool) -> Match:
             chances = dict(zip(a.token_ids, a.logprobs, strict=True))
             drift = max(drift, a.logprobs[0] - chances.get(b.token_ids[0], -1e9))
             break
-        drift = max(drift, abs(a.logprobs[0] - b.logprobs[0]))
+        drift = max(drift, _distance(a.logprobs[0], b.logprobs[0]))
         num_equal += 1
     is_whole = len(known.token_ids) == len(answer.token_ids) == len(answer.logprobs)
     return Match(num_equal, drift, is_good=is_whole and drift <= tolerance)
@@ -176,9 +177,15 @@ def compare(known: Answer, answer: Answer, *, is_exact: bool) -> Match:
 
 def _feature_drift(known: tuple[float, ...], answer: tuple[float, ...]) -> float:
     if len(known) != len(answer):
-        return float("inf")
+        return math.inf
     largest = max(map(abs, known)) or 1.0
-    return max(abs(a - b) for a, b in zip(known, answer, strict=True)) / largest
+    return max(map(_distance, known, answer)) / largest
+
+
+def _distance(a: float, b: float) -> float:
+    """Infinite where one of them is no number."""
+    distance = abs(a - b)
+    return math.inf if math.isnan(distance) else distance
 
 
 def _difference(canary: Canary) -> str:

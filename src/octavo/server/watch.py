@@ -17,6 +17,7 @@ logger = get_logger(__name__)
 
 _EVERY_S = 0.5
 _PROBE = "octavo"
+_STUCK = ("engine_not_responding", "engine_hung")
 
 
 class Watch:
@@ -27,16 +28,17 @@ class Watch:
 
     async def run(self) -> None:
         """Watch for ever."""
-        frontend = self._state.frontend
         while True:
-            frontend.workers.probe(lambda: frontend.tokenizer.encode(_PROBE))
-            await self._restart_engine()
+            await self.look()
             await asyncio.sleep(_EVERY_S)
 
-    async def _restart_engine(self) -> None:
+    async def look(self) -> None:
+        """Once."""
+        frontend = self._state.frontend
+        frontend.workers.probe(lambda: frontend.tokenizer.encode(_PROBE))
         trouble = engine_trouble(self._state, patience_s=RESTART_S)
         restart = getattr(self._state.engine, "restart", None)
-        if trouble is None or restart is None or trouble.code == "engine_dead":
+        if trouble is None or trouble.code not in _STUCK or restart is None:
             return
         logger.error("the engine is started anew: %s", trouble.reason)
         done = restart(trouble.reason)

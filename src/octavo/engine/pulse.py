@@ -112,6 +112,7 @@ class Pulse:
         self._last = 0.0
         self._longest = 0.0
         self.rest()
+        self._fields[_ALLOWED] = TURN_S
         self._fields[_BEAT] = time.monotonic()
 
     @contextmanager

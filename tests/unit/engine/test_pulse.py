@@ -7,9 +7,11 @@ import random
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from local_engine import LocalEngine, request, write_tiny
 from octavo.core.plan import Slice, StepPlan
 from octavo.engine.pulse import (
     BEAT_S,
@@ -100,6 +102,33 @@ def test_layers_are_progress_and_steps_are_learned_from() -> None:
     pulse.begin(plan((0, 12)))
     assert page.read(time.monotonic()).allowed_s == TURN_S
     assert page.read(time.monotonic()).num_steps == 2
+    page.close()
+
+
+def test_turns_without_a_step_are_no_progress(tmp_path: Path) -> None:
+    """A loop that spins over work that it never runs hangs, however fast it turns; one that runs it, or waits, does not."""
+    local = LocalEngine(write_tiny(tmp_path))
+    engine = local.engine
+    page = Page.create()
+    engine.pulse = Pulse(page)
+    local.run([request("a", range(5), max_tokens=3)])
+    assert page.read(time.monotonic()).num_steps == 3
+    local.submit(request("b", range(5), max_tokens=3))
+    schedule = engine.scheduler.schedule
+    engine.scheduler.schedule = lambda now: None  # type: ignore[method-assign]
+    local.step()
+    moved = page.fields[1]
+    for _ in range(5):
+        local.step()
+    assert page.fields[1] == moved != 0.0
+    engine.scheduler.schedule = schedule  # type: ignore[method-assign]
+    local.step()
+    assert page.fields[1] > moved
+    local.run()
+    local.submit(request("c", range(5), max_tokens=1))
+    engine.pulse.rest()
+    local.run()
+    assert page.fields[1] > moved, "woken by a request, it counts"
     page.close()
 
 

@@ -53,7 +53,7 @@ def state_of(folder: Path, tokenizer: Path | None = None, **options: Any) -> App
     """A server's state over such an engine."""
     engine = DirectEngine(folder, **options)
     return AppState(
-        config=ServerConfig(port=0, disable_access_log=True),
+        config=ServerConfig(port=0, disable_access_log=True, canary_interval=0.0),
         engine=engine,
         frontend=Frontend(engine, Tokenizer.load(tokenizer or folder)),
         chat_template=None,

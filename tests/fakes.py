@@ -35,6 +35,7 @@ from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.client import EngineStatus
 from octavo.engine.frontend import Frontend
 from octavo.engine.ipc import Phase, Ready
+from octavo.engine.pulse import Reading
 from octavo.meter.metrics import Metrics
 from octavo.server.app import create_app
 from octavo.server.auth import KeyRing
@@ -101,8 +102,8 @@ class FakeEngine:
         self.ended = threading.Semaphore(0)
         self.refuse: Exception | None = None
         self.fail_after: int | None = None
-        self.seconds_since_progress = 0.0
         self.restarts: tuple[tuple[str, int], ...] = ()
+        self.pulse: Reading | None = None
 
     @property
     def ready(self) -> Ready:
@@ -132,7 +133,7 @@ class FakeEngine:
             fraction=0.5 if self.state in ("loading", "restarting") else 1.0,
             reason="killed by the test" if self.state in ("restarting", "dead") else "",
             restarts=self.restarts,
-            seconds_since_progress=self.seconds_since_progress,
+            pulse=self.pulse,
         )
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
@@ -253,7 +254,9 @@ def make_state(
     """A server state over a fake engine."""
     engine = engine or FakeEngine()
     return AppState(
-        config=ServerConfig(port=0, disable_access_log=True, **config),
+        config=ServerConfig(
+            **{"port": 0, "disable_access_log": True, "canary_interval": 0.0, **config}
+        ),
         engine=engine,
         frontend=Frontend(engine, byte_tokenizer(default_sampling)),
         chat_template=ChatTemplate(template) if template is not None else None,

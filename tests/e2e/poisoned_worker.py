@@ -4,8 +4,8 @@ import os
 import signal
 import sys
 
-from octavo.core.plan import StepPlan
-from octavo.core.result import StepResult
+from octavo.core.plan import Slice
+from octavo.core.result import SliceResult
 from octavo.engine import worker
 from octavo.engine.runner import Runner
 
@@ -15,13 +15,11 @@ POISON = 319
 _run = Runner.run
 
 
-def run(self: Runner, plan: StepPlan) -> StepResult:
-    for piece in plan.slices:
-        if piece.sample and self.rows.requests.get(piece.row) is None:
-            request = next(one.request for one in plan.starts if one.row == piece.row)
-            if request.token_ids[-1] == POISON:
-                os.kill(os.getpid(), signal.SIGSEGV)
-    return _run(self, plan)
+def run(self: Runner, slices: tuple[Slice, ...]) -> tuple[SliceResult, ...]:
+    for piece in slices:
+        if piece.sample and self.rows.requests[piece.row].token_ids[-1] == POISON:
+            os.kill(os.getpid(), signal.SIGSEGV)
+    return _run(self, slices)
 
 
 if __name__ == "__main__":

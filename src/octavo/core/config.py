@@ -193,6 +193,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "ready, then finishes its calls and ends. Both are in memory meanwhile."
         ),
     ] = False
+    canary_interval: Annotated[
+        float,
+        _Help(
+            ge=0,
+            description="Seconds between requests of the server's own, of a few tokens and with a known answer, "
+            "which show that the engine still says the same; 0: none.",
+        ),
+    ] = 30.0
     enable_log_requests: Annotated[
         bool, _Help(description="Log one line per request (never its text).")
     ] = False

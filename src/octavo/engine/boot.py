@@ -32,6 +32,7 @@ from octavo.engine.ipc import Loading, Phase, Ready
 from octavo.engine.memory import MemoryPlan, Needs, available_bytes, plan
 from octavo.engine.pooling import PoolingRunner
 from octavo.engine.prepare import Rows
+from octavo.engine.pulse import Pulse
 from octavo.engine.repro import Repros
 from octavo.engine.runner import Runner
 from octavo.kernels import recording
@@ -65,8 +66,16 @@ class Resolved(NamedTuple):
     decisions: tuple[Decision, ...]
 
 
-def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float) -> Engine:
-    """Load the model and build the engine; sends `Loading` on the way and `Ready` at the end.
+def boot(
+    config: EngineConfig,
+    link: Link,
+    *,
+    asked_at: float,
+    process_at: float,
+    pulse: Pulse | None = None,
+) -> Engine:
+    """Load the model and build the engine; sends `Loading` on the way and `Ready` at the end. `pulse` is where the
+    engine shows that it gets on.
 
     Raises:
         OperatorError: what was asked for cannot be started.
@@ -98,7 +107,7 @@ def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float
     begin("kv cache", 0.9)
     if resolved.storage.is_repacked:
         extension.take_over()
-    engine = _build(resolved, loaded, link, steps)
+    engine = _build(resolved, loaded, link, steps, pulse or Pulse())
     timeline.stop()
     details = {
         "imports": f"torch {torch.__version__}",
@@ -238,7 +247,9 @@ def _open_step_log(path: str | None) -> StepLog:
         ) from error
 
 
-def _build(resolved: Resolved, loaded: LoadedModel, link: Link, steps: StepLog) -> Engine:
+def _build(
+    resolved: Resolved, loaded: LoadedModel, link: Link, steps: StepLog, pulse: Pulse
+) -> Engine:
     limits, facts = resolved.limits, resolved.facts
     groups = resolved.memory.groups
     device = torch.device(resolved.device)
@@ -246,13 +257,13 @@ def _build(resolved: Resolved, loaded: LoadedModel, link: Link, steps: StepLog) 
     rows = Rows(limits.max_num_seqs, limits.max_model_len, groups)
     runner: Runner | PoolingRunner
     if loaded.pooler is not None:
-        runner = PoolingRunner(loaded.model, loaded.pooler, pool, rows)
+        runner = PoolingRunner(loaded.model, loaded.pooler, pool, rows, pulse)
         grammars = GrammarRows(facts.vocab_size)
     else:
         state = SamplerState(limits.max_num_seqs, facts.vocab_size)
         graphs = StepGraphs(_eager_because(resolved))
         # A network without a pooler has a head.
-        runner = Runner(cast(Model, loaded.model), pool, rows, state, graphs)
+        runner = Runner(cast(Model, loaded.model), pool, rows, state, graphs, pulse)
         grammars = state.grammars
     cache = KVCache(
         groups,
@@ -262,7 +273,8 @@ def _build(resolved: Resolved, loaded: LoadedModel, link: Link, steps: StepLog) 
     policy = POLICIES.load(resolved.config.scheduling_policy)()
     scheduler = Scheduler(limits, cache, policy)
     inject.install(runner, injections(resolved.config.inject))
-    return Engine(scheduler, runner, link, steps, GrammarDesk(grammars), Repros(resolved.config))
+    repros = Repros(resolved.config)
+    return Engine(scheduler, runner, link, steps, GrammarDesk(grammars), repros, pulse)
 
 
 def _eager_because(resolved: Resolved) -> str | None:

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from octavo.engine.pulse import Page
+
 WORKER = (sys.executable, "-m", "octavo.engine.worker")
 
 
@@ -27,7 +29,7 @@ class EngineProcess:
     """
 
     def __init__(self, command: Sequence[str] = WORKER) -> None:
-        """`command` gets the socket's path as its last word.
+        """`command` gets two words more: the socket's path, and the number of the pulse's file.
 
         Raises:
             OSError: there is no room for a socket, or for a process.
@@ -39,8 +41,13 @@ class EngineProcess:
         self.listener.bind(path)
         os.chmod(path, 0o600)
         self.listener.listen(1)
+        self.pulse = Page.create()
         try:
-            self._popen = subprocess.Popen([*command, path], stdin=subprocess.DEVNULL)
+            self._popen = subprocess.Popen(
+                [*command, path, str(self.pulse.fd)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(self.pulse.fd,),
+            )
         except OSError:
             self.remove()
             raise
@@ -100,6 +107,7 @@ class EngineProcess:
     def remove(self) -> None:
         """Close the listener and delete the socket's folder."""
         self.listener.close()
+        self.pulse.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def abandon(self) -> None:

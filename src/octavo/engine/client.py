@@ -20,6 +20,7 @@ from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.child import EngineProcess
 from octavo.engine.ipc import Ready
 from octavo.engine.life import Process
+from octavo.engine.pulse import Reading
 from octavo.engine.supervise import State, Supervisor, unavailable
 
 
@@ -32,10 +33,10 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Of the load, also while restarting."""
     reason: str = ""
     """Why it is dead, or what the last process ended from while it restarts."""
-    seconds_since_progress: float = 0.0
-    """Since the last frame from the engine; grows while it is idle, too."""
     restarts: tuple[tuple[str, int], ...] = ()
     """How often it was started again, by what it ended from."""
+    pulse: Reading | None = None
+    """What the process shows of itself, once it is ready."""
 
 
 class EngineClient:
@@ -133,9 +134,15 @@ class EngineClient:
             phase=engine.loading.phase if is_loading else "",
             fraction=engine.loading.fraction if is_loading else 1.0,
             reason=engine.fatal.one_line() if engine.fatal is not None else reason,
-            seconds_since_progress=time.monotonic() - engine.heard_at,
             restarts=tuple(engine.restarts.items()),
+            pulse=self._pulse(),
         )
+
+    def _pulse(self) -> Reading | None:
+        engine = self._supervisor
+        if engine.process is None or engine.state != "ready":
+            return None
+        return engine.process.pulse.read(time.monotonic())
 
     # -- requests --------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from octavo.engine.ipc import (
     UseVocabulary,
 )
 from octavo.engine.isolate import Isolator, StepRunner
+from octavo.engine.pulse import GRAMMAR_S, Pulse
 from octavo.engine.repro import Repros
 from octavo.meter.steplog import StepLog
 from octavo.scheduler.scheduler import Scheduler
@@ -49,6 +50,7 @@ class Engine:
         steps: StepLog,
         grammars: GrammarDesk,
         repros: Repros,
+        pulse: Pulse | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -56,6 +58,7 @@ class Engine:
         self.steps = steps
         self.grammars = grammars
         self.isolator = Isolator(runner, repros)
+        self.pulse = pulse or Pulse()
         self.is_stopping = False
 
     def serve(self) -> None:
@@ -70,7 +73,12 @@ class Engine:
 
     def step(self) -> None:
         """One turn of the loop."""
-        events = self._drain(wait=not (self.scheduler.has_work or self.grammars.is_busy))
+        is_idle = not (self.scheduler.has_work or self.grammars.is_busy)
+        if is_idle:
+            self.pulse.rest()
+        events = self._drain(wait=is_idle)
+        if is_idle:
+            self.pulse.turn()
         if self.grammars.is_busy:
             events += self._admit_built()
         now = time.monotonic()
@@ -79,7 +87,9 @@ class Engine:
             if plan.starts:
                 ids = tuple(start.request.id for start in plan.starts)
                 self.link.send(Started(ids=ids, at=now))
+            self.pulse.begin(plan)
             result = self.isolator.run(plan)
+            self.pulse.end(is_whole=self.isolator.is_whole)
             self.steps.add(plan, result)
             events += self.scheduler.apply(plan, result, time.monotonic())
         self.grammars.forget_ended(events)
@@ -122,7 +132,12 @@ class Engine:
 
     def _admit_built(self) -> list[Event]:
         """Hand over to the scheduler what has its grammar; with nothing else to do, wait for it."""
-        ready, failed = self.grammars.take(wait_for_one=not self.scheduler.has_work)
+        is_all = not self.scheduler.has_work
+        if is_all:
+            self.pulse.turn(GRAMMAR_S)
+        ready, failed = self.grammars.take(wait_for_one=is_all)
+        if is_all:
+            self.pulse.turn()
         events: list[Event] = list(failed)
         for request in ready:
             events += self._add(request, self.scheduler)

@@ -11,8 +11,8 @@ import contextlib
 import operator
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -35,6 +35,9 @@ from octavo.decoding.grammar.compiler import GrammarCompiler
 from octavo.engine.ipc import Ready
 from octavo.text.detokenize import Detokenizer
 from octavo.text.tokenizer import Tokenizer
+from octavo.text.workers import TextWorkers
+
+T = TypeVar("T")
 
 
 class Client(Protocol):
@@ -103,10 +106,19 @@ class Frontend:
         self.client = client
         self.tokenizer = tokenizer
         self.grammars = GrammarCompiler(self._vocabulary)
+        self.workers = TextWorkers()
 
     def close(self) -> None:
-        """End the processes that compile grammars, if any were started."""
+        """End the processes that compile grammars, if any were started, and the threads that read long texts."""
         self.grammars.close()
+        self.workers.close()
+
+    async def aside(
+        self, work: Callable[[], T], num_chars: int, *, has_template: bool = False
+    ) -> T:
+        """What `work` on a text of so many characters returns, from a thread that is watched."""
+        job = self.workers.submit(work, num_chars, has_template=has_template)
+        return await asyncio.wrap_future(job)
 
     def _vocabulary(self) -> Vocabulary:
         return Vocabulary(

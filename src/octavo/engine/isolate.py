@@ -87,6 +87,8 @@ class Isolator:
     def __init__(self, runner: StepRunner, repros: Repros) -> None:
         self._runner = runner
         self._repros = repros
+        self.is_whole = True
+        """Whether the last plan ran as it was, in one go."""
 
     def run(self, plan: StepPlan) -> StepResult:
         """Results of every slice of the plan; a slice at fault has an error.
@@ -101,6 +103,7 @@ class Isolator:
         if begun_badly:
             slices = tuple(piece for piece in slices if piece.row not in begun_badly)
         outcome = self._attempt(slices)
+        self.is_whole = not (begun_badly or runner.faults or isinstance(outcome, Exception))
         if begun_badly or runner.faults or isinstance(outcome, Exception):
             results = self._settle(plan, slices, outcome, begun_badly)
         else:

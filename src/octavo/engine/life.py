@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from octavo.core.errors import EngineError, ErrorInfo
 from octavo.engine.ipc import Fatal, FromEngine, ToEngine, decode_from_engine, frame, read_frame
+from octavo.engine.pulse import Page
 
 Kind = Literal["signal", "exit", "fatal", "connection", "asked", "launch", "stuck"]
 _END_S = 2.0
@@ -32,6 +33,8 @@ class Process(Protocol):
     """What is needed of an engine's process (`child.EngineProcess`)."""
 
     started_at: float
+    pulse: Page
+    """In which it shows that it lives."""
 
     @property
     def pid(self) -> int:

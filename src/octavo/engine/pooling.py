@@ -20,6 +20,7 @@ from octavo.core.pooling import PER_TOKEN
 from octavo.core.result import PooledValues, SliceResult
 from octavo.engine.faults import Fault, Faults
 from octavo.engine.prepare import Rows, Spans, probe_batch
+from octavo.engine.pulse import Pulse, WatchedCaches
 from octavo.layers.pooler import Gathered, Pooler
 from octavo.models.base import Trunk
 
@@ -27,11 +28,20 @@ from octavo.models.base import Trunk
 class PoolingRunner:
     """Owner of the rows, of what was gathered of their prompts, and of the KV pool of one rank."""
 
-    def __init__(self, model: Trunk, pooler: Pooler, pool: KVPool, rows: Rows) -> None:
+    def __init__(
+        self,
+        model: Trunk,
+        pooler: Pooler,
+        pool: KVPool,
+        rows: Rows,
+        pulse: Pulse | None = None,
+    ) -> None:
         self.model = model
         self.pooler = pooler
         self.pool = pool
         self.rows = rows
+        self.pulse = pulse or Pulse()
+        self.caches = WatchedCaches(pool, self.pulse)
         self.faults = Faults()
         self.phase = ""
         self._gathered: dict[int, Gathered] = {}
@@ -68,7 +78,8 @@ class PoolingRunner:
         spans = Spans.of(slices)
         batch = self.rows.pack(spans, spans.query_starts[1:] - 1, self.pool.device)
         self.phase = "forward"
-        hidden_TD = self.model.forward(batch, self.pool)
+        hidden_TD = self.model.forward(batch, self.caches)
+        self.pulse.tick()
         self.phase = "pool"
         gathered = {
             piece.row: self._gathered[piece.row].copy()

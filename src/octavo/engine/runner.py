@@ -22,6 +22,7 @@ from octavo.decoding.state import SamplerState, greedy_batch
 from octavo.engine.faults import Fault, Faults
 from octavo.engine.graphs import StepGraphs
 from octavo.engine.prepare import IntArray, Rows, Spans, probe_batch
+from octavo.engine.pulse import Pulse, WatchedCaches
 from octavo.models.base import Model
 
 _NOTHING = Taken()
@@ -39,12 +40,15 @@ class Runner:
         rows: Rows,
         state: SamplerState,
         graphs: StepGraphs | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
         self.model = model
         self.pool = pool
         self.rows = rows
         self.state = state
         self.graphs = graphs or StepGraphs("not asked for")
+        self.pulse = pulse or Pulse()
+        self.caches = WatchedCaches(pool, self.pulse)
         self.sampler = Sampler()
         self.device = pool.device
         self.faults = Faults()
@@ -100,6 +104,7 @@ class Runner:
         batch = self.rows.pack(spans, last_N, self.device)
         self.phase = "forward"
         hidden_TD = self.graphs.run(self._forward, batch)
+        self.pulse.tick()
         # Where every token wants its logits, as in most steps, nothing has to be picked.
         wanted_ND = hidden_TD if len(last_N) == len(hidden_TD) else hidden_TD[batch.logits_rows_N]
         sampled = self._sample(wanted_ND, rows_N, positions_N)
@@ -126,7 +131,7 @@ class Runner:
         )
 
     def _forward(self, batch: ForwardBatch) -> torch.Tensor:
-        return self.model.forward(batch, self.pool)
+        return self.model.forward(batch, self.caches)
 
     def _sample(
         self, hidden_ND: torch.Tensor, rows_N: IntArray, positions_N: IntArray
@@ -178,6 +183,7 @@ class Runner:
             count = min(piece.start + piece.count, request.num_prompt - 1) - piece.start
             entries = found[piece.row] = []
             for offset in range(0, count, _PROMPT_LOGITS_ROWS):
+                self.pulse.tick()
                 size = min(_PROMPT_LOGITS_ROWS, count - offset)
                 logits_NV = self.model.logits(hidden_TD[first + offset : first + offset + size])
                 entries += _targets(request, piece.start + offset, logits_NV)

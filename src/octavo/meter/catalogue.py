@@ -104,6 +104,10 @@ ROWS: tuple[Row, ...] = (
         "Requests that were about to read a KV block which was freed or never theirs.",
     ),
     Row("octavo:client_disconnects", "counter", "Calls whose client went away."),
+    Row("octavo:canary_age_seconds", "gauge", "Since the canary's last answer."),
+    Row("octavo:canary_tokens_matched", "gauge", "Its tokens that were as known."),
+    Row("octavo:canary_latency_seconds", "gauge", "What it took."),
+    Row("octavo:canary_failures", "counter", "Canary answers that were no good."),
     Row("octavo:http_responses", "counter", "Answers by route and status.", ("route", "status")),
 )
 

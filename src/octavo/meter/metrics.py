@@ -57,6 +57,7 @@ class Metrics:
         self._bound: dict[tuple[str, ...], Counter | Gauge | Histogram] = {}
         self._last = EngineStats()
         self._restarts: dict[str, int] = {}
+        self._totals: dict[str, float] = {}
         self._exposition = _Exposition(self._registry)
         for row in ROWS:
             if not row.labels:
@@ -151,6 +152,13 @@ class Metrics:
         child = self._child(name, *labels)
         assert isinstance(child, Counter)
         child.inc(by)
+
+    def raise_to(self, name: str, total: float) -> None:
+        """Bring a counter to what was counted elsewhere; it only grows."""
+        before = self._totals.get(name, 0.0)
+        if total > before:
+            self._totals[name] = total
+            self.count(name, total - before)
 
     def set(self, name: str, value: float, *labels: str, add: bool = False) -> None:
         """Set a gauge, or add to it."""

@@ -6,9 +6,10 @@ no content), because orchestrators and scrapers carry no keys; a network policy 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -19,11 +20,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from octavo.core.errors import NotFoundError, RequestError, did_you_mean
+from octavo.core.log import get_logger
 from octavo.server.batches import BatchRunner
 from octavo.server.call import Endpoint, Handler, RequestId, RouteRow
+from octavo.server.canary import Canary
 from octavo.server.errors import MethodError, error_response
 from octavo.server.jobs.store import Store
 from octavo.server.state import AppState
+from octavo.server.watch import Watch
+
+logger = get_logger(__name__)
 
 _HEALTH = "octavo.server.health"
 _OPENAI = "octavo.server.openai"
@@ -37,6 +43,7 @@ ROUTES: tuple[RouteRow, ...] = (
     RouteRow("/livez", "GET", f"{_HEALTH}:livez", public=True),
     RouteRow("/readyz", "GET", f"{_HEALTH}:readyz", public=True),
     RouteRow("/startupz", "GET", f"{_HEALTH}:startupz", public=True),
+    RouteRow("/healthz", "GET", f"{_HEALTH}:healthz", public=True),
     RouteRow("/version", "GET", f"{_HEALTH}:version", public=True),
     RouteRow("/metrics", "GET", f"{_HEALTH}:metrics", public=True),
     RouteRow("/openapi.json", "GET", "octavo.server.openapi:openapi_json"),
@@ -83,6 +90,10 @@ def create_app(state: AppState) -> Starlette:
         async with contextlib.AsyncExitStack() as stack:
             if state.open_store is not None:
                 state.store = state.open_store()
+            await stack.enter_async_context(_beside(Watch(state).run()))
+            if state.config.canary_interval > 0:
+                state.canary = Canary(state.engine, state.config.canary_interval)
+                await stack.enter_async_context(_beside(state.canary.run()))
             if state.store is not None:
                 await stack.enter_async_context(_batches(state, state.store))
             yield
@@ -112,6 +123,24 @@ async def _batches(state: AppState, store: Store) -> AsyncIterator[None]:
     finally:
         await runner.stop()
         store.close()
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Something runs meanwhile, for ever unless it is a bug, which is logged."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(_tell_bug)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _tell_bug(task: asyncio.Task[None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        logger.error("a task of the server ended", exc_info=error)
 
 
 def _route(row: RouteRow, state: AppState) -> Route:

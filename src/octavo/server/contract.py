@@ -60,6 +60,12 @@ CONTRACTS: Mapping[tuple[str, str], Contract] = {
     ("GET", "/livez"): _HEALTH._replace(summary="503 when a restart would help."),
     ("GET", "/readyz"): _HEALTH._replace(summary="Whether a call sent now would be taken."),
     ("GET", "/startupz"): Contract("How far the start is.", answer=health.Startup, failures=(503,)),
+    ("GET", "/healthz"): Contract(
+        "Whether calls are served, and with `deep=1` what that is read from.",
+        answer=health.DeepHealth,
+        failures=(400, 503),
+        query=("deep",),
+    ),
     ("GET", "/version"): Contract("The version.", answer=health.Version),
     ("GET", "/metrics"): Contract("Prometheus text.", media="text/plain"),
     ("GET", "/openapi.json"): Contract("This document."),

@@ -37,6 +37,7 @@ _QUERY: Mapping[str, dict[str, Any]] = {
     "order": {"type": "string", "enum": ["asc", "desc"]},
     "after": _NAME,
     "purpose": _NAME,
+    "deep": {"type": "string", "enum": ["0", "1"]},
 }
 _FORM = {
     "type": "object",

@@ -19,14 +19,11 @@ from octavo.engine.frontend import Caller, Frontend
 from octavo.engine.ipc import Ready
 from octavo.meter.metrics import Metrics
 from octavo.server.auth import KeyRing
+from octavo.server.canary import Canary
 from octavo.server.jobs.store import Store
 from octavo.server.response_store import ResponseStore
 from octavo.text.chat import ChatTemplate
 from octavo.text.parsers.output import Formats
-
-STALL_S = 30.0
-"""Work is there and nothing moved for so long, and for 50 times the last step: the engine hangs."""
-_STALL_STEPS = 50.0
 
 
 class Inner(NamedTuple):
@@ -68,6 +65,10 @@ class EngineHandle(Protocol):
 
     def status(self) -> EngineStatus:
         """How the engine is; never waits."""
+        ...
+
+    def restart(self, reason: str) -> bool:
+        """End an engine that hangs; another one goes on with what is open. False where there is none to restart."""
         ...
 
     def generate(self, request: Request) -> AsyncIterator[Event]:
@@ -125,10 +126,10 @@ class AppState:
     """A successor accepts the connections: what comes on those that are open is answered, and they close with it."""
     num_in_flight: int = 0
     """Generating calls under way."""
-    busy_since: float = 0.0
-    """`time.monotonic()` when that last rose from zero."""
     failure: Exception | None = None
     """Why `on_start` failed."""
+    canary: Canary | None = None
+    """Asks the engine what it knows the answer to; None: nobody does."""
 
     @property
     def default_sampling(self) -> Mapping[str, float | int]:
@@ -174,20 +175,8 @@ class AppState:
 
     def begin_call(self) -> None:
         """A generating call is under way."""
-        if self.num_in_flight == 0:
-            self.busy_since = time.monotonic()
         self.num_in_flight += 1
 
     def end_call(self) -> None:
         """A generating call has ended."""
         self.num_in_flight -= 1
-
-    def stalled_for(self) -> float | None:
-        """Seconds without progress if the engine has work and hangs, else None."""
-        status = self.engine.status()
-        if self.num_in_flight == 0 or status.state == "restarting":
-            return None
-        # An engine that was idle for an hour has not hung for an hour when the next call comes.
-        idle = status.seconds_since_progress
-        idle = min(idle, time.monotonic() - self.busy_since)
-        return idle if idle > max(STALL_S, _STALL_STEPS * self.engine.stats.last_step_s) else None

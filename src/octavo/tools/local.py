@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
+
 from octavo.core import env
 from octavo.core.assets import tokenizer_folder
 from octavo.core.config import ServerConfig
@@ -94,6 +96,7 @@ async def serving(configs: Configs) -> AsyncIterator[Backend]:
     client = EngineClient(configs.engine)
     state = make_state(configs, client)
     state.keys = KeyRing()
+    state.config = msgspec.structs.replace(state.config, canary_interval=0.0)
     folder = tempfile.mkdtemp(prefix="octavo-")  # mode 0700
     path = str(Path(folder) / "api.sock")
     try:

@@ -39,6 +39,7 @@ from octavo.engine.ipc import (
     frame,
     read_frame,
 )
+from octavo.engine.pulse import Page
 
 pytestmark = pytest.mark.anyio
 
@@ -104,6 +105,7 @@ class FakeProcess:
         self.plan = plan
         self.pid = next(self._pids)
         self.started_at = time.monotonic()
+        self.pulse = Page.create()
         self.got: list[ToEngine] = []
         self.is_removed = False
         self._code: int | None = None
@@ -134,6 +136,7 @@ class FakeProcess:
 
     def remove(self) -> None:
         self.is_removed = True
+        self.pulse.close()
 
     def abandon(self) -> None:
         self.kill()

@@ -166,6 +166,10 @@ def families() -> dict[str, str]:
 # A name that dashboards read does not change: rows may be added here, not removed.
 SNAPSHOT = {
     "octavo:build_info": "gauge",
+    "octavo:canary_age_seconds": "gauge",
+    "octavo:canary_failures": "counter",
+    "octavo:canary_latency_seconds": "gauge",
+    "octavo:canary_tokens_matched": "gauge",
     "octavo:client_disconnects": "counter",
     "octavo:engine_restarts": "counter",
     "octavo:http_responses": "counter",

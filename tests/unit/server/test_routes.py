@@ -20,6 +20,7 @@ OPEN = InProcess(make_state())
 # A new route changes this on purpose: method, path, public.
 SNAPSHOT = {
     ("GET", "/health", True),
+    ("GET", "/healthz", True),
     ("GET", "/livez", True),
     ("GET", "/load", False),
     ("GET", "/metrics", True),

@@ -117,9 +117,10 @@ class Work:
                 for (text, pair), name in zip(texts, names, strict=True)
             ]
 
-        if sum(len(text) + len(pair or "") for text, pair in texts) <= _INLINE_CHARS:
+        num_chars = sum(len(text) + len(pair or "") for text, pair in texts)
+        if num_chars <= _INLINE_CHARS:
             return all_of_them()
-        return await asyncio.to_thread(all_of_them)
+        return await self.call.state.frontend.aside(all_of_them, num_chars)
 
     def params(
         self, task: PoolingTask | None = None, dimensions: int | None = None

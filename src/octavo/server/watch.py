@@ -11,13 +11,17 @@ import inspect
 
 from octavo.core.log import get_logger
 from octavo.server.state import AppState
-from octavo.server.trouble import RESTART_S, engine_trouble
+from octavo.server.trouble import engine_trouble
 
 logger = get_logger(__name__)
 
 _EVERY_S = 0.5
 _PROBE = "octavo"
 _STUCK = ("engine_not_responding", "engine_hung")
+_STUCK_LOOKS = 20
+"""Looks and no clock: a container or a machine that was frozen for an hour finds its engine an hour late, and well at the
+next look but few.
+"""
 
 
 class Watch:
@@ -25,6 +29,8 @@ class Watch:
 
     def __init__(self, state: AppState) -> None:
         self._state = state
+        self._num_stuck = 0
+        """Looks in a row at which the engine was stuck."""
 
     async def run(self) -> None:
         """Watch for ever."""
@@ -36,10 +42,13 @@ class Watch:
         """Once."""
         frontend = self._state.frontend
         frontend.workers.probe(lambda: frontend.tokenizer.encode(_PROBE))
-        trouble = engine_trouble(self._state, patience_s=RESTART_S)
+        trouble = engine_trouble(self._state)
+        is_stuck = trouble is not None and trouble.code in _STUCK
+        self._num_stuck = self._num_stuck + 1 if is_stuck else 0
         restart = getattr(self._state.engine, "restart", None)
-        if trouble is None or trouble.code not in _STUCK or restart is None:
+        if trouble is None or restart is None or self._num_stuck < _STUCK_LOOKS:
             return
+        self._num_stuck = 0
         logger.error("the engine is started anew: %s", trouble.reason)
         done = restart(trouble.reason)
         if inspect.isawaitable(done):

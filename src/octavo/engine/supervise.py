@@ -88,7 +88,6 @@ class Supervisor:
         self.reason = ""
         """What the last process ended from, while there is no other yet."""
         self.fatal: ErrorInfo | None = None
-        self.heard_at = time.monotonic()
         self.restarts: Counter[str] = Counter()
         """By what the process ended from."""
         self.settled = asyncio.Event()
@@ -291,7 +290,7 @@ class Supervisor:
         return True
 
     def _handle(self, message: FromEngine) -> None:
-        now = self.heard_at = time.monotonic()
+        now = time.monotonic()
         match message:
             case Events(events, stats):
                 self.stats = stats if self._base is None else _onto(self._base, stats)

@@ -26,10 +26,8 @@ Code = Literal[
 
 BEAT_LIMIT_S = 1.0
 """Five signs of life left out: a process that runs at all on a busy machine gives some of them."""
-RESTART_S = 10.0
-"""An engine that has been stuck for so long beyond its limit does not come back."""
 LIVE_S = 15.0
-"""And if it was not started anew by then, the whole server has to be."""
+"""An engine that has been stuck for so long beyond its limit does not come back, and was not started anew by then."""
 
 
 class Trouble(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
+from types import UnionType
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from octavo.server.app import ROUTES
 from octavo.server.call import Call, RouteRow
 from octavo.server.contract import CONTRACTS, Contract
+from octavo.server.errors import ErrorBody
 from octavo.server.openai.pages import MAX_LIMIT
 from octavo.server.state import octavo_version
 from octavo.server.unsupported import NEUTRAL
@@ -63,7 +65,7 @@ def _encoded() -> bytes:
 
 def document() -> dict[str, Any]:
     """OpenAPI 3.1 of all routes."""
-    kinds: dict[type, None] = {}
+    kinds: dict[Any, None] = {}
     for one in CONTRACTS.values():
         found = (one.body, one.answer, one.event, one.error)
         kinds |= {kind: None for kind in found if kind is not None}
@@ -102,7 +104,7 @@ def _close(schema: dict[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> No
 
 
 def _operation(
-    row: RouteRow, path: str, contract: Contract, by_kind: Mapping[type, dict[str, Any]]
+    row: RouteRow, path: str, contract: Contract, by_kind: Mapping[Any, dict[str, Any]]
 ) -> dict[str, Any]:
     name = re.sub(r"\W+", "_", f"{row.method.lower()}{path}").strip("_")
     operation: dict[str, Any] = {
@@ -132,7 +134,7 @@ def _parameters(path: str, contract: Contract) -> list[dict[str, Any]]:
 
 
 def _responses(
-    row: RouteRow, contract: Contract, by_kind: Mapping[type, dict[str, Any]]
+    row: RouteRow, contract: Contract, by_kind: Mapping[Any, dict[str, Any]]
 ) -> dict[str, Any]:
     statuses = {*contract.failures}
     if contract.body is not None or contract.form:
@@ -144,14 +146,7 @@ def _responses(
     else:
         content = {"application/json": {"schema": by_kind[contract.answer]}}
     if contract.event is not None:
-        content["text/event-stream"] = {
-            "schema": {
-                "type": "string",
-                "description": f"Events: {by_kind[contract.event]['$ref']}",
-            }
-        }
-    if contract.streams:
-        content["text/event-stream"] = {}
+        content["text/event-stream"] = {"itemSchema": _event(contract.event, by_kind)}
     answers: dict[str, Any] = {"200": {"description": _REASONS[200], "content": content}}
     for status in sorted(statuses):
         # A health answer that says no has the shape of one that says yes.
@@ -162,6 +157,27 @@ def _responses(
             "content": {"application/json": {"schema": by_kind[kind]}},
         }
     return answers
+
+
+def _event(kind: Any, by_kind: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:
+    """One event of a stream, in the words of OpenAPI 3.2, which readers of 3.1 pass over.
+
+    Events of one type have no name; an error may stand among them, and a word that is no JSON ends them.
+    """
+    is_named = isinstance(kind, UnionType)
+    payload = by_kind[kind] if is_named else {"anyOf": [by_kind[kind], by_kind[ErrorBody]]}
+    data: dict[str, Any] = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": payload,
+    }
+    if not is_named:
+        data = {"anyOf": [data, {"const": "[DONE]"}]}
+    return {
+        "type": "object",
+        "required": ["event", "data"] if is_named else ["data"],
+        "properties": {"event": {"type": "string"}, "data": data},
+    }
 
 
 def _required(media: str, schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -242,3 +248,54 @@ def test_queries_that_are_not_honoured_are_refused(served: Served) -> None:
         list(served.one.responses.retrieve(made.id, stream=True))
     with pytest.raises(openai.BadRequestError):
         served.one.responses.cancel(made.id)
+
+
+@contextlib.contextmanager
+def victim(folder: Path, pause_after: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    script = Path(__file__).with_name("response_victim.py")
+    env = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+    command = [sys.executable, str(script), str(folder), str(pause_after)]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process, f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+        finally:
+            process.kill()
+
+
+def test_a_conversation_goes_on_after_a_kill(tmp_path: Path) -> None:
+    ask = {"model": MODEL, "max_output_tokens": 8}
+    with victim(tmp_path) as (process, url), openai.OpenAI(base_url=url, api_key="one") as client:
+        first = client.responses.create(**ask, input="hi")
+        gone = client.responses.create(**ask, input="forget me")
+        client.responses.delete(gone.id)
+        process.send_signal(signal.SIGKILL)
+    with (
+        victim(tmp_path, 4) as (process, url),
+        openai.OpenAI(base_url=url, api_key="one") as client,
+    ):
+        again = client.responses.retrieve(first.id)
+        assert again == first
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(gone.id)
+        with pytest.raises(openai.NotFoundError):
+            client.with_options(api_key="two").responses.retrieve(first.id)
+        with client.responses.create(
+            **ask, input="and?", previous_response_id=first.id, stream=True
+        ) as stream:
+            assert next(iter(stream)).type == "response.created"
+        under_way = client.responses.create(
+            **ask, input="more", previous_response_id=first.id, background=True
+        )
+        while client.responses.retrieve(under_way.id).status == "queued":
+            pass
+        process.send_signal(signal.SIGKILL)
+    with victim(tmp_path) as (process, url), openai.OpenAI(base_url=url, api_key="one") as client:
+        cut_off = client.responses.retrieve(under_way.id)
+        assert cut_off.status == "failed" and cut_off.error is not None
+        assert cut_off.error.code == "server_restarted"
+        follows = client.responses.create(**ask, input="well?", previous_response_id=first.id)
+        assert follows.usage is not None and first.usage is not None
+        assert follows.usage.input_tokens > first.usage.input_tokens
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0

@@ -22,6 +22,7 @@ from octavo.meter.metrics import Metrics
 from octavo.server.app import create_app
 from octavo.server.auth import KeyRing
 from octavo.server.jobs.store import Store
+from octavo.server.response_store import ResponseStore
 from octavo.server.serve import Server
 from octavo.server.state import AppState
 from octavo.text.chat import ChatTemplate
@@ -45,6 +46,8 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
     tokenizer = Tokenizer.load(tokenizer_folder(engine))
     names = server.served_model_name or (engine.model,)
     template = _chat_template(server, tokenizer)
+    folder = None if server.state_dir is None else Path(server.state_dir).expanduser()
+    store = None if folder is None else Store(folder)
     return AppState(
         config=server,
         engine=client,
@@ -55,7 +58,8 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
         metrics=Metrics(names[0]),
         keys=KeyRing((*server.api_key, *env.api_keys())),
         scheduling_policy=engine.scheduling_policy,
-        store=None if server.state_dir is None else Store(Path(server.state_dir).expanduser()),
+        store=store,
+        responses=ResponseStore(None if folder is None else folder / "responses.sqlite3"),
     )
 
 

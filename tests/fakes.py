@@ -12,7 +12,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import httpx
@@ -32,7 +32,7 @@ from octavo.core.result import (
     TokenOut,
 )
 from octavo.decoding.grammar.base import Vocabulary
-from octavo.engine.client import EngineStatus
+from octavo.engine.client import EngineStatus, aborted
 from octavo.engine.frontend import Frontend
 from octavo.engine.ipc import Phase, Ready
 from octavo.meter.metrics import Metrics
@@ -102,6 +102,8 @@ class FakeEngine:
         self.refuse: Exception | None = None
         self.fail_after: int | None = None
         self.seconds_since_progress = 0.0
+        self.aborts: dict[str, asyncio.Event] = {}
+        """Of the requests under way: set to end one."""
 
     @property
     def ready(self) -> Ready:
@@ -133,6 +135,11 @@ class FakeEngine:
             seconds_since_progress=self.seconds_since_progress,
         )
 
+    def cancel(self, request_id: str) -> None:
+        """Takes effect at the next token, or while it pauses."""
+        if request_id in self.aborts:
+            self.aborts[request_id].set()
+
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
 
@@ -149,11 +156,15 @@ class FakeEngine:
         self._count(prefix_queries=request.num_prompt, prefix_hits=num_cached)
         first = None
         sent = 0
+        abort = self.aborts[request.id] = asyncio.Event()
         try:
             while sent < len(tokens):
                 if self.pause_after is not None and sent >= self.pause_after:
                     self.paused.release()
-                    await self.release.wait()
+                    await first_of(self.release.wait(), abort.wait())
+                if abort.is_set():
+                    yield aborted(request, sent)
+                    return
                 if self.fail_after is not None and sent >= self.fail_after:
                     info = ErrorInfo(code="engine_error", message="failed on purpose.", status=500)
                     is_done = True
@@ -183,6 +194,7 @@ class FakeEngine:
                 ),
             )
         finally:
+            del self.aborts[request.id]
             self._count(num_running=-1)
             if not is_done:
                 self.cancelled.append(request.id)
@@ -228,6 +240,17 @@ class FakeEngine:
         if last_step_tokens is not None:
             values["last_step_tokens"] = last_step_tokens
         self.stats = EngineStats(**values)
+
+
+async def first_of(*waits: Coroutine[Any, Any, Any]) -> None:
+    """Wait until one of them is over; the others are given up."""
+    tasks = [asyncio.ensure_future(one) for one in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def fake_logprobs(token: int, num_tops: int) -> TokenLogprobs:

@@ -18,7 +18,7 @@ from octavo.core.config import EngineConfig
 from octavo.core.errors import EngineDeadError, ErrorInfo, from_info
 from octavo.core.log import get_logger
 from octavo.core.request import Request
-from octavo.core.result import EngineStats, Event, Failed, Finished
+from octavo.core.result import EngineStats, Event, Failed, Finished, RequestTiming, TokenOut
 from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.child import EngineProcess
 from octavo.engine.ipc import (
@@ -68,7 +68,8 @@ class EngineClient:
         self._state: State = "loading"
         self._loading = Loading(phase="process", fraction=0.0)
         self._progress_at = time.monotonic()
-        self._streams: dict[str, asyncio.Queue[Event]] = {}
+        self._streams: dict[str, asyncio.Queue[Event | None]] = {}
+        """None tells a stream that its caller ends it."""
         self._process: EngineProcess | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._outbox: list[bytes] = []
@@ -198,20 +199,34 @@ class EngineClient:
             EngineDeadError: the engine cannot take requests.
         """
         self.ready  # noqa: B018  # raises unless ready
-        queue: asyncio.Queue[Event] = asyncio.Queue()
+        queue: asyncio.Queue[Event | None] = asyncio.Queue()
         assert request.id not in self._streams, "request ids are unique"
         self._streams[request.id] = queue
         ended = False
+        num_output = 0
         try:
             self._send(Submit(request))
             while not ended:
                 event = await queue.get()
+                if event is None:
+                    yield aborted(request, num_output)
+                    return
+                if isinstance(event, TokenOut):
+                    num_output += len(event.token_ids)
                 ended = isinstance(event, Finished | Failed)
                 yield event
         finally:
             self._streams.pop(request.id, None)
             if not ended:
                 self._send(Cancel((request.id,)))
+
+    def cancel(self, request_id: str) -> None:
+        """End a request at once, whatever the engine is doing: its events end with a Finished that says abort. Unknown
+        ids are ignored.
+        """
+        queue = self._streams.get(request_id)
+        if queue is not None:
+            queue.put_nowait(None)
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Tell the engine, once, what grammars are built for; before the first request with a grammar."""
@@ -287,6 +302,22 @@ class EngineClient:
         for request_id, queue in self._streams.items():
             queue.put_nowait(Failed(id=request_id, error=_unavailable(info)))
         self._ready_event.set()
+
+
+def aborted(request: Request, num_output: int = 0) -> Finished:
+    """The end of a request whose caller ends it."""
+    return Finished(
+        id=request.id,
+        reason="abort",
+        stop_token=None,
+        num_prompt=request.num_prompt,
+        num_output=num_output,
+        num_cached=0,
+        num_preemptions=0,
+        timing=RequestTiming(
+            arrived=request.arrived, admitted=None, first_token=None, last_token=None
+        ),
+    )
 
 
 def _unavailable(cause: ErrorInfo) -> ErrorInfo:

@@ -87,6 +87,18 @@ ROWS: tuple[Row, ...] = (
     Row("octavo:requests_in_flight", "gauge", "Requests received and not yet ended."),
     Row("octavo:tool_parse_errors", "counter", "Answers with tool calls that could not be parsed."),
     Row("octavo:client_disconnects", "counter", "Calls whose client went away."),
+    Row(
+        "octavo:aborted_tokens",
+        "counter",
+        "Tokens of requests that ended early: all output, and prompts whose first token had come. "
+        "reason: disconnect, deadline, api, shutdown; kind: prompt, output.",
+        ("reason", "kind"),
+    ),
+    Row(
+        "octavo:aborted_computed_tokens",
+        "counter",
+        "Tokens that the engine computed for requests that were cancelled, prompts among them.",
+    ),
     Row("octavo:http_responses", "counter", "Answers by route and status.", ("route", "status")),
 )
 

@@ -53,6 +53,8 @@ ROUTES: tuple[RouteRow, ...] = (
     RouteRow("/v1/responses/{response_id}/input_items", "GET", f"{_RESPONSES}:input_items"),
     RouteRow("/v1/messages", "POST", f"{_ANTHROPIC}:create", shape="anthropic"),
     RouteRow("/v1/messages/count_tokens", "POST", f"{_ANTHROPIC}:count_tokens", shape="anthropic"),
+    RouteRow("/v1/requests/{request_id}", "GET", "octavo.server.requests:get_request"),
+    RouteRow("/v1/requests/{request_id}", "DELETE", "octavo.server.requests:delete_request"),
     RouteRow("/v1/files", "POST", f"{_OPENAI}.files:upload_file"),
     RouteRow("/v1/files", "GET", f"{_OPENAI}.files:list_files"),
     RouteRow("/v1/files/{file_id}", "GET", f"{_OPENAI}.files:get_file"),
@@ -87,6 +89,8 @@ def create_app(state: AppState) -> Starlette:
             yield
         if state.on_stop is not None:
             await state.on_stop()
+        await _end_background(state)
+        state.responses.close()
         state.frontend.close()
 
     app = Starlette(
@@ -99,6 +103,14 @@ def create_app(state: AppState) -> Starlette:
     app.router.redirect_slashes = False
     app.state.octavo = state
     return app
+
+
+async def _end_background(state: AppState) -> None:
+    """Responses that nobody waits for are kept as far as they have come."""
+    tasks = list(state.background.values())
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager

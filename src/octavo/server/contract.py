@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from octavo.server import health, schema, schema_pooling
+from octavo.server import health, requests, schema, schema_pooling
 from octavo.server.anthropic import shapes as messages
 from octavo.server.anthropic.schema import CountTokensBody, MessagesBody
 from octavo.server.errors import AnthropicErrorBody, ErrorBody
@@ -117,6 +117,12 @@ CONTRACTS: Mapping[tuple[str, str], Contract] = {
         body=CountTokensBody,
         answer=messages.TokenCount,
         error=AnthropicErrorBody,
+    ),
+    ("GET", "/v1/requests/{request_id}"): Contract(
+        "How far a call is.", answer=requests.RequestObject, failures=(404,)
+    ),
+    ("DELETE", "/v1/requests/{request_id}"): Contract(
+        "End a call wherever it stands.", answer=requests.RequestObject, failures=(404,)
     ),
     ("POST", "/v1/embeddings"): Contract(
         "A vector for each input.",

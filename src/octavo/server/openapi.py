@@ -21,7 +21,7 @@ from octavo.server.unsupported import NEUTRAL
 
 _REF = "#/components/schemas/{name}"
 _WITH_BODY = (400, 408, 413, 415)
-_GENERATING = (404, 429, 503)
+_GENERATING = (404, 429, 499, 503)
 _REASONS = {
     200: "The answer.",
     400: "The call cannot be honoured as sent; `param` names the field.",
@@ -31,6 +31,7 @@ _REASONS = {
     413: "The body is too large.",
     415: "The body is of another type.",
     429: "Too much is waiting, or kept; come back after Retry-After.",
+    499: "Ended by its id before it had anything to say.",
     503: "Loading, shutting down, or out of order.",
 }
 _NAME = {"type": "string", "maxLength": 256}

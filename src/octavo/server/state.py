@@ -21,6 +21,7 @@ from octavo.meter.metrics import Metrics
 from octavo.server.auth import KeyRing
 from octavo.server.jobs.store import Store
 from octavo.server.response_store import ResponseStore
+from octavo.server.running import Calls
 from octavo.text.chat import ChatTemplate
 from octavo.text.parsers.output import Formats
 
@@ -58,6 +59,10 @@ class EngineHandle(Protocol):
         """Submit, then yield events up to one Finished or Failed. Closing it early cancels."""
         ...
 
+    def cancel(self, request_id: str) -> None:
+        """End a request: its events end with a Finished that says abort. Unknown ids are ignored."""
+        ...
+
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Tell the engine, once, what grammars are built for."""
         ...
@@ -88,6 +93,8 @@ class AppState:
     formats: Formats = Formats()
     """How the model writes its reasoning and its tool calls."""
     responses: ResponseStore = field(default_factory=ResponseStore)
+    calls: Calls = field(default_factory=Calls)
+    """What is under way, by id."""
     background: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     """Responses that are made with no caller waiting, by tenant and id."""
     store: Store | None = None

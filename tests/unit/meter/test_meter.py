@@ -160,6 +160,8 @@ def families() -> dict[str, str]:
 # A name that dashboards read does not change: rows may be added here, not removed.
 SNAPSHOT = {
     "octavo:build_info": "gauge",
+    "octavo:aborted_computed_tokens": "counter",
+    "octavo:aborted_tokens": "counter",
     "octavo:client_disconnects": "counter",
     "octavo:http_responses": "counter",
     "octavo:requests_in_flight": "gauge",

@@ -58,6 +58,7 @@ async def create(call: Call) -> ASGIApp:
                 body.previous_response_id,
                 msgspec.json.encode(items),
                 msgspec.json.encode(writer.response),
+                is_open=writer.response.status in _UNDER_WAY,
             )
             call.state.responses.put(call.caller.tenant, row)
 
@@ -169,9 +170,12 @@ async def _start(call: Call, talk: Talk, writer: Writer, keep: Callable[[], None
     key = _key(call, writer.response.id)
 
     async def work() -> None:
+        is_begun = False
         try:
             async for _ in _deltas(call, talk, writer):
-                pass
+                if not is_begun:
+                    is_begun = True
+                    keep()  # it is no longer queued
         except asyncio.CancelledError:
             writer.cancel()
         except OctavoError as error:

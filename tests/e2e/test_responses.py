@@ -65,6 +65,14 @@ def test_a_text(served: Served) -> None:
     assert usage.total_tokens == usage.input_tokens + usage.output_tokens
 
 
+def test_what_asks_for_nothing_is_taken(served: Served) -> None:
+    answer = served.one.responses.create(
+        model=MODEL, input="hi", reasoning={"summary": "auto"}, text={"verbosity": "medium"}
+    )
+    assert answer.output_text == "Hello. " and answer.reasoning is not None
+    assert answer.reasoning.summary is None
+
+
 def test_items_and_their_events(served: Served) -> None:
     served.says(THINKS)
     ask: dict[str, Any] = {"model": MODEL, "input": "hi", "tools": [TOOL]}
@@ -218,7 +226,7 @@ USER = {"role": "user", "content": "hi"}
         ({"include": ["reasoning.encrypted_content"]}, "include"),
         ({"text": {"format": {"type": "xml"}}}, "text.format"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
-        ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
+        ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
         ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
         ({"truncation": "auto"}, "truncation"),
         ({"max_tool_calls": 3}, "max_tool_calls"),

@@ -5,7 +5,7 @@ usage: python benchmarks/cancel.py [--rounds 10000] [--seed 0]
 Each round starts a golden stream, makes a call beside it, ends that call when it reaches a random one of its states (its
 client leaves, its task is cancelled, or DELETE /v1/requests/{id}), and checks that no task, no count and, within two
 steps, no block is left of it, and that the golden stream says the same bytes as always. Every fourth round ends a call to
-an embedder. Prints one line of JSON.
+an embedder. Stops with an error at the first round in which one of these does not hold; else prints one line of JSON.
 """
 
 from __future__ import annotations

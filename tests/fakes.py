@@ -12,7 +12,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import httpx
@@ -32,7 +32,7 @@ from octavo.core.result import (
     TokenOut,
 )
 from octavo.decoding.grammar.base import Vocabulary
-from octavo.engine.client import EngineStatus
+from octavo.engine.client import EngineStatus, aborted
 from octavo.engine.frontend import Frontend
 from octavo.engine.ipc import Phase, Ready
 from octavo.engine.pulse import Reading
@@ -41,7 +41,7 @@ from octavo.server.app import create_app
 from octavo.server.auth import KeyRing
 from octavo.server.jobs.store import Store
 from octavo.server.serve import Server, bind
-from octavo.server.state import AppState
+from octavo.server.state import AppState, Kept
 from octavo.text.chat import ChatTemplate
 from octavo.text.parsers.output import Formats
 from octavo.text.tokenizer import Tokenizer, TokenizerFacts
@@ -104,6 +104,8 @@ class FakeEngine:
         self.fail_after: int | None = None
         self.restarts: tuple[tuple[str, int], ...] = ()
         self.pulse: Reading | None = None
+        self.aborts: dict[str, asyncio.Event] = {}
+        """Of the requests under way: set to end one."""
 
     @property
     def ready(self) -> Ready:
@@ -136,6 +138,11 @@ class FakeEngine:
             pulse=self.pulse,
         )
 
+    def cancel(self, request_id: str) -> None:
+        """Takes effect at the next token, or while it pauses."""
+        if request_id in self.aborts:
+            self.aborts[request_id].set()
+
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
 
@@ -152,11 +159,15 @@ class FakeEngine:
         self._count(prefix_queries=request.num_prompt, prefix_hits=num_cached)
         first = None
         sent = 0
+        abort = self.aborts[request.id] = asyncio.Event()
         try:
             while sent < len(tokens):
                 if self.pause_after is not None and sent >= self.pause_after:
                     self.paused.release()
-                    await self.release.wait()
+                    await first_of(self.release.wait(), abort.wait())
+                if abort.is_set():
+                    yield aborted(request, sent)
+                    return
                 if self.fail_after is not None and sent >= self.fail_after:
                     info = ErrorInfo(code="engine_error", message="failed on purpose.", status=500)
                     is_done = True
@@ -186,6 +197,7 @@ class FakeEngine:
                 ),
             )
         finally:
+            del self.aborts[request.id]
             self._count(num_running=-1)
             if not is_done:
                 self.cancelled.append(request.id)
@@ -233,6 +245,17 @@ class FakeEngine:
         self.stats = EngineStats(**values)
 
 
+async def first_of(*waits: Coroutine[Any, Any, Any]) -> None:
+    """Wait until one of them is over; the others are given up."""
+    tasks = [asyncio.ensure_future(one) for one in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def fake_logprobs(token: int, num_tops: int) -> TokenLogprobs:
     """The token at hand is always the third likeliest."""
     tops = [(token + 1) % 256, (token + 2) % 256, token, *range(60, 90)][:num_tops]
@@ -265,7 +288,7 @@ def make_state(
         scheduling_policy=EngineConfig().scheduling_policy,
         keys=KeyRing(keys),
         formats=formats,
-        store=store,
+        kept=Kept() if store is None else Kept(store),
     )
 
 

@@ -172,8 +172,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     state_dir: Annotated[
         str | None,
         _Help(
-            description="Folder for uploaded files and batch jobs, which go on after a restart; without it "
-            "/v1/files and /v1/batches are refused."
+            description="Folder for kept responses, uploaded files and batch jobs, which are there again after a "
+            "restart; without it responses last as long as the server, and /v1/files and /v1/batches are refused."
         ),
     ] = None
     lenient: Annotated[

@@ -138,6 +138,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     prompt_tokens: int = 0
     """Prompt tokens computed."""
     generation_tokens: int = 0
+    aborted_tokens: int = 0
+    """Tokens computed for requests that were then cancelled."""
     last_step_tokens: int = 0
     last_step_s: float = 0.0
     queued_tokens: int = 0

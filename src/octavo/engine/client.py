@@ -15,7 +15,7 @@ import msgspec
 from octavo.core.config import EngineConfig
 from octavo.core.errors import EngineDeadError, ErrorInfo, from_info
 from octavo.core.request import Request
-from octavo.core.result import EngineStats, Event, Failed, Finished
+from octavo.core.result import EngineStats, Event, Failed, Finished, RequestTiming, TokenOut
 from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.child import EngineProcess
 from octavo.engine.ipc import Ready
@@ -156,14 +156,26 @@ class EngineClient:
         self.ready  # noqa: B018  # raises unless ready
         queue = self._supervisor.open(request).queue
         ended = False
+        num_output = 0
         try:
             while not ended:
                 event = await queue.get()
+                if event is None:
+                    yield aborted(request, num_output)
+                    return
+                if isinstance(event, TokenOut):
+                    num_output += len(event.token_ids)
                 ended = isinstance(event, Finished | Failed)
                 yield event
         finally:
             if not ended:
                 self._supervisor.close_stream(request.id)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request at once, whatever the engine is doing: its events end with a Finished that says abort. Unknown
+        ids are ignored.
+        """
+        self._supervisor.streams.abort(request_id)
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Tell the engine, once, what grammars are built for; before the first request with a grammar."""
@@ -172,3 +184,19 @@ class EngineClient:
     def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes that nobody is using."""
         self._supervisor.reset_prefix_cache()
+
+
+def aborted(request: Request, num_output: int = 0) -> Finished:
+    """The end of a request whose caller ends it."""
+    return Finished(
+        id=request.id,
+        reason="abort",
+        stop_token=None,
+        num_prompt=request.num_prompt,
+        num_output=num_output,
+        num_cached=0,
+        num_preemptions=0,
+        timing=RequestTiming(
+            arrived=request.arrived, admitted=None, first_token=None, last_token=None
+        ),
+    )

@@ -52,6 +52,10 @@ class Client(Protocol):
         """Submit, then yield events up to and including one Finished or Failed. Closing it early cancels."""
         ...
 
+    def cancel(self, request_id: str) -> None:
+        """End a request: its events end with a Finished that says abort. Unknown ids are ignored."""
+        ...
+
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Tell the engine, once, what grammars are built for; before the first request with a grammar."""
         ...
@@ -229,6 +233,13 @@ class Generation:
         self.usage = Usage(prompt_tokens=requests[0].num_prompt)
         self._frontend = frontend
         self._kept = kept
+        self._is_aborted = False
+
+    def abort(self) -> None:
+        """End every choice that still runs: its last delta says abort and has what was held back."""
+        self._is_aborted = True
+        for request in self.requests:
+            self._frontend.client.cancel(request.id)
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         single = len(self.requests) == 1
@@ -270,6 +281,9 @@ class Generation:
         """
         fold = _Choice(request, self._frontend.tokenizer, self._kept)
         request = await self._frontend.with_grammar(request)
+        if self._is_aborted:
+            yield Delta(index=request.index, finish_reason="abort")
+            return
         client = self._frontend.client
         async with contextlib.aclosing(closable(client.generate(request))) as events:
             async for event in events:

@@ -41,7 +41,8 @@ class Stream:
 
     def __init__(self, request: Request, restarts: int) -> None:
         self.request = request
-        self.queue: asyncio.Queue[Event] = asyncio.Queue()
+        self.queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        """What the engine says of it; None: its caller ends it."""
         self.is_sent = False
         """Whether the present engine has it."""
         self.is_running = False
@@ -132,6 +133,12 @@ class Streams:
         if stream is not None and stream is self._tested:
             self._tested = None
         return stream is not None and stream.is_sent
+
+    def abort(self, request_id: str) -> None:
+        """Its caller ends a request: its queue ends with None. Unknown ids are ignored."""
+        stream = self._open.get(request_id)
+        if stream is not None:
+            stream.queue.put_nowait(None)
 
     def due(self) -> list[Request]:
         """What to send to the engine now, in order; a suspect comes alone, and the others wait until it is heard of."""

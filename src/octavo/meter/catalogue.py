@@ -108,6 +108,18 @@ ROWS: tuple[Row, ...] = (
     Row("octavo:canary_tokens_matched", "gauge", "Its tokens that were as known."),
     Row("octavo:canary_latency_seconds", "gauge", "What it took."),
     Row("octavo:canary_failures", "counter", "Canary answers that were no good."),
+    Row(
+        "octavo:aborted_tokens",
+        "counter",
+        "Tokens of requests that ended early: all output, and prompts whose first token had come. "
+        "reason: disconnect, deadline, api, shutdown; kind: prompt, output.",
+        ("reason", "kind"),
+    ),
+    Row(
+        "octavo:aborted_computed_tokens",
+        "counter",
+        "Tokens that the engine computed for requests that were cancelled, prompts among them.",
+    ),
     Row("octavo:http_responses", "counter", "Answers by route and status.", ("route", "status")),
 )
 

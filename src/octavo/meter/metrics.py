@@ -29,6 +29,7 @@ _STAT_COUNTERS = (
     ("vllm:num_preemptions", "num_preemptions"),
     ("vllm:prompt_tokens", "prompt_tokens"),
     ("vllm:generation_tokens", "generation_tokens"),
+    ("octavo:aborted_computed_tokens", "aborted_tokens"),
 )
 """(metric, field of EngineStats): counters fed by differences of snapshots."""
 

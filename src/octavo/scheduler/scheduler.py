@@ -92,6 +92,7 @@ class Scheduler:
         sequence = self.by_id.get(request_id)
         if sequence is None:
             return []
+        self.counters.aborted_tokens += max(0, sequence.num_computed - sequence.num_cached)
         return [self._finish(sequence, reason, None)]
 
     # -- plan ----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ class Counters:
     prefix_hits: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    aborted_tokens: int = 0
     last_step_tokens: int = 0
     last_step_s: float = 0.0
     faults: dict[str, int] = field(default_factory=dict)
@@ -42,6 +43,7 @@ class Counters:
             prefix_hits=self.prefix_hits,
             prompt_tokens=self.prompt_tokens,
             generation_tokens=self.generation_tokens,
+            aborted_tokens=self.aborted_tokens,
             last_step_tokens=self.last_step_tokens,
             last_step_s=self.last_step_s,
             faults=tuple(self.faults.items()),

@@ -59,6 +59,8 @@ ROUTES: tuple[RouteRow, ...] = (
     RouteRow("/v1/responses/{response_id}/input_items", "GET", f"{_RESPONSES}:input_items"),
     RouteRow("/v1/messages", "POST", f"{_ANTHROPIC}:create", shape="anthropic"),
     RouteRow("/v1/messages/count_tokens", "POST", f"{_ANTHROPIC}:count_tokens", shape="anthropic"),
+    RouteRow("/v1/requests/{request_id}", "GET", "octavo.server.requests:get_request"),
+    RouteRow("/v1/requests/{request_id}", "DELETE", "octavo.server.requests:delete_request"),
     RouteRow("/v1/files", "POST", f"{_OPENAI}.files:upload_file"),
     RouteRow("/v1/files", "GET", f"{_OPENAI}.files:list_files"),
     RouteRow("/v1/files/{file_id}", "GET", f"{_OPENAI}.files:get_file"),
@@ -88,8 +90,8 @@ def create_app(state: AppState) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            if state.open_store is not None:
-                state.store = state.open_store()
+            if state.open_kept is not None:
+                state.kept = state.open_kept()
             await stack.enter_async_context(_beside(Watch(state).run()))
             if state.config.canary_interval > 0:
                 state.canary = Canary(state.engine, state.config.canary_interval)
@@ -99,6 +101,8 @@ def create_app(state: AppState) -> Starlette:
             yield
         if state.on_stop is not None:
             await state.on_stop()
+        await _end_background(state)
+        state.responses.close()
         state.frontend.close()
 
     app = Starlette(
@@ -111,6 +115,14 @@ def create_app(state: AppState) -> Starlette:
     app.router.redirect_slashes = False
     app.state.octavo = state
     return app
+
+
+async def _end_background(state: AppState) -> None:
+    """Responses that nobody waits for are kept as far as they have come."""
+    tasks = list(state.background.values())
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager

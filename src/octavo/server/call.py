@@ -24,6 +24,7 @@ from octavo.server.errors import anthropic_error_json, error_json, error_respons
 from octavo.server.lenient import Warned, WarningSender
 from octavo.server.limits import ClientGone, read_body
 from octavo.server.parse import Parser
+from octavo.server.running import Running
 from octavo.server.state import AppState, Inner
 
 logger = get_logger(__name__)
@@ -55,6 +56,8 @@ class Call:
     caller: Caller
     id: str
     """Minted by us; 32 hexadecimal digits."""
+    running: Running
+    """The same call as those see it who want to end it."""
     warnings: list[Warned] = field(default_factory=list)
     """What the answer has to say of ignored fields."""
 
@@ -134,18 +137,21 @@ class Endpoint:
         warnings: list[Warned] = []
         try:
             caller = self._caller(scope) if caller is None else caller
+            running = Running(request_id, caller.tenant, self._row.path)
             call = Call(
                 scope=scope,
                 receive=receive,
                 state=self._state,
                 caller=caller,
                 id=request_id,
+                running=running,
                 warnings=warnings,
             )
-            response = await self._handler(call)
-            await response(
-                scope, receive, WarningSender(watched, warnings) if warnings else watched
-            )
+            with self._state.calls.held(running):
+                with running.interruptible():
+                    response = await self._handler(call)
+                sender = WarningSender(watched, warnings) if warnings else watched
+                await response(scope, receive, sender)
         except ClientGone:
             self._state.metrics.count("octavo:client_disconnects")
             status = status or 499

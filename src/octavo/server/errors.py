@@ -23,6 +23,7 @@ _TYPES = {
     408: "timeout_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
+    499: "aborted_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
 }
@@ -47,6 +48,16 @@ class TooLargeError(RequestError):
 
     status = 413
     default_code = "request_too_large"
+
+
+class AbortedError(RequestError):
+    """The call was ended by its id before it had anything to say."""
+
+    status = 499
+    default_code = "request_aborted"
+
+    def __init__(self) -> None:
+        super().__init__("the request was ended by DELETE /v1/requests/{id}.")
 
 
 class MediaTypeError(RequestError):
@@ -105,6 +116,7 @@ _ANTHROPIC_TYPES = {
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",
+    499: "api_error",
     500: "api_error",
     503: "overloaded_error",
 }

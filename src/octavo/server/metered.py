@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from octavo.core.aio import closable
-from octavo.core.errors import OverloadError
+from octavo.core.errors import OctavoError, OverloadError
 from octavo.core.log import get_logger
 from octavo.core.request import Request
 from octavo.core.result import RequestTiming
@@ -22,6 +22,7 @@ from octavo.server.call import Call
 logger = get_logger(__name__)
 
 Item = tuple[int, Delta]
+ABORTED = "octavo:aborted_tokens"
 
 
 async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerator[Item, None]:
@@ -37,23 +38,30 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
         for request in generation.requests
     }
     state.begin_call()
-    reason = "error"
+    reason, cause = "error", ""
+    running = call.running
     try:
-        async with aclosing(_merged(generations)) as items:
-            async for item in items:
-                books[item[0], item[1].index].take(item[1])
-                state.metrics.observe_stats(state.engine.stats)
-                yield item
+        with state.calls.held(running), running.generating(generations):
+            async with aclosing(_merged(generations)) as items:
+                async for item in items:
+                    books[item[0], item[1].index].take(item[1])
+                    state.metrics.observe_stats(state.engine.stats)
+                    yield item
     except (asyncio.CancelledError, GeneratorExit):
-        reason = "abort"
+        reason, cause = "abort", "disconnect"
         raise
     except OverloadError:
         state.metrics.count("vllm:admission_rejections", 1, "queue_full")
         raise
+    except OctavoError as error:
+        cause = "deadline" if error.code.startswith("deadline") else ""
+        raise
     finally:
         state.end_call()
+        cause = "api" if running.is_ended else cause
         for book in books.values():
             book.close(reason)
+            book.count_waste(cause)
         if state.config.enable_log_requests:
             _log(call.id, list(books.values()))
 
@@ -113,7 +121,9 @@ class _Book:
             self._last = now
             self.num_output += len(delta.token_ids)
         if delta.finish_reason is not None:
-            self._timing, self._num_preemptions = delta.timing, delta.num_preemptions
+            if delta.timing is not None and delta.timing.admitted is not None:
+                self._timing = delta.timing
+            self._num_preemptions = delta.num_preemptions
             self.close(delta.finish_reason)
 
     def close(self, reason: str) -> None:
@@ -122,7 +132,7 @@ class _Book:
             return
         self.reason = reason
         arrived = self.request.arrived
-        # A stop string, a failure or a caller gone leaves us without the engine's times: ours stand in.
+        # A stop string, a failure or an abort leaves us without the engine's times: ours stand in.
         own = RequestTiming(
             arrived=arrived, admitted=None, first_token=self._first, last_token=self._last
         )
@@ -135,6 +145,16 @@ class _Book:
             ended=time.monotonic(),
         )
         self._metrics.observe_finished(self.request, outcome)
+
+    def count_waste(self, cause: str) -> None:
+        """Book the tokens of a request that ended before its own end."""
+        if self.reason != "abort" and cause != "deadline":
+            return
+        cause = cause or "shutdown"
+        # Choices share their prompt.
+        if self._first is not None and self.request.index == 0:
+            self._metrics.count(ABORTED, self.request.num_prompt, cause, "prompt")
+        self._metrics.count(ABORTED, self.num_output, cause, "output")
 
 
 def _log(call_id: str, books: Sequence[_Book]) -> None:

@@ -130,13 +130,9 @@ def _split(body: bytes) -> dict[str, Raw]:
     if not body.strip():
         raise RequestError("the body is empty; expected a JSON object.", code="invalid_json")
     try:
-        body.decode()
-    except UnicodeDecodeError as error:
-        raise RequestError(
-            f"the body is not UTF-8 at byte {error.start}.", code="invalid_json"
-        ) from error
-    try:
         fields = _top_level.decode(body)
+    except UnicodeDecodeError as error:
+        raise RequestError("a field's name is not UTF-8.", code="invalid_json") from error
     except msgspec.ValidationError as error:
         raise RequestError("the body is not a JSON object.", code="invalid_json") from error
     except (msgspec.DecodeError, RecursionError) as error:

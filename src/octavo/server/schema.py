@@ -115,6 +115,13 @@ class ResponseFormat(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_f
     triggers: Annotated[list[StopText], Meta(max_length=MAX_STRUCTURES)] | None = None
 
 
+Labels = Annotated[
+    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]],
+    Meta(max_length=16),
+]
+"""A caller's own names for a call."""
+
+
 class StructuredBody(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """`StructuredOutputs` as callers send it; that checks it."""
 
@@ -223,6 +230,8 @@ class ChatBody(GenerateBody, kw_only=True, frozen=True):
     """POST /v1/chat/completions."""
 
     messages: Messages
+    metadata: Labels | None = None
+    """Labels of a stored completion, and none is stored: as `user`, it changes nothing by definition."""
     max_completion_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
     """Wins over max_tokens; without either, generation runs to the context limit."""
     logprobs: bool | None = None
@@ -275,16 +284,7 @@ class BatchBody(msgspec.Struct, kw_only=True, frozen=True):
     endpoint: Name
     completion_window: Annotated[str, Meta(pattern="^[1-9][0-9]{0,4}[smhd]$", max_length=6)]
     """Such as 24h: what has not been answered by then is not."""
-    metadata: (
-        Annotated[
-            dict[
-                Annotated[str, Meta(max_length=64)],
-                Annotated[str, Meta(max_length=512)],
-            ],
-            Meta(max_length=16),
-        ]
-        | None
-    ) = None
+    metadata: Labels | None = None
 
 
 class DetokenizeBody(msgspec.Struct, kw_only=True, frozen=True):

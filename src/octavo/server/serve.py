@@ -110,6 +110,7 @@ class Server(uvicorn.Server):
         self._starting: asyncio.Task[None] | None = None
         self._takeover = takeover
         self._offer: Offer | None = None
+        self._alone: asyncio.Task[None] | None = None
         self._quiet = (0, 0.0)
         """Calls so far, and since when there were no more."""
         super().__init__(
@@ -152,9 +153,15 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self._takeover is not None:
             await self._takeover.confirm()
+            self._alone = asyncio.create_task(self._when_alone(self._takeover))
         if self.state.on_start is not None and not starts_first:
             self._starting = asyncio.create_task(self._start())
         self._offer_place(sockets or [])
+
+    async def _when_alone(self, takeover: Takeover) -> None:
+        """What the other server was making when it ended is nobody's."""
+        await takeover.gone()
+        self.state.responses.fail_abandoned()
 
     async def _start_first(self) -> bool:
         """Start the engine before anything is accepted. False when told to stop meanwhile."""
@@ -261,8 +268,9 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, end what is left."""
-        if self._offer is not None:
-            await self._offer.close()
+        if self._alone is not None:
+            self._alone.cancel()
+            await asyncio.gather(self._alone, return_exceptions=True)
         if self._starting is not None:
             self._starting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -271,6 +279,8 @@ class Server(uvicorn.Server):
             # First the engine: what still runs then ends with an error that says so, not in mid-air.
             await self.state.on_stop()
         await super().shutdown(sockets)
+        if self._offer is not None:
+            await self._offer.close()
 
 
 def _is_loopback(host: str) -> bool:

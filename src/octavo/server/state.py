@@ -22,6 +22,7 @@ from octavo.server.auth import KeyRing
 from octavo.server.canary import Canary
 from octavo.server.jobs.store import Store
 from octavo.server.response_store import ResponseStore
+from octavo.server.running import Calls
 from octavo.text.chat import ChatTemplate
 from octavo.text.parsers.output import Formats
 
@@ -50,6 +51,15 @@ class Batches(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What outlives the server, where it has a --state-dir."""
+
+    store: Store | None = None
+    """Files and batch jobs."""
+    responses: ResponseStore = field(default_factory=ResponseStore)
+
+
 class EngineHandle(Protocol):
     """What the server needs of an engine client, which may still be starting."""
 
@@ -73,6 +83,10 @@ class EngineHandle(Protocol):
 
     def generate(self, request: Request) -> AsyncIterator[Event]:
         """Submit, then yield events up to one Finished or Failed. Closing it early cancels."""
+        ...
+
+    def cancel(self, request_id: str) -> None:
+        """End a request: its events end with a Finished that says abort. Unknown ids are ignored."""
         ...
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
@@ -104,12 +118,12 @@ class AppState:
     keys: KeyRing = field(default_factory=KeyRing)
     formats: Formats = Formats()
     """How the model writes its reasoning and its tool calls."""
-    responses: ResponseStore = field(default_factory=ResponseStore)
+    calls: Calls = field(default_factory=Calls)
+    """What is under way, by id."""
     background: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     """Responses that are made with no caller waiting, by tenant and id."""
-    store: Store | None = None
-    """Files and batch jobs; None without --state-dir."""
-    open_store: Callable[[], Store] | None = None
+    kept: Kept = field(default_factory=Kept)
+    open_kept: Callable[[], Kept] | None = None
     """Opens it when the server begins to listen; where another server has it until then."""
     endpoints: dict[str, Callable[[bytes, Caller], Awaitable[Inner]]] = field(default_factory=dict)
     """POST routes by path, for calls from within; filled by the application."""
@@ -130,6 +144,16 @@ class AppState:
     """Why `on_start` failed."""
     canary: Canary | None = None
     """Asks the engine what it knows the answer to; None: nobody does."""
+
+    @property
+    def store(self) -> Store | None:
+        """Files and batch jobs; None without --state-dir."""
+        return self.kept.store
+
+    @property
+    def responses(self) -> ResponseStore:
+        """Answers that later calls may go on from."""
+        return self.kept.responses
 
     @property
     def default_sampling(self) -> Mapping[str, float | int]:

@@ -26,8 +26,9 @@ from octavo.meter.metrics import Metrics
 from octavo.server.app import create_app
 from octavo.server.auth import KeyRing
 from octavo.server.jobs.store import Store
+from octavo.server.response_store import ResponseStore
 from octavo.server.serve import Server
-from octavo.server.state import AppState
+from octavo.server.state import AppState, Kept
 from octavo.text import inject
 from octavo.text.chat import ChatTemplate
 from octavo.text.parsers.choose import Chosen, choose
@@ -50,9 +51,8 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
     tokenizer = Tokenizer.load(tokenizer_folder(engine))
     inject.install(tokenizer, injections(engine.inject))
     names = server.served_model_name or (engine.model,)
-    folder = None if server.state_dir is None else Path(server.state_dir).expanduser()
     template = _chat_template(server, tokenizer)
-    return AppState(
+    state = AppState(
         config=server,
         engine=client,
         frontend=Frontend(client, tokenizer),
@@ -62,9 +62,20 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
         metrics=Metrics(names[0]),
         keys=KeyRing((*server.api_key, *env.api_keys())),
         scheduling_policy=engine.scheduling_policy,
-        store=None if folder is None or server.takeover else Store(folder),
-        open_store=functools.partial(Store, folder) if folder and server.takeover else None,
     )
+    if server.state_dir is not None:
+        folder = Path(server.state_dir).expanduser()
+        if server.takeover:
+            state.open_kept = functools.partial(_open_kept, folder, is_shared=True)
+        else:
+            state.kept = _open_kept(folder)
+    return state
+
+
+def _open_kept(folder: Path, *, is_shared: bool = False) -> Kept:
+    """What is kept in a state folder; `is_shared` while the server that had it ends."""
+    store = Store(folder)
+    return Kept(store, ResponseStore(folder / "responses.sqlite3", is_shared=is_shared))
 
 
 def choose_formats(config: ServerConfig, template: ChatTemplate | None) -> Chosen:

@@ -170,6 +170,8 @@ SNAPSHOT = {
     "octavo:canary_failures": "counter",
     "octavo:canary_latency_seconds": "gauge",
     "octavo:canary_tokens_matched": "gauge",
+    "octavo:aborted_computed_tokens": "counter",
+    "octavo:aborted_tokens": "counter",
     "octavo:client_disconnects": "counter",
     "octavo:engine_restarts": "counter",
     "octavo:http_responses": "counter",

@@ -49,6 +49,8 @@ SNAPSHOT = {
     ("DELETE", "/v1/responses/{response_id}", False),
     ("POST", "/v1/responses/{response_id}/cancel", False),
     ("GET", "/v1/responses/{response_id}/input_items", False),
+    ("GET", "/v1/requests/{request_id}", False),
+    ("DELETE", "/v1/requests/{request_id}", False),
     ("POST", "/v1/messages", False),
     ("POST", "/v1/messages/count_tokens", False),
     ("POST", "/pooling", False),
@@ -82,6 +84,8 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 KEEPS = ("/v1/files", "/v1/batches")
 """Refused on this server, after the key has been looked at: it keeps no files."""
+LOOKS_UP = "/v1/requests"
+"""Finds nothing under way."""
 POOLING = ("/v1/embeddings", "/pooling", "/classify", "score", "rerank")
 """Endpoints that the model behind these servers, which generates, refuses with 400."""
 
@@ -114,7 +118,13 @@ def test_every_route_with_every_key(method: str, path: str, public: bool) -> Non
         headers = [] if authorization is None else [(b"authorization", authorization.encode())]
         return SERVER.call(method, url, headers=headers, **body).status_code
 
-    passed = 400 if path.startswith(KEEPS) or path.endswith(POOLING) else 200
+    passed = (
+        404
+        if path.startswith(LOOKS_UP)
+        else 400
+        if path.startswith(KEEPS) or path.endswith(POOLING)
+        else 200
+    )
     assert status("Bearer right-key") == passed
     assert status("bearer other-key") == passed
     assert status("Bearer clé") == passed

@@ -204,7 +204,8 @@ class _Form:
         if not is_first:
             return
         piece.text = echo.text + piece.text
-        if self._body.logprobs is not None:
+        # One that was ended before its prompt was computed has no logprobs to tell.
+        if self._body.logprobs is not None and delta.finish_reason != "abort":
             shown = echo.logprobs(delta.prompt_logprobs or (), self._body.logprobs, self._name)
             own = [] if piece.logprobs is None else [piece.logprobs]
             piece.logprobs = _join_logprobs([shown, *own])

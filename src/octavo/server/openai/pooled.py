@@ -147,6 +147,7 @@ class Work:
     async def answers(self, requests: Sequence[Request]) -> list[Answer]:
         """What comes of them, in their order."""
         state = self.call.state
+        self.call.running.requests = requests
         state.begin_call()
         try:
             limit = _FILL * state.engine.ready.max_num_seqs
@@ -203,10 +204,11 @@ class Later:
         """Work, then answer."""
 
         async def body() -> bytes:
-            build = await self._make()
-            if self._work.num_bytes <= _INLINE_BYTES:
-                return msgspec.json.encode(build())
-            return await asyncio.to_thread(lambda: msgspec.json.encode(build()))
+            with self._work.call.running.interruptible():
+                build = await self._make()
+                if self._work.num_bytes <= _INLINE_BYTES:
+                    return msgspec.json.encode(build())
+                return await asyncio.to_thread(lambda: msgspec.json.encode(build()))
 
         payload = await unless_gone(receive, body())
         await Response(payload, media_type="application/json")(scope, receive, send)

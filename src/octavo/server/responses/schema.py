@@ -10,6 +10,7 @@ from msgspec import Meta
 from octavo.core.params import INTEGERS, MAX_TOKENS, NUMBERS
 from octavo.server.limits import MAX_MESSAGES
 from octavo.server.schema import (
+    Labels,
     LogitBias,
     Name,
     Object,
@@ -23,21 +24,21 @@ from octavo.server.schema import (
     TopP,
 )
 
-MAX_METADATA = 16
-_Key = Annotated[str, Meta(max_length=64)]
-_Value = Annotated[str, Meta(max_length=512)]
-
 
 class ReasoningOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """How much is thought."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    summary: Literal["auto"] | None = None
+    """auto: where there is one. There is none here: the reasoning itself is in the answer."""
 
 
 class TextOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """The shape of the text."""
 
     format: Object | None = None
+    verbosity: Literal["medium"] | None = None
+    """What is said without being told otherwise."""
 
 
 class ResponseStreamOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -57,7 +58,7 @@ class ResponsesBody(msgspec.Struct, kw_only=True, frozen=True):
     background: bool | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
-    metadata: Annotated[dict[_Key, _Value], Meta(max_length=MAX_METADATA)] | None = None
+    metadata: Labels | None = None
     max_output_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
     tools: ToolList | None = None
     tool_choice: Literal["none", "auto", "required"] | Object | None = None

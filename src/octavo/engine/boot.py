@@ -244,7 +244,7 @@ def _build(resolved: Resolved, loaded: LoadedModel, link: Link, steps: StepLog) 
     runner: StepRunner
     if loaded.pooler is not None:
         runner = PoolingRunner(loaded.model, loaded.pooler, pool, rows)
-        grammars = GrammarRows(facts.vocab_size)
+        grammars = GrammarRows(limits.max_num_seqs, facts.vocab_size)
     else:
         state = SamplerState(limits.max_num_seqs, facts.vocab_size)
         graphs = StepGraphs(_eager_because(resolved))

@@ -106,17 +106,15 @@ class Runner:
         return sampled
 
     def _take(self, rows_N: IntArray, sampled: SampledTokens) -> dict[int, Taken]:
-        """Tell grammars of the new tokens: entry -> what follows from its token, for entries that have a grammar."""
+        """Tell grammars of the new tokens: entry -> what follows from its token, where anything does."""
         grammars = self.state.grammars
         if not grammars.is_in_use:
             return {}
         taken = {n: Taken(is_finished=True) for n in sampled.ended}
-        for n, (row, token_id) in enumerate(zip(rows_N.tolist(), sampled.token_ids, strict=True)):
-            found = grammars.take(row, token_id) if token_id >= 0 else None
-            if found is None:
-                continue
+        for n, found in grammars.take(rows_N, sampled.token_ids).items():
             taken[n] = found
             if found.forced:
+                row = int(rows_N[n])
                 self.rows.append_forced(row, found.forced)
                 self.state.extend(row, found.forced)
         return taken

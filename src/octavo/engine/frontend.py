@@ -108,6 +108,11 @@ class Frontend:
         """End the processes that compile grammars, if any were started."""
         self.grammars.close()
 
+    async def prepare_grammars(self) -> None:
+        """Have the engine read the vocabulary while nothing runs yet: with 150k tokens it can do nothing else for a second."""
+        if self.client.ready.pooling is None:
+            self.client.use_vocabulary(await self.grammars.learn())
+
     def _vocabulary(self) -> Vocabulary:
         return Vocabulary(
             tokenizer_json=self.tokenizer.to_json(),

@@ -1,4 +1,4 @@
-"""How logits become tokens: edit (`penalties.py`), check and choose (`chooser.py`), report.
+"""How logits become tokens: edit (`penalties.py`), mask, check and choose (`chooser.py`), report.
 
 Work that no row asks for is not done. Each row's token depends on that row's logits, parameters and
 position alone; see `draw.py` for how.
@@ -20,7 +20,7 @@ from octavo.core.result import TokenLogprobs
 from octavo.decoding.chooser import SAMPLE, Chooser, finite_rows
 from octavo.decoding.grammar.rows import StepMasks
 from octavo.decoding.logprobs import token_logprobs
-from octavo.decoding.penalties import RowEdits, apply_edits, apply_masks
+from octavo.decoding.penalties import RowEdits, apply_edits
 from octavo.decoding.state import SamplerState
 from octavo.kernels.dispatch import Dispatcher, OpCase
 
@@ -68,11 +68,9 @@ class Sampler:
         raw_NV = logits_NV.float()
         edited_NV = raw_NV
         masks = batch.masks or StepMasks()
-        if batch.edits or masks.entries:
+        if batch.edits:
             edited_NV = raw_NV.clone(memory_format=torch.contiguous_format)
-            if batch.edits:
-                apply_edits(edited_NV, batch.edits)
-            apply_masks(edited_NV, masks.entries)
+            apply_edits(edited_NV, batch.edits)
         token_ids_N = self.chooser_for(raw_NV.device).choose(edited_NV, batch)
         bad_rows: dict[int, ErrorInfo] = {}
         if batch.edits or token_ids_N.min() < 0:

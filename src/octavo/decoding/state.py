@@ -61,7 +61,7 @@ class SamplerState:
 
     def __init__(self, max_num_seqs: int, vocab_size: int) -> None:
         self.vocab_size = vocab_size
-        self.grammars = GrammarRows(vocab_size)
+        self.grammars = GrammarRows(max_num_seqs, vocab_size)
         self._params_R = np.zeros(max_num_seqs, ROW)
         self._num_logprobs: dict[int, int] = {}
         self._edits: dict[int, RowEdits] = {}
@@ -129,5 +129,5 @@ class SamplerState:
             positions_N=np.asarray(positions, np.int64),
             num_logprobs=wants,
             edits=tuple(edited),
-            masks=self.grammars.masks(),
+            masks=self.grammars.masks(rows_N),
         )

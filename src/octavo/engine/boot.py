@@ -258,7 +258,7 @@ def _build(
     runner: Runner | PoolingRunner
     if loaded.pooler is not None:
         runner = PoolingRunner(loaded.model, loaded.pooler, pool, rows, pulse)
-        grammars = GrammarRows(facts.vocab_size)
+        grammars = GrammarRows(limits.max_num_seqs, facts.vocab_size)
     else:
         state = SamplerState(limits.max_num_seqs, facts.vocab_size)
         graphs = StepGraphs(_eager_because(resolved))

@@ -124,6 +124,11 @@ class Frontend:
         job = self.workers.submit(work, num_chars, has_template=has_template)
         return await asyncio.wrap_future(job)
 
+    async def prepare_grammars(self) -> None:
+        """Have the engine read the vocabulary while nothing runs yet: with 150k tokens it can do nothing else for a second."""
+        if self.client.ready.pooling is None:
+            self.client.use_vocabulary(await self.grammars.learn())
+
     def _vocabulary(self) -> Vocabulary:
         return Vocabulary(
             tokenizer_json=self.tokenizer.to_json(),

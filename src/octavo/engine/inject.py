@@ -20,7 +20,6 @@ from octavo.core.inject import Aim, Injection
 from octavo.core.plan import Slice
 from octavo.core.request import Request
 from octavo.core.result import SliceResult
-from octavo.decoding.grammar.base import Grammar
 from octavo.engine.pooling import PoolingRunner
 from octavo.engine.runner import Runner
 
@@ -212,31 +211,15 @@ def _in_sampler(runner: Runner, aim: Aim) -> None:
 
 def _in_grammar(runner: Runner, aim: Aim) -> None:
     grammars = runner.state.grammars
-    learn = grammars.learn
+    compute = grammars._compute
 
-    def learning(request: Request, grammar: Grammar) -> None:
-        is_victim = aim.is_victim(request.id, request.token_ids)
-        learn(request, _Grammar(grammar, aim) if is_victim else grammar)
-
-    grammars.learn = learning  # type: ignore[method-assign]
-
-
-class _Grammar:
-    """A grammar whose masks throw what no grammar may."""
-
-    def __init__(self, grammar: Grammar, aim: Aim) -> None:
-        self._aim = aim
-        self._mask = grammar.mask
-        self.advance = grammar.advance
-        self.rollback = grammar.rollback
-        self.forced = grammar.forced
-        self.is_finished = grammar.is_finished
-
-    def mask(self, words_W: Any) -> None:
-        """The grammar's, unless the fault strikes."""
-        if self._aim.strikes():
+    def computing(work: list[Any], *, in_turn: bool) -> None:
+        requests = [row.request for row in work]
+        if any(aim.is_victim(one.id, one.token_ids) for one in requests) and aim.strikes():
             raise InjectedError("injected into a grammar")
-        self._mask(words_W)
+        compute(work, in_turn=in_turn)
+
+    grammars._compute = computing  # type: ignore[method-assign]
 
 
 _RAISING: dict[str, Callable[[Runner, Aim], None]] = {

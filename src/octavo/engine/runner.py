@@ -152,23 +152,18 @@ class Runner:
                 self.faults[int(rows_N[n])] = Fault("sample", error)
 
     def _take(self, rows_N: IntArray, sampled: SampledTokens) -> dict[int, Taken]:
-        """Tell grammars of the new tokens: entry -> what follows from its token, for entries that have a grammar."""
-        if not self.state.grammars.is_in_use:
+        """Tell grammars of the new tokens: entry -> what follows from its token, where anything does."""
+        grammars = self.state.grammars
+        if not grammars.is_in_use:
             return {}
         taken = {n: Taken(is_finished=True) for n in sampled.ended}
-        for n, (row, token_id) in enumerate(zip(rows_N.tolist(), sampled.token_ids, strict=True)):
-            if token_id >= 0:
-                found = self.faults.guard(row, "grammar", self._take_one, row, token_id)
-                if found is not None:
-                    taken[n] = found
+        for n, found in grammars.take(rows_N, sampled.token_ids, self.faults.guard).items():
+            taken[n] = found
+            if found.forced:
+                row = int(rows_N[n])
+                self.rows.append_forced(row, found.forced)
+                self.state.extend(row, found.forced)
         return taken
-
-    def _take_one(self, row: int, token_id: int) -> Taken | None:
-        found = self.state.grammars.take(row, token_id)
-        if found is not None and found.forced:
-            self.rows.append_forced(row, found.forced)
-            self.state.extend(row, found.forced)
-        return found
 
     def _prompts(
         self, hidden_TD: torch.Tensor, slices: tuple[Slice, ...], spans: Spans

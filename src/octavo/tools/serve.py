@@ -70,7 +70,9 @@ def _serve(parsed: Configs, client: EngineClient, entered: float, launched: floa
 
     async def start() -> Ready:
         await client.start()
-        return await client.wait_ready()
+        ready = await client.wait_ready()
+        await state.frontend.prepare_grammars()
+        return ready
 
     chosen = choose_formats(parsed.server, state.chat_template).decisions
     state.on_start = announcing(start, address, entered, launched, chosen)

@@ -385,6 +385,18 @@ class _Advancing:
         return getattr(self._grammar, name)
 
 
+def test_masks_of_a_step_that_threw_are_not_left_for_the_next(byte_model: Path) -> None:
+    local = LocalEngine(byte_model, inject=(f"kernel:token={ord('#')}",))
+    run_with_grammars(local, [held_to("bad", "[a-z]{3,30}!", "#")])
+    assert isinstance(local.ends["bad"], Failed)
+    assert local.engine.runner.state.grammars._pending is None  # type: ignore[attr-defined]
+    free = request("n4", list(b"free"), temperature=1.0, seed=9)
+    run_with_grammars(local, [free])
+    clean = LocalEngine(byte_model)
+    clean.run([free])
+    assert told(local) == told(clean)
+
+
 # -- the rest of the kinds, and the real process -------------------------------------------------------------------------
 
 

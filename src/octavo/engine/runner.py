@@ -53,7 +53,6 @@ class Runner:
         self.phase = ""
         self._prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
 
-    @torch.inference_mode()
     def update(self, plan: StepPlan) -> None:
         """Take over what a plan says once. A sequence that cannot begin is in `faults`."""
         for row in plan.ended:

@@ -385,6 +385,53 @@ class _Advancing:
         return getattr(self._grammar, name)
 
 
+def test_logits_that_are_no_numbers_are_seen_through_a_mask(
+    byte_model: Path, tmp_path: Path
+) -> None:
+    """What a grammar forbids cannot spoil a choice, but a log-probability is made of all logits."""
+    clean = LocalEngine(byte_model)
+    run_with_grammars(clean, with_grammars())
+    orders = (f"nan:token={ord('#')}",)
+    local = LocalEngine(byte_model, inject=orders, fault_dir=str(tmp_path))
+    bad = [held_to("bad", "[a-z]{3,30}!", "#"), held_to("forced", "only this!", "#")]
+    run_with_grammars(local, [*with_grammars(), *bad])
+    assert told(local) == told(clean)
+    ends = [local.ends[each.id] for each in bad]
+    assert [end.error.code for end in ends if isinstance(end, Failed)] == ["non_finite_logits"] * 2
+    model: Any = local.engine.runner.model  # type: ignore[attr-defined]
+    logits = model.logits
+
+    def one_bad(hidden_ND: Any) -> Any:
+        logits_NV = logits(hidden_ND)
+        logits_NV[:, ord("Z")] = bad_logit
+        return logits_NV
+
+    model.logits = one_bad
+    again = [replace(each, id=f"m{each.id}") for each in with_grammars()[:4]]
+    for bad_logit in (float("inf"), float("nan")):
+        shown = held_to(f"shown {bad_logit}", "[a-z]{3,30}!", "say: ", logprobs=1)
+        run_with_grammars(local, [*[replace(e, id=f"{e.id}{bad_logit}") for e in again], shown])
+        for i in range(4):
+            assert local.tokens[f"mn{i}{bad_logit}"] == clean.tokens[f"n{i}"]
+        end = local.ends[shown.id]
+        assert isinstance(end, Failed) and end.error.code == "non_finite_logits"
+    local.run([request("prompt", list(b"say: "), prompt_logprobs=1)])
+    end = local.ends["prompt"]
+    assert isinstance(end, Failed) and end.error.code == "non_finite_logits"
+
+
+def test_masks_of_a_step_that_threw_are_not_left_for_the_next(byte_model: Path) -> None:
+    local = LocalEngine(byte_model, inject=(f"kernel:token={ord('#')}",))
+    run_with_grammars(local, [held_to("bad", "[a-z]{3,30}!", "#")])
+    assert isinstance(local.ends["bad"], Failed)
+    assert local.engine.runner.state.grammars._pending is None  # type: ignore[attr-defined]
+    free = request("n4", list(b"free"), temperature=1.0, seed=9)
+    run_with_grammars(local, [free])
+    clean = LocalEngine(byte_model)
+    clean.run([free])
+    assert told(local) == told(clean)
+
+
 # -- the rest of the kinds, and the real process -------------------------------------------------------------------------
 
 

@@ -101,7 +101,7 @@ class FakeRunner:
         for group, (new, given) in enumerate(zip(blocks, epochs, strict=True)):
             at = lengths[group]
             self.tables_GRB[group, row, at : at + len(new)] = new
-            self.epochs.give(group, row, at, list(new), list(given))
+            self.epochs.give(group, row, at, new, given)
 
     def _store(self, piece: Slice) -> None:
         row = self.rows[piece.row]

@@ -126,7 +126,7 @@ class _Swap(_Watch):
 
 
 class _InModel(_Watch):
-    """Strikes in the middle layer."""
+    """Strikes in the middle layer, or the one before: what it spoils is in the keys of those that follow."""
 
     def __init__(self, runner: Runner | PoolingRunner, aim: Aim) -> None:
         super().__init__(runner, aim)
@@ -135,7 +135,7 @@ class _InModel(_Watch):
             raise ConfigError(
                 f"--inject {aim.injection.kind}: this model has no layers.", code="E-CFG-01"
             )
-        block = blocks[len(blocks) // 2]
+        block = blocks[(len(blocks) - 1) // 2]
         self._attention: Attention = block.attention
         if aim.injection.kind == "nan":
             block.attention = self._with_nan

@@ -46,7 +46,6 @@ class PoolingRunner:
         self.phase = ""
         self._gathered: dict[int, Gathered] = {}
 
-    @torch.inference_mode()
     def update(self, plan: StepPlan) -> None:
         """Take over what a plan says once. A prompt that cannot begin is in `faults`."""
         for row in plan.ended:

@@ -103,8 +103,11 @@ class Rows:
         for group, (new, given) in enumerate(zip(blocks, epochs, strict=True)):
             if new:
                 have = int(self.num_blocks_GR[group, row])
-                self.tables_GRB[group, row, have : have + len(new)] = new
-                self._epochs.give(group, row, have, list(new), list(given))
+                if len(new) == 1:  # of a row that decodes; as a slice it takes three times as long
+                    self.tables_GRB[group, row, have] = new[0]
+                else:
+                    self.tables_GRB[group, row, have : have + len(new)] = new
+                self._epochs.give(group, row, have, new, given)
                 self.num_blocks_GR[group, row] += len(new)
 
     def token_ids(self, row: int) -> tuple[int, ...]:

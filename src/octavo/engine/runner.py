@@ -6,6 +6,8 @@ once (`update`) is apart from what is computed of its slices (`run`): that may b
 
 from __future__ import annotations
 
+from math import isnan
+
 import numpy as np
 import torch
 
@@ -17,7 +19,7 @@ from octavo.core.request import Request
 from octavo.core.result import SliceResult, TokenLogprobs
 from octavo.decoding.grammar.rows import Taken
 from octavo.decoding.logprobs import token_logprobs
-from octavo.decoding.sampler import SampledTokens, Sampler
+from octavo.decoding.sampler import NOT_FINITE, SampledTokens, Sampler
 from octavo.decoding.state import SamplerState, greedy_batch
 from octavo.engine.faults import Fault, Faults
 from octavo.engine.graphs import StepGraphs
@@ -55,7 +57,6 @@ class Runner:
         self.phase = ""
         self._prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
 
-    @torch.inference_mode()
     def update(self, plan: StepPlan) -> None:
         """Take over what a plan says once. A sequence that cannot begin is in `faults`."""
         for row in plan.ended:
@@ -113,6 +114,8 @@ class Runner:
         self.phase = "take"
         for row, found in prompts.items():
             self._prompt_logprobs[row] += found
+            if any(isnan(entry.logprobs[0]) for entry in found):
+                self.faults[row] = Fault("prompt_logprobs", NOT_FINITE)
         self._keep(rows_N, sampled)
         taken = self._take(rows_N, sampled)
         return self._results(slices, sampled, taken)

@@ -219,3 +219,35 @@ def test_an_ordered_fault_is_its_request_s_alone(
     assert cache.num_free == cache.num_blocks
     local.run([ask("after", prompts[2])])
     assert local.pooled["after"].values == clean.pooled["n2"].values
+
+
+@pytest.mark.parametrize("which", ["encoder", "decoder"])
+def test_what_throws_while_it_is_pooled_fails_alone(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """After the hidden states were gathered: those of the others must not be gathered twice."""
+    folder, _ = request.getfixturevalue(which)
+    budget = None if which == "encoder" else 24
+    clean = engine(folder, max_num_seqs=8, max_num_batched_tokens=budget)
+    good = [ask(f"n{n}", prompt(n)) for n in (3, 17, 40)]
+    clean.run(good)
+    local = engine(folder, max_num_seqs=8, max_num_batched_tokens=budget, fault_dir=str(tmp_path))
+    pooler: Any = local.engine.runner.pooler  # type: ignore[attr-defined]
+    finish = pooler.finish
+
+    def finishing(hidden_ND: torch.Tensor, params: PoolingParams) -> torch.Tensor:
+        if params.task == "token_embed":
+            raise ValueError("a shape that nobody thought of")
+        result: torch.Tensor = finish(hidden_ND, params)
+        return result
+
+    pooler.finish = finishing
+    bad = ask("bad", prompt(20), task="token_embed", skip_reading_prefix_cache=True)
+    local.run([good[0], bad, *good[1:]])
+    for each in good:
+        assert local.pooled[each.id].values == clean.pooled[each.id].values, each.id
+    end = local.ends["bad"]
+    assert isinstance(end, Failed) and (end.error.code, end.error.phase) == (
+        "request_fault",
+        "pool",
+    )

@@ -54,6 +54,8 @@ class Report:
     """The worst silence of each stream."""
     resumed: int = 0
     """Open requests that went on, over all restarts."""
+    begun: int = 0
+    """Those of which the caller had a part of the answer."""
     blocks_in_use: float = 0.0
     memory_mib: tuple[float, float] = (0.0, 0.0)
     """Resident memory of the server process before and after."""
@@ -74,7 +76,10 @@ class Report:
             ("kills", f"{sum(self.kills.values())} ({moments})"),
             ("requests", f"{self.requests} of {len(self.kinds)} kinds, {self.streams} streamed"),
             ("output tokens", str(self.tokens)),
-            ("requests that went on in another engine", str(self.resumed)),
+            (
+                "requests that went on in another engine",
+                f"{self.resumed}, {self.begun} in mid-answer",
+            ),
             ("failures", str(len(self.failures))),
             ("differences", str(len(self.differences))),
             ("KV blocks in use at the end", f"{self.blocks_in_use:.2%}"),
@@ -173,7 +178,10 @@ async def kill(
         os.kill(pid, signal.SIGKILL)
         report.kills["loading" if is_loading else moment.replace("loading", "under load")] += 1
         unanswered = 0 if moment == "under load" else unanswered + 1
-        while target.engine() == pid:
+        while target.engine() in (pid, None):  # until the server has seen it
+            if target.process.poll() is not None:
+                report.failures.append("the server ended")
+                return
             await asyncio.sleep(0.002)
 
 
@@ -237,6 +245,7 @@ async def disturbed(target: Target, *, kills: int, callers: int, seeds: int, see
     log = target.log.read_text()
     report.pauses_s = [float(s) for s in re.findall(r"is ready after ([\d.]+) s", log)]
     report.resumed = sum(int(n) for n in re.findall(r"(\d+) open requests go on", log))
+    report.begun = sum(int(n) for n in re.findall(r"(\d+) of them in mid-answer", log))
     return report
 
 

@@ -56,6 +56,11 @@ class Stream:
         self._last_token: float | None = None
 
     @property
+    def has_begun(self) -> bool:
+        """Whether its caller has some of the answer."""
+        return bool(self._token_ids)
+
+    @property
     def is_suspected(self) -> bool:
         """Whether it may be what engines end from."""
         return self.deaths >= SUSPECT_AFTER
@@ -112,6 +117,11 @@ class Streams:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def num_begun(self) -> int:
+        """Open requests whose callers have some of the answer."""
+        return sum(stream.has_begun for stream in self._open.values())
 
     @property
     def has_held(self) -> bool:

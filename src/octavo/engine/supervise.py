@@ -320,10 +320,11 @@ class Supervisor:
             self._first_load_s = now - self.process.started_at
         else:
             logger.warning(
-                "engine process %d is ready after %.1f s without one; %d open requests go on",
+                "engine process %d is ready after %.1f s without one; %d open requests go on, %d of them in mid-answer",
                 self.process.pid,
                 now - self._lost_at,
                 len(self.streams),
+                self.streams.num_begun,
             )
         self._pump()
         self.settled.set()

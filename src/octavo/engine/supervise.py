@@ -199,6 +199,7 @@ class Supervisor:
             logger.exception("the engine's supervisor failed")
             if self._life is not None:
                 self._life.end("its supervisor failed")
+                self._life.process.remove()
             self._die(Ending("connection", f"the connection to the engine broke: {error}"))
 
     async def _live(self) -> Ending:

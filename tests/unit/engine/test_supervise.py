@@ -39,6 +39,7 @@ from octavo.engine.ipc import (
     frame,
     read_frame,
 )
+from octavo.engine.streams import Streams
 
 pytestmark = pytest.mark.anyio
 
@@ -473,6 +474,22 @@ async def test_a_request_that_engines_end_from_fails_alone() -> None:
         assert isinstance(results[1], AssertionError) and str(results[1]) == "request_fault"
         assert client.status().state == "ready"
     assert len(script.processes) <= 1 + 4
+
+
+async def test_a_defect_of_ours_ends_streams_and_hangs_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def take(self: Streams, events: object, now: float) -> bool:
+        raise ValueError("on purpose")
+
+    monkeypatch.setattr(Streams, "take", take)
+    script = Script([{}])
+    async with client_of(script) as client:
+        await client.wait_ready()
+        with pytest.raises(AssertionError, match="engine_unavailable"):
+            await answer(client, request("a"))
+        assert "on purpose" in client.status().reason
+    assert script.processes[0].is_removed
 
 
 async def test_what_fails_the_first_time_is_final() -> None:

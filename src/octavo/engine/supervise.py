@@ -38,7 +38,7 @@ from octavo.engine.ipc import (
     UseVocabulary,
 )
 from octavo.engine.life import Ending, Life, Process
-from octavo.engine.streams import GUILTY_AFTER, SUSPECT_AFTER, Stream, Streams
+from octavo.engine.streams import Stream, Streams
 
 logger = get_logger(__name__)
 
@@ -77,8 +77,7 @@ class Supervisor:
 
     def __init__(self, config: EngineConfig, launch: Callable[[], Process] = EngineProcess) -> None:
         self.config = config
-        most = config.max_engine_restarts
-        self.streams = Streams(max(SUSPECT_AFTER + 1, min(GUILTY_AFTER, most)))
+        self.streams = Streams()
         self.state: State = "loading"
         self.started: Ready | None = None
         """What was started last."""
@@ -253,7 +252,7 @@ class Supervisor:
         self.state, self.reason = "restarting", ending.reason
         self.restarts[ending.kind] += 1
         self.loading = Loading(phase="process", fraction=0.0)
-        lost = self.streams.lose()
+        lost = self.streams.lose(is_from_outside=ending.is_from_outside)
         self._base = self.stats = replace(
             self.stats,
             num_running=0,

@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from mix import TEMPLATE, Call, calls, perform
 
-START_S = 120.0
+START_S = 300.0
 CALL_S = 600.0
-MOMENTS = ("under load", "first steps", "loading")
+MOMENTS = ("under load", "loading", "first steps")
 
 
 @dataclass
@@ -54,6 +54,8 @@ class Report:
     """The worst silence of each stream."""
     resumed: int = 0
     """Open requests that went on, over all restarts."""
+    begun: int = 0
+    """Those of which the caller had a part of the answer."""
     blocks_in_use: float = 0.0
     memory_mib: tuple[float, float] = (0.0, 0.0)
     """Resident memory of the server process before and after."""
@@ -74,7 +76,10 @@ class Report:
             ("kills", f"{sum(self.kills.values())} ({moments})"),
             ("requests", f"{self.requests} of {len(self.kinds)} kinds, {self.streams} streamed"),
             ("output tokens", str(self.tokens)),
-            ("requests that went on in another engine", str(self.resumed)),
+            (
+                "requests that went on in another engine",
+                f"{self.resumed}, {self.begun} in mid-answer",
+            ),
             ("failures", str(len(self.failures))),
             ("differences", str(len(self.differences))),
             ("KV blocks in use at the end", f"{self.blocks_in_use:.2%}"),
@@ -115,12 +120,8 @@ class Target:
     def engine(self) -> int | None:
         """The process id of the engine, if there is one now."""
         for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                try:
-                    words = Path(f"/proc/{child}/cmdline").read_bytes()
-                except FileNotFoundError:
-                    continue
-                if b"octavo.engine.worker" in words:
+            for child in _read(task / "children").split():
+                if "octavo.engine.worker" in _read(Path("/proc") / child / "cmdline"):
                     return int(child)
         return None
 
@@ -139,6 +140,14 @@ class Target:
         return code
 
 
+def _read(path: Path) -> str:
+    """A file of a process or a thread, which may have ended meanwhile."""
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 async def is_ready(client: httpx.AsyncClient) -> bool:
     """Whether the server would take a call and an engine would run it."""
     return (await client.get("/readyz")).status_code == 200
@@ -152,8 +161,10 @@ async def kill(
     Two kills in a row at most come before anything was answered: a server gives up on an engine that only ever ends.
     """
     unanswered = 0
-    while sum(report.kills.values()) < count:
+    for number in range(count):
         moment = rng.choice(MOMENTS if unanswered < 2 else MOMENTS[:1])
+        if number < len(MOMENTS):
+            moment = MOMENTS[number]
         if moment != "loading":
             deadline = time.monotonic() + START_S
             before = await _tokens(client)
@@ -166,14 +177,17 @@ async def kill(
                 await asyncio.sleep(0.01)
         longest = {"under load": 2.5, "first steps": 0.3, "loading": 1.5}[moment]
         await asyncio.sleep(rng.uniform(0.0, longest))
-        pid = target.engine()
-        if pid is None:
-            continue
+        while (pid := target.engine()) is None:  # between two of them
+            await asyncio.sleep(0.002)
         is_loading = not await is_ready(client)
         os.kill(pid, signal.SIGKILL)
         report.kills["loading" if is_loading else moment.replace("loading", "under load")] += 1
         unanswered = 0 if moment == "under load" else unanswered + 1
-        while target.engine() == pid:
+        deadline = time.monotonic() + START_S
+        while target.engine() in (pid, None):  # until the server has seen it
+            if time.monotonic() > deadline or target.process.poll() is not None:
+                report.failures.append("the server started no other engine")
+                return
             await asyncio.sleep(0.002)
 
 
@@ -226,9 +240,11 @@ async def disturbed(target: Target, *, kills: int, callers: int, seeds: int, see
         workers = [
             asyncio.create_task(work(client, todo, truth, report, done)) for _ in range(callers)
         ]
-        await kill(target, client, rng, report, kills)
-        done.set()
-        await asyncio.gather(*workers)
+        try:
+            await kill(target, client, rng, report, kills)
+        finally:
+            done.set()
+            await asyncio.gather(*workers)
         report.seconds = time.monotonic() - begun
         report.memory_mib = (before, target.memory_mib())
         report.blocks_in_use = _metric(
@@ -237,6 +253,7 @@ async def disturbed(target: Target, *, kills: int, callers: int, seeds: int, see
     log = target.log.read_text()
     report.pauses_s = [float(s) for s in re.findall(r"is ready after ([\d.]+) s", log)]
     report.resumed = sum(int(n) for n in re.findall(r"(\d+) open requests go on", log))
+    report.begun = sum(int(n) for n in re.findall(r"(\d+) of them in mid-answer", log))
     return report
 
 

@@ -122,3 +122,13 @@ def _socket_home() -> str:
     home = tempfile.gettempdir()
     longest = 107 - len("/octavo-12345678/engine.sock")  # sun_path, unix(7), less the final zero
     return home if len(os.fsencode(home)) <= longest else "/tmp"
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed a process for want of memory, on this host and in this container; 0 if it is silent."""
+    total = 0
+    for name in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
+        with contextlib.suppress(OSError):
+            lines = Path(name).read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    return total

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
 from octavo.core.errors import EngineError, ErrorInfo
+from octavo.engine.child import oom_kills
 from octavo.engine.ipc import Fatal, FromEngine, ToEngine, decode_from_engine, frame, read_frame
 from octavo.engine.pulse import Page
 
 Kind = Literal["signal", "exit", "fatal", "connection", "asked", "launch", "stuck"]
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _END_S = 2.0
 """What a process gets to end by itself once it has closed the connection."""
 _KILL_S = 30.0
@@ -27,6 +29,8 @@ class Ending(NamedTuple):
     """A clause, without a full stop."""
     error: ErrorInfo | None = None
     """What the engine said of it."""
+    is_from_outside: bool = False
+    """Whether somebody sent it a signal, so that it says nothing of the requests at hand."""
 
 
 class Process(Protocol):
@@ -70,6 +74,7 @@ class Life:
         self._writer: asyncio.StreamWriter | None = None
         self._outbox: list[bytes] = []
         self._asked = ""
+        self._oom_kills = oom_kills()
 
     def send(self, message: ToEngine) -> None:
         """Queue a frame; those of one turn of the event loop go out together, so a batch starts as one."""
@@ -128,8 +133,11 @@ class Life:
             return Ending("fatal", fatal.one_line().rstrip("."), fatal)
         if broken:
             return Ending("connection", broken)
+        starved = code == -signal.SIGKILL and oom_kills() > self._oom_kills
+        how = f"{_named(code)}{', out of memory' if starved else ''} {when}".rstrip()
         kind: Kind = "signal" if code < 0 else "exit"
-        return Ending(kind, f"the engine process ended with code {_named(code)} {when}".rstrip())
+        is_from_outside = -code in _FROM_OUTSIDE and not starved
+        return Ending(kind, f"the engine process ended with code {how}", None, is_from_outside)
 
     def _flush(self) -> None:
         if self._writer is None:

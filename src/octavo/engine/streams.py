@@ -6,7 +6,8 @@ as it would have. Knows no process and no socket.
 
 A request that was in the steps of an engine when it ended, and of the next one when that ended, and said nothing in
 between, is suspected. Suspects run one at a time, beside nothing but what has been heard of since the start. The one
-under which engines go on ending fails, alone.
+under which the next engine ends fails, alone. Ends that came from outside, as `kill -9`, are no evidence: they come at any
+time, and no request may fail of them.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ from octavo.core.request import Request
 from octavo.core.result import Event, Failed, Finished, TokenOut
 
 SUSPECT_AFTER = 2
-GUILTY_AFTER = 4
-"""Engines that ended under a request that said nothing, the first `SUSPECT_AFTER` in company. Two of them alone and not
-one: anything may kill a process, at any time, and a request must not fail because something did three times running."""
+GUILTY_AFTER = 3
+"""Engines that ended under a request that said nothing, the first `SUSPECT_AFTER` in company and the last with it alone."""
 
 
 class Lost(NamedTuple):
@@ -55,6 +55,11 @@ class Stream:
         self._admitted: float | None = None
         self._first_token: float | None = None
         self._last_token: float | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether its caller has some of the answer."""
+        return bool(self._token_ids)
 
     @property
     def is_suspected(self) -> bool:
@@ -105,14 +110,18 @@ class Stream:
 class Streams:
     """All open requests, in the order in which they came. Owner: the supervisor."""
 
-    def __init__(self, guilty_after: int = GUILTY_AFTER) -> None:
-        self._guilty_after = guilty_after
+    def __init__(self) -> None:
         self._open: dict[str, Stream] = {}
         self._held: dict[str, Stream] = {}
         self._tested: Stream | None = None
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def num_begun(self) -> int:
+        """Open requests whose callers have some of the answer."""
+        return sum(stream.has_begun for stream in self._open.values())
 
     @property
     def has_held(self) -> bool:
@@ -175,7 +184,7 @@ class Streams:
             is_answer = is_answer or not isinstance(event, Failed)
         return is_answer
 
-    def lose(self) -> Lost:
+    def lose(self, *, is_from_outside: bool = False) -> Lost:
         """The engine has ended: everything open waits for the next one."""
         tested, self._tested = self._tested, None
         num_running = 0
@@ -183,11 +192,11 @@ class Streams:
             stream.restarts += 1
             num_running += stream.is_running
             # What builds a grammar is in no step yet, and native code runs for it.
-            if stream.is_running or (stream.is_sent and stream.request.grammar):
-                stream.deaths += 1
+            is_in_hand = stream.is_running or (stream.is_sent and stream.request.grammar != "")
+            stream.deaths += is_in_hand and not is_from_outside
             stream.is_sent = stream.is_running = False
         failed: tuple[str, ...] = ()
-        if tested is not None and tested.deaths >= self._guilty_after:
+        if tested is not None and tested.deaths >= GUILTY_AFTER:
             failed = (tested.request.id,)
             del self._open[tested.request.id]
             tested.queue.put_nowait(Failed(id=tested.request.id, error=_fault(tested.deaths)))
@@ -206,8 +215,8 @@ class Streams:
 def _fault(deaths: int) -> ErrorInfo:
     return ErrorInfo(
         code="request_fault",
-        message=f"{deaths} engine processes in a row ended while they ran this request, the last "
-        f"{deaths - SUSPECT_AFTER} with nothing else to suspect.",
+        message=f"{deaths} engine processes in a row ended while they ran this request, the last with "
+        "nothing else to suspect.",
         status=500,
         fix="Do not send it again as it is; the engine's last log lines say what it ended from.",
     )

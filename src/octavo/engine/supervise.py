@@ -38,7 +38,7 @@ from octavo.engine.ipc import (
     UseVocabulary,
 )
 from octavo.engine.life import Ending, Life, Process
-from octavo.engine.streams import GUILTY_AFTER, SUSPECT_AFTER, Stream, Streams
+from octavo.engine.streams import Stream, Streams
 
 logger = get_logger(__name__)
 
@@ -77,8 +77,7 @@ class Supervisor:
 
     def __init__(self, config: EngineConfig, launch: Callable[[], Process] = EngineProcess) -> None:
         self.config = config
-        most = config.max_engine_restarts
-        self.streams = Streams(max(SUSPECT_AFTER + 1, min(GUILTY_AFTER, most)))
+        self.streams = Streams()
         self.state: State = "loading"
         self.started: Ready | None = None
         """What was started last."""
@@ -198,6 +197,7 @@ class Supervisor:
             logger.exception("the engine's supervisor failed")
             if self._life is not None:
                 self._life.end("its supervisor failed")
+                self._life.process.remove()
             self._die(Ending("connection", f"the connection to the engine broke: {error}"))
 
     async def _live(self) -> Ending:
@@ -251,7 +251,7 @@ class Supervisor:
         self.state, self.reason = "restarting", ending.reason
         self.restarts[ending.kind] += 1
         self.loading = Loading(phase="process", fraction=0.0)
-        lost = self.streams.lose()
+        lost = self.streams.lose(is_from_outside=ending.is_from_outside)
         self._base = self.stats = replace(
             self.stats,
             num_running=0,
@@ -319,10 +319,11 @@ class Supervisor:
             self._first_load_s = now - self.process.started_at
         else:
             logger.warning(
-                "engine process %d is ready after %.1f s without one; %d open requests go on",
+                "engine process %d is ready after %.1f s without one; %d open requests go on, %d of them in mid-answer",
                 self.process.pid,
                 now - self._lost_at,
                 len(self.streams),
+                self.streams.num_begun,
             )
         self._pump()
         self.settled.set()

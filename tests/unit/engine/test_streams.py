@@ -119,15 +119,10 @@ def test_a_request_that_engines_end_from_fails_alone() -> None:
     poison, other = (streams.open(request(name), is_late=False) for name in ("poison", "other"))
     streams.open(request("late"), is_late=False)
     both = ["poison", "other", "late"]
-    assert deaths(streams, 4) == [
-        (both, ()),
-        (both, ()),
-        (["poison"], ()),
-        (["poison"], ("poison",)),
-    ]
+    assert deaths(streams, 3) == [(both, ()), (both, ()), (["poison"], ("poison",))]
     [end] = told(poison)
     assert isinstance(end, Failed) and (end.error.code, end.error.status) == ("request_fault", 500)
-    assert "4 engine processes" in end.error.message
+    assert "3 engine processes" in end.error.message
     # The others were in its company twice, so they come one by one until they are heard of.
     assert sent(streams) == ["other"] and sent(streams) == []
     streams.start(["other"], 1.0)
@@ -147,6 +142,16 @@ def test_what_is_heard_of_is_no_suspect_and_what_only_waits_is_none() -> None:
         assert streams.lose() == (1, 1, ())
 
 
+def test_ends_from_outside_are_no_evidence() -> None:
+    streams = Streams()
+    for name in ("a", "b"):
+        streams.open(request(name, grammar="g"), is_late=False)
+    for _ in range(20):
+        assert sent(streams) == ["a", "b"]
+        streams.start(["a"], 1.0)
+        assert streams.lose(is_from_outside=True) == (1, 1, ())
+
+
 def test_a_suspect_that_leaves_lets_the_others_go_on() -> None:
     streams = Streams()
     streams.open(request("a"), is_late=False)
@@ -158,7 +163,7 @@ def test_a_suspect_that_leaves_lets_the_others_go_on() -> None:
 
 
 def test_what_builds_a_grammar_may_be_what_the_engine_ends_from() -> None:
-    streams = Streams(guilty_after=3)
+    streams = Streams()
     streams.open(request("g", grammar="x"), is_late=False)
     streams.open(request("w"), is_late=False)
     for _ in range(2):

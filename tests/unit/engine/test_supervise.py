@@ -40,6 +40,7 @@ from octavo.engine.ipc import (
     read_frame,
 )
 from octavo.engine.pulse import Page
+from octavo.engine.streams import Streams
 
 pytestmark = pytest.mark.anyio
 
@@ -181,7 +182,7 @@ class FakeProcess:
             if any(isinstance(message, Shutdown) for message in self.got):
                 return 0
             if self._running.keys() & plan.get("poison", set()):
-                return -11
+                return int(plan.get("code", -11))
             if "hangs" in plan:
                 await asyncio.Event().wait()
             self._step()
@@ -475,7 +476,40 @@ async def test_a_request_that_engines_end_from_fails_alone() -> None:
         assert results[0] == expected(asked[0]) and results[2] == expected(asked[2])
         assert isinstance(results[1], AssertionError) and str(results[1]) == "request_fault"
         assert client.status().state == "ready"
-    assert len(script.processes) <= 1 + 4
+    assert len(script.processes) <= 1 + 3
+
+
+@pytest.mark.parametrize("is_starved", [True, False])
+async def test_a_kill_is_a_requests_fault_only_where_memory_ran_out(
+    is_starved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = itertools.count() if is_starved else itertools.repeat(7)
+    monkeypatch.setattr(life, "oom_kills", lambda: next(kills))
+    script = Script([{"poison": {"bad"}, "code": -9}])
+    async with client_of(script) as client:
+        await client.wait_ready()
+        with pytest.raises(AssertionError) as caught:
+            await answer(client, request("bad"))
+        assert str(caught.value) == ("request_fault" if is_starved else "engine_unavailable")
+        reason = client._supervisor.reason
+        assert ("out of memory" in reason) == is_starved
+    assert len(script.processes) <= (4 if is_starved else 6)
+
+
+async def test_a_defect_of_ours_ends_streams_and_hangs_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def take(self: Streams, events: object, now: float) -> bool:
+        raise ValueError("on purpose")
+
+    monkeypatch.setattr(Streams, "take", take)
+    script = Script([{}])
+    async with client_of(script) as client:
+        await client.wait_ready()
+        with pytest.raises(AssertionError, match="engine_unavailable"):
+            await answer(client, request("a"))
+        assert "on purpose" in client.status().reason
+    assert script.processes[0].is_removed
 
 
 async def test_what_fails_the_first_time_is_final() -> None:

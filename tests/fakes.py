@@ -36,6 +36,7 @@ from octavo.engine.client import EngineStatus
 from octavo.engine.frontend import Frontend
 from octavo.engine.ipc import Phase, Ready
 from octavo.meter.metrics import Metrics
+from octavo.server.admission import Bounds
 from octavo.server.app import create_app
 from octavo.server.auth import KeyRing
 from octavo.server.jobs.store import Store
@@ -101,6 +102,7 @@ class FakeEngine:
         self.ended = threading.Semaphore(0)
         self.refuse: Exception | None = None
         self.fail_after: int | None = None
+        self.failure = ErrorInfo(code="engine_error", message="failed on purpose.", status=500)
         self.seconds_since_progress = 0.0
 
     @property
@@ -155,9 +157,8 @@ class FakeEngine:
                     self.paused.release()
                     await self.release.wait()
                 if self.fail_after is not None and sent >= self.fail_after:
-                    info = ErrorInfo(code="engine_error", message="failed on purpose.", status=500)
                     is_done = True
-                    yield Failed(id=request.id, error=info)
+                    yield Failed(id=request.id, error=self.failure)
                     return
                 part = tokens[sent : sent + next(sizes)]
                 self._count(num_steps=1, generation_tokens=len(part), last_step_tokens=len(part))
@@ -246,6 +247,7 @@ def make_state(
     template: str | None = TEMPLATE,
     formats: Formats = Formats(),
     store: Store | None = None,
+    bounds: Bounds = Bounds(),
     **config: Any,
 ) -> AppState:
     """A server state over a fake engine."""
@@ -261,6 +263,7 @@ def make_state(
         keys=KeyRing(keys),
         formats=formats,
         store=store,
+        bounds=bounds,
     )
 
 

@@ -98,7 +98,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     scheduling_policy: Annotated[str, _Help(description="Who runs next: fcfs or priority.")] = (
         "fcfs"
     )
-    max_num_waiting: Annotated[
+    max_num_queued_reqs: Annotated[
         int, _Help(ge=1, description="Most requests in the queue; more are refused with 429.")
     ] = 4096
     step_log: Annotated[
@@ -162,6 +162,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "`warnings`, instead of refusing them."
         ),
     ] = False
+    max_num_queued_tokens: Annotated[
+        int,
+        _Help(
+            ge=1,
+            description="Most prompt tokens in the queue; a call that would exceed them is refused with 429 "
+            "unless the queue is empty.",
+        ),
+    ] = 1 << 22
     shutdown_timeout: Annotated[
         float, _Help(ge=0, description="Seconds that running requests get to finish at shutdown.")
     ] = 30.0

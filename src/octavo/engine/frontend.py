@@ -60,6 +60,9 @@ class Caller(NamedTuple):
     tenant: str = ""
     cache_scope: str = ""
     priority: int = 0
+    deadline: float | None = None
+    """As in `Request`: how long this call is worth waiting for."""
+    first_token_by: float | None = None
 
 
 class Usage(msgspec.Struct, kw_only=True):
@@ -183,6 +186,8 @@ class Frontend:
                 priority=caller.priority,
                 tenant=caller.tenant,
                 cache_scope=caller.cache_scope,
+                deadline=caller.deadline,
+                first_token_by=caller.first_token_by,
             )
             for index in range(params.n)
         ]

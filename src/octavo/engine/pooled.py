@@ -164,6 +164,8 @@ class PoolingFrontend:
             priority=caller.priority,
             tenant=caller.tenant,
             cache_scope=caller.cache_scope,
+            deadline=caller.deadline,
+            first_token_by=caller.first_token_by,
             pooling=self.facts(default).resolve(params, default),
             pair_start=prompt.pair_start,
         )

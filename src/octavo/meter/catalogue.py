@@ -19,6 +19,9 @@ _TTFT = (0.001, 0.005, *_LATENCY, 80, 160, 640, 2560)
 _ITL = (0.001, 0.0025, 0.005, *_LATENCY[:13], 7.5, 10, 20, 40, 80)
 
 
+_RATIO = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 4, 10)
+
+
 class Row(NamedTuple):
     """One metric."""
 
@@ -87,6 +90,21 @@ ROWS: tuple[Row, ...] = (
     Row("octavo:requests_in_flight", "gauge", "Requests received and not yet ended."),
     Row("octavo:tool_parse_errors", "counter", "Answers with tool calls that could not be parsed."),
     Row("octavo:client_disconnects", "counter", "Calls whose client went away."),
+    Row("octavo:predicted_ttft_seconds", "histogram", "Time to first token told.", (), _TTFT),
+    Row(
+        "octavo:ttft_prediction_ratio",
+        "histogram",
+        "Time to first token, as a multiple of the one told.",
+        (),
+        _RATIO,
+    ),
+    Row(
+        "octavo:ttft_interval_coverage",
+        "gauge",
+        "Of the last 1000 calls: the share whose first token came inside the interval told, of 0.8.",
+    ),
+    Row("octavo:promises", "counter", "Calls taken with a limit of time, by kind.", ("kind",)),
+    Row("octavo:promises_broken", "counter", "Of those, the ones that missed it.", ("kind",)),
     Row("octavo:http_responses", "counter", "Answers by route and status.", ("route", "status")),
 )
 

@@ -144,6 +144,10 @@ class Metrics:
         else:
             child.set(value)
 
+    def observe(self, name: str, value: float) -> None:
+        """Add to a histogram without labels."""
+        self._observe(name, value)
+
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self._exposition)

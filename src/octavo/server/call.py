@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -25,6 +26,7 @@ from octavo.server.lenient import Warned, WarningSender
 from octavo.server.limits import ClientGone, read_body
 from octavo.server.parse import Parser
 from octavo.server.state import AppState, Inner
+from octavo.server.tickets import Stay
 
 logger = get_logger(__name__)
 
@@ -57,10 +59,14 @@ class Call:
     """Minted by us; 32 hexadecimal digits."""
     warnings: list[Warned] = field(default_factory=list)
     """What the answer has to say of ignored fields."""
+    began: float = field(default_factory=time.monotonic)
+    """`time.monotonic()` when its headers were read: deadlines count from here."""
+    stay: Stay
 
     async def body(self, parser: Parser[T]) -> T:
         """The body, checked. Raises RequestError naming the field at fault."""
-        return parser(await read_body(self.receive, Headers(scope=self.scope)), self.refuse)
+        body = await read_body(self.receive, Headers(scope=self.scope), self.stay.hold)
+        return parser(body, self.refuse)
 
     def refuse(self, error: RequestError) -> None:
         """A field that nobody honours: refuse it, or under `--lenient` note for the answer that it is ignored.
@@ -132,6 +138,7 @@ class Endpoint:
 
         request_id = scope[_ID_KEY]
         warnings: list[Warned] = []
+        stay = Stay(self._state.admission)
         try:
             caller = self._caller(scope) if caller is None else caller
             call = Call(
@@ -141,6 +148,7 @@ class Endpoint:
                 caller=caller,
                 id=request_id,
                 warnings=warnings,
+                stay=stay,
             )
             response = await self._handler(call)
             await response(
@@ -161,6 +169,7 @@ class Endpoint:
                 hidden = EngineError("internal error; the log has it under this request's id.")
                 await error_response(hidden, self._error_body)(scope, receive, watched)
         finally:
+            stay.close()
             self._state.metrics.count("octavo:http_responses", 1, self._row.path, str(status))
 
     def _caller(self, scope: Scope) -> Caller:

@@ -18,6 +18,7 @@ from octavo.engine.client import EngineStatus
 from octavo.engine.frontend import Caller, Frontend
 from octavo.engine.ipc import Ready
 from octavo.meter.metrics import Metrics
+from octavo.server.admission import Admission, Bounds
 from octavo.server.auth import KeyRing
 from octavo.server.jobs.store import Store
 from octavo.server.response_store import ResponseStore
@@ -84,6 +85,9 @@ class AppState:
     """Names under which the model answers; at least one, the first is used in answers."""
     metrics: Metrics
     scheduling_policy: str
+    bounds: Bounds = Bounds()
+    """Of what may wait."""
+    admission: Admission = field(init=False)
     keys: KeyRing = field(default_factory=KeyRing)
     formats: Formats = Formats()
     """How the model writes its reasoning and its tool calls."""
@@ -109,6 +113,9 @@ class AppState:
     """`time.monotonic()` when that last rose from zero."""
     failure: Exception | None = None
     """Why `on_start` failed."""
+
+    def __post_init__(self) -> None:
+        self.admission = Admission(self.engine, self.metrics, self.bounds, self.scheduling_policy)
 
     @property
     def default_sampling(self) -> Mapping[str, float | int]:

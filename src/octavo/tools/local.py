@@ -19,6 +19,7 @@ from octavo.core.errors import ConfigError
 from octavo.engine.client import EngineClient
 from octavo.engine.frontend import Frontend
 from octavo.meter.metrics import Metrics
+from octavo.server.admission import Bounds
 from octavo.server.app import create_app
 from octavo.server.auth import KeyRing
 from octavo.server.jobs.store import Store
@@ -55,6 +56,7 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
         metrics=Metrics(names[0]),
         keys=KeyRing((*server.api_key, *env.api_keys())),
         scheduling_policy=engine.scheduling_policy,
+        bounds=Bounds(engine.max_num_queued_reqs, server.max_num_queued_tokens),
         store=None if server.state_dir is None else Store(Path(server.state_dir).expanduser()),
     )
 

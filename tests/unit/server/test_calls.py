@@ -172,7 +172,7 @@ def test_overload_is_429_with_retry_after(stream: bool) -> None:
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
     assert answer.json()["error"]["type"] == "rate_limit_error"
     metrics = calls.state.metrics
-    rejected = metrics.value("vllm:admission_rejections_total", [("reason", "queue_full")])
+    rejected = metrics.value("vllm:admission_rejections_total", [("reason", "queued_reqs")])
     assert (rejected, calls.state.num_in_flight) == (1, 0)
 
 

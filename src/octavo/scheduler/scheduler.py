@@ -38,6 +38,7 @@ from octavo.core.sequence import Sequence, SequenceState
 from octavo.scheduler.limits import MAX_PREEMPTIONS, WATERMARK, Limits
 from octavo.scheduler.policies.base import Policy
 from octavo.scheduler.stats import Counters
+from octavo.scheduler.steptime import StepTimeFit, context_of
 
 
 class Scheduler:
@@ -52,6 +53,7 @@ class Scheduler:
         self.by_id: dict[str, Sequence] = {}
         self.reserved: set[str] = set()
         self.counters = Counters()
+        self.step_time = StepTimeFit()
         self._rows: list[int] = list(range(limits.max_num_seqs - 1, -1, -1))
         self._by_row: dict[int, Sequence] = {}
         self._ended_rows: list[int] = []
@@ -286,6 +288,8 @@ class Scheduler:
         events: list[Event] = []
         self.counters.last_step_tokens = plan.num_tokens
         self.counters.last_step_s = result.elapsed_s
+        if result.elapsed_s > 0:
+            self.step_time.observe(plan.num_tokens, context_of(plan), result.elapsed_s)
         for piece, outcome in zip(plan.slices, result.slices, strict=True):
             sequence = self._by_row[piece.row]
             if outcome.error is not None:
@@ -389,6 +393,7 @@ class Scheduler:
             num_waiting=len(self.waiting),
             num_blocks=self.cache.num_blocks,
             num_free_blocks=self.cache.num_free,
+            step_time=self.step_time.line,
         )
 
 

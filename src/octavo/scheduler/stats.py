@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octavo.core.result import EngineStats
+from octavo.core.steptime import StepTime
 
 
 @dataclass(slots=True)
@@ -21,7 +22,13 @@ class Counters:
     last_step_s: float = 0.0
 
     def snapshot(
-        self, *, num_running: int, num_waiting: int, num_blocks: int, num_free_blocks: int
+        self,
+        *,
+        num_running: int,
+        num_waiting: int,
+        num_blocks: int,
+        num_free_blocks: int,
+        step_time: StepTime,
     ) -> EngineStats:
         """Frozen, with the gauges of the moment."""
         return EngineStats(
@@ -37,4 +44,5 @@ class Counters:
             generation_tokens=self.generation_tokens,
             last_step_tokens=self.last_step_tokens,
             last_step_s=self.last_step_s,
+            step_time=step_time,
         )

@@ -143,7 +143,7 @@ class World:
             assert error.retry_after_s is not None
             outcome.retries.append(error.retry_after_s)
         else:
-            place = Place(self.admission.accounts, caller, [request])
+            place = Place(self.admission.accounts, self.admission.lane(caller), [request])
             ticket = Ticket(self.admission, place, caller, quote)
             ticket.hand_over(request.id)
             self._waiting.append(Job(request, ticket, num_outputs, first_by))

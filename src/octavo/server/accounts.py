@@ -1,6 +1,7 @@
-"""What has been accepted and has no first token yet: by tenant and priority, in prompt tokens, and in bytes held.
+"""What has been accepted and has no first token yet: by account and priority, in prompt tokens, and in bytes held.
 
-Owner: `Admission`. Knows counts; does not know time to first token, engines or HTTP.
+Owner: `Admission`. An account is what the scheduling policy shares the machine between. Knows counts; does not know
+time to first token, engines or HTTP.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from octavo.core.request import Request
-from octavo.engine.frontend import Caller
 
 _TWIN_TOKENS = 16
 """Of a further choice of the same prompt: what its twin leaves to compute, at most a block."""
@@ -23,8 +23,18 @@ class Queued(NamedTuple):
     num_prompts: int
 
 
-class Lane:
-    """The waiting work of one tenant at one priority."""
+class Lane(NamedTuple):
+    """Where a call waits."""
+
+    account: str
+    priority: int
+    """0 where the policy does not look at it."""
+    weight: float = 1.0
+    """The account's share beside others'."""
+
+
+class _Row:
+    """The waiting work of one lane."""
 
     __slots__ = ("num_prompts", "tokens")
 
@@ -45,15 +55,15 @@ class Accounts:
         """Of bodies that calls under way were sent with."""
         self.handed_tokens = 0
         """Of `tokens`, those handed to the engine."""
-        self.lanes: dict[tuple[str, int], Lane] = {}
+        self.lanes: dict[Lane, _Row] = {}
         self._late: deque[tuple[float, int]] = deque()
         """When requests were handed over, and their tokens: those that the engine may not have counted yet."""
 
-    def add(self, lane: tuple[str, int], tokens: int, by: int = 1) -> None:
+    def add(self, lane: Lane, tokens: int, by: int = 1) -> None:
         """Book a request (by 1), or strike it off (by -1)."""
         self.tokens += by * tokens
         self.num_prompts += by
-        row = self.lanes.setdefault(lane, Lane())
+        row = self.lanes.setdefault(lane, _Row())
         row.tokens += by * tokens
         row.num_prompts += by
         if not row.num_prompts:
@@ -71,21 +81,27 @@ class Accounts:
             late.popleft()
         return Queued(sum(tokens for _, tokens in late), len(late))
 
-    def before(self, lane: tuple[str, int], own: float, *, shares: bool, ranks: bool) -> Queued:
-        """What goes before a request of `own` tokens in `lane`.
+    def before(self, lane: Lane, own: float) -> Queued:
+        """What goes before a request of `own` tokens in `lane`. O(lanes).
 
-        With `ranks`, only what is as urgent. With `shares`, each other tenant gets no more than this one until then:
-        the bound of fair queueing with equal weights.
+        Of its own account, what is as urgent. Of each other account, no more than that one's share until this account
+        has been served all of it: the bound of fair queueing.
         """
-        tenant, priority = lane
-        mine = own + sum(row.tokens for (name, _), row in self.lanes.items() if name == tenant)
+        mine = own
+        theirs: dict[str, int] = {}
+        for other, row in self.lanes.items():
+            if other.account != lane.account:
+                theirs[other.account] = theirs.get(other.account, 0) + row.tokens
+            elif other.priority <= lane.priority:
+                mine += row.tokens
         tokens, num_prompts = 0.0, 0.0
-        for (name, rank), row in self.lanes.items():
-            if ranks and rank > priority:
-                continue
+        for other, row in self.lanes.items():
             part = 1.0
-            if shares and name != tenant and row.tokens > mine:
-                part = mine / row.tokens
+            if other.account != lane.account:
+                share = mine * other.weight / lane.weight
+                part = min(1.0, share / max(1, theirs[other.account]))
+            elif other.priority > lane.priority:
+                continue
             tokens += part * row.tokens
             num_prompts += part * row.num_prompts
         return Queued(tokens, round(num_prompts))
@@ -94,9 +110,9 @@ class Accounts:
 class Place:
     """One call's entries in the accounts."""
 
-    def __init__(self, accounts: Accounts, caller: Caller, requests: Iterable[Request]) -> None:
+    def __init__(self, accounts: Accounts, lane: Lane, requests: Iterable[Request]) -> None:
         self._accounts = accounts
-        self._lane = (caller.tenant, caller.priority)
+        self._lane = lane
         self._waiting = {request.id: tokens_of(request) for request in requests}
         self._handed: set[str] = set()
         self._is_open = True

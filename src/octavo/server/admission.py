@@ -5,8 +5,8 @@ why, what was predicted and when to come back. The forecast is step times (`fore
 what came of late ones (`calibration.py`); until enough is known nobody is refused by it. Knows requests and
 statistics; does not know HTTP.
 
-What is approximated: a prompt's share in the prefix cache is the late average; other tenants get at most this one's
-share until its turn (so weights and ageing are left to the factor); output lengths are the late median.
+What is approximated: a prompt's share in the prefix cache is the late average; other accounts get their fair share until
+this one's turn, as if all began now, and ageing of priorities is left out; output lengths are the late median.
 """
 
 from __future__ import annotations
@@ -15,19 +15,26 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+from msgspec.structs import replace
+
 from octavo.core.errors import DeadlineError, OverloadError, RequestError
+from octavo.core.params import SamplingParams
 from octavo.core.request import Request
 from octavo.core.result import EngineStats
 from octavo.engine.frontend import Caller
 from octavo.engine.ipc import Ready
 from octavo.meter.metrics import Metrics
+from octavo.scheduler.policies.base import Policy
 from octavo.server import forecast
-from octavo.server.accounts import Accounts, tokens_of
+from octavo.server.accounts import Accounts, Lane, tokens_of
 from octavo.server.calibration import LEAST, Calibration, Coverage, Interval, Window
 from octavo.server.errors import Forecast, WouldMissError
 from octavo.server.forecast import Ahead, Pace, Room
 from octavo.server.limits import MAX_HELD_BYTES
 
+_PROBE = Request(
+    id="", token_ids=(0,), params=SamplingParams(), max_tokens=1, seed=0, arrived=0.0
+)  # what a policy is shown of a caller
 _MAX_RETRY_S = 600.0
 _MS = 1000.0
 
@@ -77,7 +84,7 @@ class Admission:
         engine: Engine,
         metrics: Metrics,
         bounds: Bounds = Bounds(),
-        policy: str = "",
+        policy: Policy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.metrics = metrics
@@ -85,7 +92,7 @@ class Admission:
         self.accounts = Accounts()
         self._engine = engine
         self._bounds = bounds
-        self._ranks = policy == "priority"
+        self._policy = policy
         self._pace = Pace()
         self._seen_until = 0.0
         self._firsts = (Calibration(), Calibration())  # of an idle engine, and of one with a queue
@@ -175,6 +182,15 @@ class Admission:
             ahead_tokens=ahead.tokens,
         )
 
+    def lane(self, caller: Caller) -> Lane:
+        """Where such a caller's requests wait."""
+        policy = self._policy
+        if policy is None:
+            return Lane("", 0)
+        probe = replace(_PROBE, tenant=caller.tenant, priority=caller.priority)
+        rank = caller.priority if policy.uses_priority else 0
+        return Lane(policy.account(probe), rank, caller.weight)
+
     def _ahead(self, caller: Caller, stats: EngineStats, own: float, num_requests: int) -> Ahead:
         """What is in front: lanes of the accounts, scaled to what the engine says is left of them."""
         accounts, missed = self.accounts, self._pace.missed
@@ -182,8 +198,7 @@ class Admission:
         in_engine = forecast.backlog(stats) + unseen.tokens * missed
         outside = (accounts.tokens - accounts.handed_tokens) * missed
         scale = (in_engine + outside) / accounts.tokens if accounts.tokens else 0.0
-        lane = (caller.tenant, caller.priority)
-        before = accounts.before(lane, own, shares=True, ranks=self._ranks)
+        before = accounts.before(self.lane(caller), own)
         tokens = before.tokens * scale if accounts.tokens else in_engine
         output = self._outputs.quantile(0.5) if self._outputs else 0.0
         mean = (self._lengths.quantile(0.5) if self._lengths else 0.0) + output / 2

@@ -18,6 +18,7 @@ from octavo.engine.client import EngineStatus
 from octavo.engine.frontend import Caller, Frontend
 from octavo.engine.ipc import Ready
 from octavo.meter.metrics import Metrics
+from octavo.scheduler.policies.registry import POLICIES
 from octavo.server.admission import Admission, Bounds
 from octavo.server.auth import KeyRing
 from octavo.server.jobs.store import Store
@@ -115,7 +116,8 @@ class AppState:
     """Why `on_start` failed."""
 
     def __post_init__(self) -> None:
-        self.admission = Admission(self.engine, self.metrics, self.bounds, self.scheduling_policy)
+        policy = POLICIES.load(self.scheduling_policy)()
+        self.admission = Admission(self.engine, self.metrics, self.bounds, policy)
 
     @property
     def default_sampling(self) -> Mapping[str, float | int]:

@@ -102,7 +102,7 @@ class Stay:
     ) -> None:
         """Join the queue. Beams that are searched show nothing before the end. Raises as `Admission.take`."""
         quote = self._admission.take(caller, requests, self._num_bytes)
-        place = Place(self._admission.accounts, caller, requests)
+        place = Place(self._admission.accounts, self._admission.lane(caller), requests)
         self._ticket = Ticket(self._admission, place, caller, quote, learns=not is_searched)
 
     @property

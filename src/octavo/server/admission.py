@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
 
-from octavo.core.errors import DeadlineError, OverloadError, RequestError
+from octavo.core.errors import DeadlineError, OctavoError, OverloadError, RequestError
 from octavo.core.params import SamplingParams
 from octavo.core.request import Request
 from octavo.core.result import EngineStats
@@ -190,6 +190,14 @@ class Admission:
         probe = replace(_PROBE, tenant=caller.tenant, priority=caller.priority)
         rank = caller.priority if policy.uses_priority else 0
         return Lane(policy.account(probe), rank, caller.weight)
+
+    def first_token_s(self, caller: Caller) -> float | None:
+        """Seconds to the first token of a prompt of next to nothing sent now; None while predictions are not trusted."""
+        try:
+            quote = self.quote(caller, 1, 1, 1)
+        except OctavoError:
+            return None  # there is no engine to ask
+        return None if quote.factors is None else quote.plain_s * quote.factors.middle
 
     def _ahead(self, caller: Caller, stats: EngineStats, own: float, num_requests: int) -> Ahead:
         """What is in front: lanes of the accounts, scaled to what the engine says is left of them."""

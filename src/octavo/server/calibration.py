@@ -16,7 +16,7 @@ COVERAGE = 0.8
 LEAST = 32
 """Outcomes before which nothing is promised."""
 _TAIL = (1.0 - COVERAGE) / 2
-_KEPT = 1024
+_KEPT = 512
 """Late outcomes looked at. Errors of neighbours in a queue are alike: of a few hundred, quantiles are too narrow."""
 _STEER = 0.005
 """How far one outcome moves a level. Outcomes come as late as the queue is long, and at 0.02 levels overshot."""

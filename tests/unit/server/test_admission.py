@@ -297,6 +297,18 @@ def test_work_in_the_background_stays_in_the_accounts_until_its_end() -> None:
     asyncio.run(scenario())
 
 
+def test_load_tells_routers_what_waits_and_for_how_long() -> None:
+    engine = FakeEngine()
+    engine.stats = EngineStats(num_waiting=1, num_steps=1, step_time=SECOND)
+    server = InProcess(make_state(engine))
+    assert server.call("GET", "/load").json()["predicted_ttft_ms"] is None
+    taught(server.state.admission)
+    load = server.call("GET", "/load").json()
+    assert (load["queued_tokens"], load["predicted_ttft_ms"]) == (0, 1001.0)
+    engine.state = "loading"
+    assert server.call("GET", "/load").json()["predicted_ttft_ms"] is None
+
+
 def test_bytes_are_given_back_whatever_comes_of_the_call() -> None:
     server = InProcess(make_state())
     for body in (b"{", b'{"prompt": 5}', b'{"prompt": "a"}', b"x" * (limits.MAX_BODY_BYTES + 1)):

@@ -242,6 +242,12 @@ BAD_POOLING: list[tuple[str, dict[str, Any], str]] = [
         for path in POOLING_INPUT
         for name, value in UNSUPPORTED_POOLING.items()
     ),
+    *(
+        (path, {"deadline_ms": bad}, "deadline_ms")
+        for path in POOLING_INPUT
+        for bad in (0, "5", 1e9)
+    ),
+    *((path, {"ttft_slo_ms": 5}, "ttft_slo_ms") for path in POOLING_INPUT),
     ("/v1/embeddings", {"messages": [USER]}, "messages"),
     ("/pooling", {"softmax": True}, "softmax"),
     ("/pooling", {"data": {"a": 1}}, "data"),

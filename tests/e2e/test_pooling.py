@@ -258,7 +258,7 @@ def test_a_model_says_what_it_cannot_do(
         ("/v1/embeddings", {"input": "a", "truncate_prompt_tokens": 1}, "truncate_prompt_tokens"),
         ("/v1/embeddings", {"input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ("/v1/embeddings", {"input": "a", "truncation_side": "left"}, "truncation_side"),
-        ("/v1/embeddings", {"input": "a", "priority": 1}, "priority"),
+        ("/v1/embeddings", {"input": "a", "priority": 1 << 31}, "priority"),
         ("/v1/embeddings", {"input": "a", "normalize": True, "use_activation": False}, "normalize"),
         ("/v1/embeddings", {"input": "a", "messages": [{}]}, "messages"),
         ("/v1/embeddings", {"input": "a", "embed_dtype": "float16"}, "embed_dtype"),

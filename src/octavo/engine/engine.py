@@ -79,7 +79,9 @@ class Engine:
         events = self._drain(wait=not (self.scheduler.has_work or self.grammars.is_busy))
         if self.grammars.is_busy:
             events += self._admit_built()
-        plan = self.scheduler.schedule(time.monotonic())
+        now = time.monotonic()
+        events += self.scheduler.expire(now)
+        plan = self.scheduler.schedule(now)
         if plan is not None:
             result = self._run(plan)
             self.steps.add(plan, result)

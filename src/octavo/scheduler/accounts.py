@@ -26,6 +26,8 @@ from octavo.scheduler.policies.base import Policy
 
 NOMINAL = StepTime(token_s=1e-4)
 """Until a line is fitted. A few steps in a wrong unit are soon forgotten."""
+RECENT_STEPS = 1024
+"""Steps for which an account that went idle is expected back."""
 MOST_IDLE = 1024
 """Accounts without requests whose clocks are remembered; further ones forget what they owe."""
 
@@ -155,6 +157,19 @@ class Accounts:
         self._idle[account.name] = account
         if len(self._idle) > MOST_IDLE:
             self._idle.popitem(last=False)
+
+    def leaves_last_row(self, account: Account) -> bool:
+        """Whether the last free row is not for `account`: it has more than its share, and another that is here, or was a
+        moment ago, has less. To keep one row costs less than to take one away each time.
+        """
+        parties = list(self.live.values())
+        last = next(reversed(self._idle.values()), None)
+        if last is not None and last.since > self.steps - RECENT_STEPS:
+            parties.append(last)
+        share = self.all.rows / sum(each.weight for each in parties)
+        return account.rows > share * account.weight and any(
+            each.rows < share * each.weight for each in parties
+        )
 
     # -- service -------------------------------------------------------------------------------------------------
 

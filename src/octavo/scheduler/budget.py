@@ -56,11 +56,10 @@ class PrefillBudget:
 
 
 def fits_row(limits: Limits, line: StepTime | None, rows: int, context: float) -> bool:
-    """Whether `rows` decodes over `context` tokens leave room under `max_itl_s` for a block of a prompt."""
+    """Whether `rows` decodes over `context` tokens stay under `max_itl_s`."""
     if limits.max_itl_s is None or line is None:
         return True
-    block = line.token_s * BLOCK_SIZE
-    return line.predict(rows, context) + block <= most_s(limits.max_itl_s, line)
+    return line.predict(rows, context) <= most_s(limits.max_itl_s, line)
 
 
 def most_s(max_itl_s: float, line: StepTime) -> float:

@@ -22,6 +22,9 @@ WATERMARK = 0.01
 MAX_PASSED = 16
 """Requests of others that may start while the head of a queue waits for blocks; then all wait with it."""
 
+MANY_ROWS = 8
+"""Rows from which one is worth keeping for an account that comes back soon."""
+
 MAX_HELD_BACK = 16
 """Waiting sequences per step that are found to wait for a prefix which another computes; more are not looked at."""
 

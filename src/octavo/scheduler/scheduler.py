@@ -44,7 +44,7 @@ from octavo.scheduler import victims
 from octavo.scheduler.accounts import Account, Accounts
 from octavo.scheduler.budget import PrefillBudget, fits_row
 from octavo.scheduler.ends import end_of, expired, finished
-from octavo.scheduler.limits import MAX_HELD_BACK, Limits
+from octavo.scheduler.limits import MANY_ROWS, MAX_HELD_BACK, Limits
 from octavo.scheduler.policies.base import Policy
 from octavo.scheduler.room import Room
 from octavo.scheduler.stats import Counters
@@ -58,6 +58,7 @@ class _Verdict(enum.Enum):
     STARTED = enum.auto()
     HELD_BACK = enum.auto()
     NO_ROW = enum.auto()
+    LAST_ROW = enum.auto()
     NO_ROOM = enum.auto()
     NO_BUDGET = enum.auto()
 
@@ -81,6 +82,7 @@ class Scheduler:
         self._deadlines: list[tuple[float, str, Sequence]] = []  # a heap; ended ones stay until due
         self._stuck = Stuck()
         self._row_taken_at = 0
+        self._keeps_row = limits.max_num_seqs >= MANY_ROWS
         self._pending = 0
 
     @property
@@ -206,7 +208,12 @@ class Scheduler:
             if verdict in (_Verdict.NO_ROW, _Verdict.NO_ROOM):
                 starved = starved or account
             held_back += verdict is _Verdict.HELD_BACK
-            if verdict is _Verdict.NO_ROOM and self._stuck.may_be_passed(turns.head(account)):
+            if (
+                verdict is _Verdict.LAST_ROW
+                and due is None
+                or verdict is _Verdict.NO_ROOM
+                and self._stuck.may_be_passed(turns.head(account))
+            ):
                 turns.pass_over(account)
             elif verdict is _Verdict.HELD_BACK and due is None and held_back <= MAX_HELD_BACK:
                 pass
@@ -296,6 +303,8 @@ class Scheduler:
             return _Verdict.HELD_BACK
         if not self._rows:
             return _Verdict.NO_ROW
+        if len(self._rows) == 1 and self._keeps_row and self.accounts.leaves_last_row(account):
+            return _Verdict.LAST_ROW
         match = self.cache.match(sequence)
         left = sequence.num_tokens - match.num_tokens
         count = min(left, budget.most(match.num_tokens))
@@ -317,8 +326,8 @@ class Scheduler:
         return _Verdict.STARTED
 
     def _is_room_for(self, sequence: Sequence, match: Match) -> bool:
-        """Whether blocks and, where it is bounded, the time of a step allow one more."""
-        if self.running and self.step_time.is_fitted:
+        """Whether blocks and, where it is bounded, the time of a step allow one more; an account may always have a row."""
+        if self.step_time.is_fitted and self.accounts.of(sequence.request).rows:
             rows = len(self.running) + 1
             context = self.accounts.settled_context() + sequence.num_tokens
             if not fits_row(self.limits, self.step_time.line, rows, context):

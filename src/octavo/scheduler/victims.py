@@ -69,8 +69,8 @@ def for_row(
     """
     rows = len(running)
     weights = sum(account.weight for account in accounts.live.values())
-    fair = rows * starved.weight / weights
-    if starved.rows + 1 > fair or starved.rows > fair / 2:
+    share = rows * starved.weight / weights
+    if starved.rows + 1 > share or starved.rows > share / 2:
         return None
     donors = [
         a for a in accounts.live.values() if a.rows - 1 >= max(1.0, rows * a.weight / weights)

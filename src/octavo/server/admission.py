@@ -24,7 +24,7 @@ from octavo.core.result import EngineStats
 from octavo.engine.frontend import Caller
 from octavo.engine.ipc import Ready
 from octavo.meter.metrics import Metrics
-from octavo.scheduler.policies.base import Policy
+from octavo.scheduler.policies.base import MOST_CLASSES, Policy
 from octavo.server import forecast
 from octavo.server.accounts import Accounts, Lane, tokens_of
 from octavo.server.calibration import LEAST, Calibration, Coverage, Interval, Window
@@ -188,7 +188,8 @@ class Admission:
         if policy is None:
             return Lane("", 0)
         probe = replace(_PROBE, tenant=caller.tenant, priority=caller.priority)
-        rank = caller.priority if policy.uses_priority else 0
+        rank = min(max(caller.priority, -MOST_CLASSES), MOST_CLASSES)
+        rank = rank if policy.uses_priority else 0
         return Lane(policy.account(probe), rank, caller.weight)
 
     def first_token_s(self, caller: Caller) -> float | None:

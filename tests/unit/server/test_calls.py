@@ -95,9 +95,13 @@ def test_chat_template_and_its_arguments() -> None:
 def test_priority_needs_the_policy() -> None:
     engine = FakeEngine()
     state = make_state(engine)
-    state.scheduling_policy = "priority"
-    InProcess(state).post(COMPLETIONS, {"prompt": "a", "priority": -3})
-    assert engine.submitted[0].priority == -3
+    for policy in ("priority", "fair"):
+        state.scheduling_policy = policy
+        InProcess(state).post(COMPLETIONS, {"prompt": "a", "priority": -3})
+        assert engine.submitted[-1].priority == -3
+    state.scheduling_policy = "fcfs"
+    refused = InProcess(state).post(COMPLETIONS, {"prompt": "a", "priority": -3})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "priority")
     assert server(engine).post(COMPLETIONS, {"prompt": "a", "priority": 0}).status_code == 200
 
 

@@ -107,7 +107,7 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"user": "x" * 257}, "user"),
     ({"user": 1}, "user"),
-    ({"priority": 1}, "priority"),
+    ({"priority": 1.5}, "priority"),
     ({"priority": 1 << 40}, "priority"),
     ({"model": "x" * 257}, "model"),
     ({"ignore_eos": 1}, "ignore_eos"),

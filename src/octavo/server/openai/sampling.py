@@ -9,6 +9,7 @@ from typing import Any
 from octavo.core.errors import RequestError
 from octavo.core.params import SamplingParams
 from octavo.engine.frontend import Caller
+from octavo.scheduler.policies.registry import POLICIES
 from octavo.server.call import Call
 from octavo.server.openai.output_format import output_format
 from octavo.server.schema import GenerateBody
@@ -84,10 +85,10 @@ def caller_of(call: Call, body: GenerateBody | PoolingBase) -> Caller:
         caller = caller._replace(cache_scope=salted(caller.cache_scope, body.cache_salt))
     if not body.priority:
         return caller
-    if state.scheduling_policy != "priority":
+    if not POLICIES.load(state.scheduling_policy).uses_priority:
         raise RequestError(
             f"priority is {body.priority}, and this server schedules by {state.scheduling_policy!r}.",
             param="priority",
-            fix="Leave it out, or start the server with --scheduling-policy priority.",
+            fix="Leave it out, or start the server with another --scheduling-policy.",
         )
     return caller._replace(priority=caller.priority + body.priority)

@@ -6,7 +6,8 @@ Starts `octavo serve` on one thread, measures its capacity with a few calls alwa
 (Poisson) at multiples of that, whether earlier ones are answered or not. An answer is good when its first token and its
 last come within `--ttft-slo-ms` and `--deadline-ms`; `refused` are 429s, and `refuse_ms` is from the call's first byte
 to the refusal's, as its caller sees it. `plain` sends the same load without saying how long it waits, and looks at the
-same limits afterwards. Prompts are random token ids, so that nothing is found in the prefix cache.
+same limits afterwards. Prompts are random token ids, so that nothing is found in the prefix cache. Short prompts fit more often
+into the time that is left, so `good_tokens_per_s` counts the prompt tokens of good answers beside the answers.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Outcome(NamedTuple):
     """To the first event of the stream, or to the end of a refusal."""
     last_s: float
     error: str
+    prompt_tokens: int
 
 
 class Server(NamedTuple):
@@ -65,7 +67,8 @@ class Server(NamedTuple):
             first = time.perf_counter() - began
             while part := await reader.read(1 << 16):
                 text += part
-            return Outcome(status, first, time.perf_counter() - began, _error(text.decode()))
+            last, error = time.perf_counter() - began, _error(text.decode())
+            return Outcome(status, first, last, error, len(body["prompt"]))
         finally:
             writer.close()
 
@@ -172,6 +175,7 @@ def summary(outcomes: list[Outcome], num_sent: int, args: argparse.Namespace) ->
         "refused": len(refused),
         "expired": len(expired),
         "goodput_per_s": len(good) / args.seconds,
+        "good_tokens_per_s": sum(one.prompt_tokens for one in good) / args.seconds,
     }
     for name, times in (
         ("ttft_ms", [one.first_s for one in served]),

@@ -81,6 +81,7 @@ class Scheduler:
         self._ended_rows: list[int] = []
         self._deadlines: list[tuple[float, str, Sequence]] = []  # a heap; ended ones stay until due
         self._stuck = Stuck()
+        self._starts: dict[int, SequenceStart] = {}  # of this step, by row
         self._row_taken_at = 0
         self._keeps_row = limits.max_num_seqs >= MANY_ROWS
         self._pending = 0
@@ -142,12 +143,12 @@ class Scheduler:
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None when nothing can run."""
         slices: dict[int, Slice] = {}  # by row
-        starts: dict[int, SequenceStart] = {}
+        self._starts = {}
         chunks: list[Sequence] = []
         stalled = self._schedule_decodes(slices, chunks)
         self._pending = 0
         if chunks or (self.accounts.num_waiting and not stalled):
-            self._schedule_prompts(slices, starts, chunks, now, admitting=not stalled)
+            self._schedule_prompts(slices, chunks, now, admitting=not stalled)
         if not slices and not self._ended_rows:
             return None
         self.counters.num_steps += 1
@@ -156,7 +157,7 @@ class Scheduler:
         return StepPlan(
             step=self.counters.num_steps,
             ended=ended,
-            starts=tuple(starts.values()),
+            starts=tuple(self._starts.values()),
             slices=tuple(slices.values()),
         )
 
@@ -179,7 +180,6 @@ class Scheduler:
     def _schedule_prompts(
         self,
         slices: dict[int, Slice],
-        starts: dict[int, SequenceStart],
         chunks: list[Sequence],
         now: float,
         *,
@@ -204,7 +204,7 @@ class Scheduler:
                 # Nobody starts while one stalls, and a step that is full ends here.
                 admitting &= self._run_chunk(chunk, account, budget, slices)
                 continue
-            verdict = self._start_head(account, turns, budget, slices, starts, now)
+            verdict = self._start_head(account, turns, budget, slices, now)
             if verdict in (_Verdict.NO_ROW, _Verdict.NO_ROOM):
                 starved = starved or account
             held_back += verdict is _Verdict.HELD_BACK
@@ -269,8 +269,12 @@ class Scheduler:
 
     def _victim(self, needy: Sequence) -> Sequence | None:
         return victims.for_blocks(
-            self.running, self.room.reserved, needy, self.cache, self.accounts
+            self._may_leave(), self.room.reserved, needy, self.cache, self.accounts
         )
+
+    def _may_leave(self) -> list[Sequence]:
+        """Who runs and did not start in this very step, which a rank would not understand."""
+        return [s for s in self.running if s.row not in self._starts]
 
     def _preempt(self, sequence: Sequence) -> None:
         sequence.num_computed_before = max(sequence.num_computed_before, sequence.num_computed)
@@ -293,7 +297,6 @@ class Scheduler:
         turns: Turns,
         budget: PrefillBudget,
         slices: dict[int, Slice],
-        starts: dict[int, SequenceStart],
         now: float,
     ) -> _Verdict:
         """Start the first in the account's queue, if there is room for it."""
@@ -317,7 +320,7 @@ class Scheduler:
             return _Verdict.NO_ROOM
         self.accounts.dequeue(sequence)
         start = self._start(sequence, match, count, now)
-        starts[sequence.row] = start
+        self._starts[sequence.row] = start
         slices[sequence.row] = self._slice(sequence, count, ())
         self._pending += left - count
         budget.spend(match.num_tokens, count)
@@ -342,7 +345,7 @@ class Scheduler:
         if self.counters.num_steps - self._row_taken_at < victims.PAUSE_STEPS:
             return
         victim = victims.for_row(
-            starved, self.running, self.room.reserved, self.cache, self.accounts
+            starved, self._may_leave(), self.room.reserved, self.cache, self.accounts
         )
         if victim is not None:
             self._row_taken_at = self.counters.num_steps

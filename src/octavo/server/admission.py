@@ -75,6 +75,16 @@ class Quote(NamedTuple):
     output_factor: float | None
     ahead_tokens: float
 
+    def latest(self) -> tuple[float, float] | None:
+        """Seconds by which the first token and the last are promised; None while nothing is.
+
+        The queue is taken at its worst, the output at its median: a long answer is nobody's overload.
+        """
+        if self.factors is None:
+            return None
+        first = self.plain_s * self.factors.high
+        return first, first + self.output_s * (self.output_factor or 0.0)
+
 
 class Admission:
     """Owner: the server's event loop, as part of `AppState`."""
@@ -253,18 +263,16 @@ class Admission:
         left = None if caller.deadline is None else caller.deadline - now
         if left is not None and left <= 0:
             raise DeadlineError("the deadline was over before the call could be taken.")
-        factors = quote.factors
+        latest = quote.latest()
         # With nothing under way there is nothing to protect, and the attempt teaches: so a factor that was learned in
         # bad times cannot refuse everybody for ever.
-        if factors is None or self.accounts.num_calls == 0:
+        if latest is None or self.accounts.num_calls == 0:
             return
-        latest = quote.plain_s * factors.high
-        if caller.first_token_by is not None and now + latest > caller.first_token_by:
-            raise self._miss("ttft_slo", "ttft_slo_ms", quote, latest, caller.first_token_by - now)
-        # The queue is taken at its worst, the output at its median: a long answer is nobody's overload.
-        latest += quote.output_s * (quote.output_factor or 0.0)
-        if left is not None and latest > left:
-            raise self._miss("deadline", "deadline_ms", quote, latest, left)
+        first_s, last_s = latest
+        if caller.first_token_by is not None and now + first_s > caller.first_token_by:
+            raise self._miss("ttft_slo", "ttft_slo_ms", quote, first_s, caller.first_token_by - now)
+        if left is not None and last_s > left:
+            raise self._miss("deadline", "deadline_ms", quote, last_s, left)
 
     def _miss(
         self, reason: str, param: str, quote: Quote, latest: float, left: float

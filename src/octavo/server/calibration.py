@@ -8,6 +8,7 @@ held (Gibbs and Candes, "Adaptive Conformal Inference Under Distribution Shift",
 from __future__ import annotations
 
 import bisect
+import math
 from collections import deque
 from typing import NamedTuple
 
@@ -48,6 +49,16 @@ class Window:
         """The value that a share of `level` does not exceed; there must be one."""
         return self._sorted[min(len(self._sorted) - 1, int(level * len(self._sorted)))]
 
+    def between(self, low: float, high: float) -> tuple[float, float]:
+        """Bounds that the next number, if it is like these, exceeds as often as the levels say, or less.
+
+        Of n numbers the next falls below the k-th with probability k / (n + 1): of few, further out than quantiles.
+        """
+        num = len(self._sorted)
+        first = max(0, math.floor((num + 1) * low) - 1)
+        last = min(num - 1, math.ceil((num + 1) * high) - 1)
+        return self._sorted[first], self._sorted[last]
+
 
 class Interval(NamedTuple):
     """Factors on a prediction: where the actual time lies in COVERAGE of all cases, and in the middle."""
@@ -69,10 +80,8 @@ class Calibration:
         """None until LEAST outcomes are known."""
         if len(self._ratios) < LEAST:
             return None
-        ratios = self._ratios
-        return Interval(
-            ratios.quantile(self._low), ratios.quantile(0.5), ratios.quantile(self._high)
-        )
+        low, high = self._ratios.between(self._low, self._high)
+        return Interval(low, self._ratios.quantile(0.5), high)
 
     def learn(self, ratio: float, promised: Interval | None) -> None:
         """What a prediction came to, and the interval that went with it."""

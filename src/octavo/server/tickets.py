@@ -62,21 +62,19 @@ class Ticket:
             longer = now - self._entered
             if longer > self._quote.plain_s * self._quote.factors.high:
                 self._admission.learn_first(self._quote, longer, learns=True)
-        if self._quote.factors is not None:
-            self._keep_book(now)
+        first = now if self._begun is None else self._begun
+        latest = self._quote.latest()
+        if latest is not None:
+            self._keep_book("ttft_slo", latest[0], first, self._caller.first_token_by)
+            self._keep_book("deadline", latest[1], now, self._caller.deadline)
 
-    def _keep_book(self, now: float) -> None:
-        """Promises made and broken. A caller who leaves in time has broken it off himself."""
-        count = self._admission.metrics.count
-        by, deadline = self._caller.first_token_by, self._caller.deadline
-        if by is not None:
-            count("octavo:promises", 1, "ttft_slo")
-            if (now if self._begun is None else self._begun) > by:
-                count("octavo:promises_broken", 1, "ttft_slo")
-        if deadline is not None:
-            count("octavo:promises", 1, "deadline")
-            if now > deadline:
-                count("octavo:promises_broken", 1, "deadline")
+    def _keep_book(self, kind: str, latest_s: float, came: float, by: float | None) -> None:
+        """A promise made and maybe broken. A call that was let in against the forecast was promised nothing."""
+        if by is None or self._entered + latest_s > by:
+            return
+        self._admission.metrics.count("octavo:promises", 1, kind)
+        if came > by:
+            self._admission.metrics.count("octavo:promises_broken", 1, kind)
 
 
 class Stay:

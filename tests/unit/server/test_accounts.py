@@ -154,6 +154,20 @@ def test_quantiles_of_a_window() -> None:
         window.add(value)
     assert len(window) == 10
     assert [window.quantile(level) for level in (0.0, 0.5, 1.0)] == [0.0, 5.0, 9.0]
+    assert window.between(0.2, 0.8) == (1.0, 8.0)
+    assert window.between(0.01, 0.99) == (0.0, 9.0)
+
+
+def test_of_few_numbers_the_bounds_hold_as_well() -> None:
+    rng = random.Random(4)
+    held = 0
+    for _ in range(4000):
+        window = Window()
+        for _ in range(20):
+            window.add(rng.random())
+        low, high = window.between(0.1, 0.9)
+        held += low <= rng.random() <= high
+    assert 0.79 <= held / 4000 <= 0.84
 
 
 @pytest.mark.parametrize("jump", [1.0, 3.0])

@@ -229,13 +229,34 @@ def test_a_promise_that_is_broken_is_counted() -> None:
     assert state.metrics.value("octavo:promises_broken_total", [("kind", "ttft_slo")]) == 0
     assert state.metrics.value("octavo:ttft_prediction_ratio_count") == 1
     assert state.metrics.value("octavo:predicted_ttft_seconds_count") == 1
-    state.admission.clock = lambda: time.monotonic() + 100  # the first token comes late
-    body = {"prompt": "a", "ttft_slo_ms": 1000, "deadline_ms": 1000}
-    state.admission._check_times = lambda caller, quote: None  # type: ignore[method-assign]
-    assert server.post(COMPLETIONS, body).status_code == 200
+
+    async def late() -> None:
+        engine.pause_after = 0
+        body = {"prompt": "a", "ttft_slo_ms": 1000, "deadline_ms": 1000}
+        call = Client(server).start(COMPLETIONS, body)
+        await until(lambda: len(engine.submitted) == 2)
+        state.admission.clock = lambda: time.monotonic() + 100
+        engine.release.set()
+        assert (await call).status_code == 200
+
+    asyncio.run(late())
     for kind in ("ttft_slo", "deadline"):
         assert state.metrics.value("octavo:promises_broken_total", [("kind", kind)]) == 1
     assert state.metrics.value("octavo:ttft_interval_coverage") == 0.0, "its factor was 1"
+
+
+def test_a_call_let_in_against_the_forecast_is_promised_nothing() -> None:
+    engine = FakeEngine()
+    engine.stats = EngineStats(num_steps=1, step_time=SECOND)
+    state = make_state(engine)
+    taught(state.admission)
+    body = {"prompt": "a", "ttft_slo_ms": 10, "deadline_ms": 60_000}
+    assert InProcess(state).post(COMPLETIONS, body).status_code == 200, "nothing else is under way"
+    made = [
+        state.metrics.value("octavo:promises_total", [("kind", kind)])
+        for kind in ("ttft_slo", "deadline")
+    ]
+    assert made == [0, 1]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -37,6 +37,7 @@ from octavo.engine.frontend import Frontend
 from octavo.engine.ipc import Phase, Ready
 from octavo.engine.pulse import Reading
 from octavo.meter.metrics import Metrics
+from octavo.server.admission import Bounds
 from octavo.server.app import create_app
 from octavo.server.auth import KeyRing
 from octavo.server.jobs.store import Store
@@ -106,6 +107,7 @@ class FakeEngine:
         self.pulse: Reading | None = None
         self.aborts: dict[str, asyncio.Event] = {}
         """Of the requests under way: set to end one."""
+        self.failure = ErrorInfo(code="engine_error", message="failed on purpose.", status=500)
 
     @property
     def ready(self) -> Ready:
@@ -169,9 +171,8 @@ class FakeEngine:
                     yield aborted(request, sent)
                     return
                 if self.fail_after is not None and sent >= self.fail_after:
-                    info = ErrorInfo(code="engine_error", message="failed on purpose.", status=500)
                     is_done = True
-                    yield Failed(id=request.id, error=info)
+                    yield Failed(id=request.id, error=self.failure)
                     return
                 part = tokens[sent : sent + next(sizes)]
                 self._count(num_steps=1, generation_tokens=len(part), last_step_tokens=len(part))
@@ -272,6 +273,7 @@ def make_state(
     template: str | None = TEMPLATE,
     formats: Formats = Formats(),
     store: Store | None = None,
+    bounds: Bounds = Bounds(),
     **config: Any,
 ) -> AppState:
     """A server state over a fake engine."""
@@ -289,6 +291,7 @@ def make_state(
         keys=KeyRing(keys),
         formats=formats,
         kept=Kept() if store is None else Kept(store),
+        bounds=bounds,
     )
 
 

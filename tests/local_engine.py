@@ -16,6 +16,7 @@ from octavo.engine.boot import boot
 from octavo.engine.engine import Engine
 from octavo.engine.ipc import Cancel, Events, FromEngine, Ready, Started, Submit, ToEngine
 from octavo.scheduler import invariants
+from overcommit import overcommit
 
 TINY = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -62,7 +63,7 @@ class MemoryLink:
 class LocalEngine:
     """Steps the engine by hand and checks the scheduler's invariants after every step."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(self, folder: Path, *, overcommits: bool = False, **options: Any) -> None:
         options = {
             "load_format": "dummy",
             "kv_cache_memory_bytes": 1 << 20,
@@ -73,6 +74,8 @@ class LocalEngine:
         now = time.monotonic()
         config = EngineConfig(model=str(folder), **options)
         self.engine: Engine = boot(config, self.link, asked_at=now, process_at=now)
+        if overcommits:
+            overcommit(self.engine.scheduler)
         self.ready = next(message for message in self.link.sent if isinstance(message, Ready))
         self.started: list[str] = []
         self.tokens: dict[str, list[int]] = {}

@@ -73,7 +73,11 @@ def test_prefix_hit_is_miss(tiny: Path, alone: dict[str, list[int]]) -> None:
 def test_preempted_is_not(tiny: Path, alone: dict[str, list[int]]) -> None:
     # 2 layers x 2 heads x 8 dims x 4 bytes x 2 = 256 bytes a token; the pool holds about 160 tokens.
     engine = LocalEngine(
-        tiny, max_model_len=160, kv_cache_memory_bytes=256 * 16 * 11, max_num_seqs=16
+        tiny,
+        overcommits=True,
+        max_model_len=160,
+        kv_cache_memory_bytes=256 * 16 * 11,
+        max_num_seqs=16,
     )
     assert engine.run(all_requests()) == alone
     assert engine.engine.scheduler.counters.num_preemptions > 0, (
@@ -92,7 +96,11 @@ def test_a_narrow_cache_changes_nothing_with_company(
     for i, p in enumerate(ids):
         alone.run([request(f"g{i}", p, **options)])
     per_token = 2 * 2 * 2 * (8 + 4 if dtype == "int8" else 16)  # 2 layers, 2 heads of 8
-    small = {"max_model_len": 160, "kv_cache_memory_bytes": per_token * 16 * 11}
+    small = {
+        "max_model_len": 160,
+        "kv_cache_memory_bytes": per_token * 16 * 11,
+        "overcommits": True,
+    }
     for how in ({}, {"max_num_batched_tokens": 33, "threads": 2}, small):
         engine = LocalEngine(tiny, kv_cache_dtype=dtype, max_num_seqs=16, **how)
         for _ in range(2):  # the second time, prefixes are found
@@ -121,7 +129,7 @@ def test_log_probabilities_are_the_same_bits_in_any_company(
     reference = LocalEngine(tiny, quantization=quantization, **plain)
     for i, ids in enumerate(prompts()):
         reference.run([request(f"r{i}", ids, **options)])
-    small = {"max_model_len": 160, "kv_cache_memory_bytes": 256 * 16 * 11}
+    small = {"max_model_len": 160, "kv_cache_memory_bytes": 256 * 16 * 11, "overcommits": True}
     engines = [
         LocalEngine(tiny, quantization=quantization, **shape)
         for shape in (

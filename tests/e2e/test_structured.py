@@ -117,7 +117,7 @@ def test_batched_is_single(tiny: Path, alone: dict[str, list[int]]) -> None:
 def test_preempted_and_chunked_is_single(tiny: Path, alone: dict[str, list[int]]) -> None:
     made = engine(
         tiny, max_num_seqs=12, max_num_batched_tokens=28, kv_cache_memory_bytes=36 << 10,
-        enable_prefix_caching=False, max_model_len=96,
+        enable_prefix_caching=False, max_model_len=96, overcommits=True,
     )  # fmt: skip
     run(made, *kinds())
     assert made.tokens == alone

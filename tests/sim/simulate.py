@@ -26,6 +26,7 @@ from octavo.scheduler import invariants
 from octavo.scheduler.limits import MAX_PREEMPTIONS, PREFILL_SHARE, Limits
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
+from overcommit import overcommit
 
 EOS = 1
 MAX_BLOCKS = 20
@@ -89,7 +90,9 @@ class FakeRunner:
             start_S = np.array([piece.start for piece in plan.slices])
             tables_GSB = [table_RB[row_S] for table_RB in self.tables_GRB]
             self.epochs.check(tables_GSB, self.tables_GRB, row_S, start_S)  # no false alarm
-        return StepResult(step=plan.step, slices=tuple(self._result(p) for p in plan.slices))
+        slices = tuple(self._result(piece) for piece in plan.slices)
+        elapsed = 0.01 + 0.0002 * plan.num_tokens
+        return StepResult(step=plan.step, slices=slices, elapsed_s=elapsed)
 
     def _give(
         self,
@@ -146,6 +149,7 @@ class Outcome:
     steps: int
     finished: int
     aborted: int
+    late: int
     preemptions: int
     cached_tokens: int
 
@@ -180,6 +184,9 @@ def make_request(rng: random.Random, number: int, max_model_len: int) -> Request
         arrived=float(number),
         eos_token_ids=(EOS,),
         priority=rng.choice([0, 0, 1, -1]),
+        tenant=rng.choice(["", "b", "c"]),
+        weight=rng.choice([1.0, 1.0, 3.0]),
+        deadline=number + rng.randint(0, 900) if rng.random() < 0.03 else None,
         cache_scope=rng.choice(["", "a"]),
     )
 
@@ -194,10 +201,13 @@ def run_workload(seed: int) -> Outcome:
         max_num_batched_tokens=rng.choice([max_num_seqs + 1, max_num_seqs + 16, 64, 512]),
         max_model_len=max_model_len,
         prefill_share=rng.choice([PREFILL_SHARE, 1.0]),
+        max_itl_s=rng.choice([None, None, 0.02, 1e-4]),
     )
     groups = make_groups(rng, limits.max_num_batched_tokens)
     cache = KVCache(groups, enable_prefix_caching=rng.random() < 0.8)
     scheduler = Scheduler(limits, cache, POLICIES.load(rng.choice(list(POLICIES)))())
+    if rng.random() < 0.5:
+        overcommit(scheduler)
     pending = [make_request(rng, i, max_model_len) for i in range(rng.randint(1, 24))]
     return _drive(rng, scheduler, FakeRunner(groups), pending, f"seed {seed}")
 
@@ -207,13 +217,13 @@ def _drive(
 ) -> Outcome:
     requests = {request.id: request for request in pending}
     output: dict[str, list[int]] = {request.id: [] for request in pending}
-    ends: dict[str, Finished] = {}
+    ends: dict[str, Finished | Failed] = {}
     free_at_first = scheduler.cache.num_free
     steps = 0
     while pending or scheduler.has_work:
         while pending and rng.random() < 0.5:
             scheduler.add(pending.pop(0))
-        events = []
+        events = scheduler.expire(float(steps))
         if rng.random() < 0.004 and scheduler.by_id:
             events += scheduler.cancel(rng.choice(sorted(scheduler.by_id)))
         plan = scheduler.schedule(float(steps))
@@ -225,7 +235,10 @@ def _drive(
         wrong = invariants.check(scheduler)
         assert not wrong, f"{label}: {wrong}"
         for event in events:
-            assert not isinstance(event, Failed) and event.id not in ends, f"{label}: {event}"
+            assert event.id not in ends, f"{label}: {event}"
+            if isinstance(event, Failed):
+                late = event.error.code == "deadline_exceeded"
+                assert late and requests[event.id].deadline < steps, f"{label}: {event}"
             if isinstance(event, TokenOut):
                 output[event.id].extend(event.token_ids)
             else:
@@ -243,6 +256,9 @@ def _verdict(label, requests, output, ends, scheduler, free_at_first, steps) -> 
     for name, end in ends.items():
         expected = expected_output(requests[name])
         got = output[name]
+        if isinstance(end, Failed):
+            assert got == expected[: len(got)], f"{label}: {name} output"
+            continue
         assert got == (expected if end.reason != "abort" else expected[: len(got)]), (
             f"{label}: {name} output"
         )
@@ -250,11 +266,14 @@ def _verdict(label, requests, output, ends, scheduler, free_at_first, steps) -> 
         assert end.num_preemptions <= MAX_PREEMPTIONS, (
             f"{label}: {name} preempted {end.num_preemptions} times"
         )
-    aborted = sum(end.reason == "abort" for end in ends.values())
+    whole = [end for end in ends.values() if isinstance(end, Finished)]
+    aborted = sum(end.reason == "abort" for end in whole)
+    assert scheduler.accounts.queued_tokens == 0 and not scheduler.accounts.live, label
     return Outcome(
         steps=steps,
-        finished=len(ends) - aborted,
+        finished=len(whole) - aborted,
         aborted=aborted,
+        late=len(ends) - len(whole),
         preemptions=scheduler.counters.num_preemptions,
-        cached_tokens=sum(end.num_cached for end in ends.values()),
+        cached_tokens=sum(end.num_cached for end in whole),
     )

@@ -18,6 +18,7 @@ BUNDLED_MODEL = "octavo-mini"
 _Help = Meta
 _Positive = Annotated[int, Meta(ge=1)]
 _Share = Annotated[float, Meta(gt=0, le=1)]
+_Milliseconds = Annotated[float, Meta(gt=0)]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,10 +96,21 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             description="Run every step from Python instead of replaying recorded ones; the output is the same."
         ),
     ] = False
-    scheduling_policy: Annotated[str, _Help(description="Who runs next: fcfs or priority.")] = (
-        "fcfs"
-    )
-    max_num_waiting: Annotated[
+    scheduling_policy: Annotated[
+        str,
+        _Help(
+            description="Who runs next: fair (equal shares of the device's time between API keys, by weight), fcfs or "
+            "priority."
+        ),
+    ] = "fair"
+    max_itl_ms: Annotated[
+        _Milliseconds | None,
+        _Help(
+            description="Milliseconds that a step may be predicted to take while some wait for their next token: bounds the "
+            "prompts in it, and how many sequences run; default: a quarter of the step's tokens for prompts.",
+        ),
+    ] = None
+    max_num_queued_reqs: Annotated[
         int, _Help(ge=1, description="Most requests in the queue; more are refused with 429.")
     ] = 4096
     max_engine_restarts: Annotated[
@@ -183,6 +195,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "`warnings`, instead of refusing them."
         ),
     ] = False
+    max_num_queued_tokens: Annotated[
+        int,
+        _Help(
+            ge=1,
+            description="Most prompt tokens in the queue; a call that would exceed them is refused with 429 "
+            "unless the queue is empty.",
+        ),
+    ] = 1 << 22
     shutdown_timeout: Annotated[
         float, _Help(ge=0, description="Seconds that running requests get to finish at shutdown.")
     ] = 30.0

@@ -5,7 +5,8 @@
     |   |-- ContextLengthError  400  prompt (+ max_tokens) does not fit the model
     |   |-- AuthError           401  missing or wrong key
     |   |-- NotFoundError       404  no such model, route or object
-    |   `-- OverloadError       429  the queue is full; come back after `retry_after_s`
+    |   |-- OverloadError       429  the queue is full; come back after `retry_after_s`
+    |   `-- DeadlineError       504  the caller's own deadline is over
     |-- EngineError             500  this request failed inside the engine; others go on
     |   `-- EngineDeadError     503  the engine process is gone or not ready
     `-- OperatorError           exit code 2  what the operator asked for cannot be started
@@ -113,6 +114,13 @@ class OverloadError(RequestError):
     default_code = "overloaded"
 
 
+class DeadlineError(RequestError):
+    """The caller's own deadline is over: the answer, or the rest of it, would be worth nothing."""
+
+    status = 504
+    default_code = "deadline_exceeded"
+
+
 class EngineError(OctavoError):
     """The request failed inside the engine; its neighbours go on."""
 
@@ -157,6 +165,7 @@ _BY_STATUS: dict[int, type[OctavoError]] = {
     429: OverloadError,
     500: EngineError,
     503: EngineDeadError,
+    504: DeadlineError,
 }
 
 _BY_PREFIX: dict[str, type[OctavoError]] = {

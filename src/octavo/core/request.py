@@ -32,7 +32,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     grammar: str = ""
     """What `params.structured_outputs` was compiled to, in the words of the engine's backend; empty without."""
     priority: int = 0
-    """Lower runs first under the `priority` policy."""
+    """Lower runs first, under policies that look at it; waiting makes up for it."""
     tenant: str = ""
     """Who pays and shares: from the API key, never from the body. Fair shares are kept between tenants."""
     weight: float = 1.0

@@ -136,7 +136,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     prefix_hits: int = 0
     """Prompt tokens found there."""
     prompt_tokens: int = 0
-    """Prompt tokens computed."""
+    """Prompt tokens computed, each once: what a preemption has computed again is in `recomputed_tokens`."""
     generation_tokens: int = 0
     aborted_tokens: int = 0
     """Tokens computed for requests that were then cancelled."""
@@ -150,3 +150,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     """What a step is predicted to take."""
     faults: tuple[tuple[str, int], ...] = ()
     """Requests that failed inside the engine, by kind: where they threw, or the code of their error."""
+    recomputed_tokens: int = 0
+    """Tokens computed again because their sequence had given way."""
+    recomputed_s: float = 0.0
+    """Predicted device seconds that those took."""

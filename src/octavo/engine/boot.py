@@ -190,9 +190,10 @@ def decide(config: EngineConfig) -> Resolved:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=tokens,
         max_model_len=length,
-        max_num_waiting=config.max_num_waiting,
+        max_num_waiting=config.max_num_queued_reqs,
         enable_chunked_prefill=chunks,
         prefill_share=1.0 if config.performance_mode == "throughput" else PREFILL_SHARE,
+        max_itl_s=None if config.max_itl_ms is None else config.max_itl_ms / 1e3,
     )
     decisions = (
         Decision("device", device, "as given" if config.device != "auto" else "what there is"),

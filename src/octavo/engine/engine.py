@@ -82,6 +82,7 @@ class Engine:
         if self.grammars.is_busy:
             events += self._admit_built()
         now = time.monotonic()
+        events += self.scheduler.expire(now)
         plan = self.scheduler.schedule(now)
         if plan is not None:
             if plan.starts:

@@ -67,6 +67,10 @@ class Caller(NamedTuple):
     tenant: str = ""
     cache_scope: str = ""
     priority: int = 0
+    weight: float = 1.0
+    deadline: float | None = None
+    """As in `Request`: how long this call is worth waiting for."""
+    first_token_by: float | None = None
 
 
 class Usage(msgspec.Struct, kw_only=True):
@@ -203,7 +207,10 @@ class Frontend:
                 bad_words_ids=bad_words,
                 priority=caller.priority,
                 tenant=caller.tenant,
+                weight=caller.weight,
                 cache_scope=caller.cache_scope,
+                deadline=caller.deadline,
+                first_token_by=caller.first_token_by,
             )
             for index in range(params.n)
         ]

@@ -148,7 +148,7 @@ class Supervisor:
         Raises:
             OverloadError: there is none, and too many wait for it.
         """
-        most = self.config.max_num_waiting + self.config.max_num_seqs
+        most = self.config.max_num_queued_reqs + self.config.max_num_seqs
         is_late = self.state == "restarting"
         if is_late and len(self.streams) >= most:
             raise OverloadError(

@@ -30,6 +30,8 @@ _STAT_COUNTERS = (
     ("vllm:prompt_tokens", "prompt_tokens"),
     ("vllm:generation_tokens", "generation_tokens"),
     ("octavo:aborted_computed_tokens", "aborted_tokens"),
+    ("octavo:recomputed_tokens", "recomputed_tokens"),
+    ("octavo:recomputed_seconds", "recomputed_s"),
 )
 """(metric, field of EngineStats): counters fed by differences of snapshots."""
 
@@ -77,11 +79,14 @@ class Metrics:
         restarted = stats.num_steps < last.num_steps
         self.set("vllm:num_requests_running", stats.num_running)
         self.set("vllm:num_requests_waiting", stats.num_waiting)
+        self.set("octavo:num_queued_tokens", stats.queued_tokens)
+        self.set("octavo:num_pending_tokens", stats.pending_tokens)
+        self.set("octavo:step_time_error_ratio", stats.step_time.error)
         used = stats.num_blocks - stats.num_free_blocks
         self.set("vllm:kv_cache_usage_perc", used / stats.num_blocks if stats.num_blocks else 0.0)
         for name, field in _STAT_COUNTERS:
-            now: int = getattr(stats, field)
-            before: int = 0 if restarted else getattr(last, field)
+            now: float = getattr(stats, field)
+            before: float = 0 if restarted else getattr(last, field)
             if now > before:
                 self.count(name, now - before)
         if stats.faults != last.faults:
@@ -169,6 +174,10 @@ class Metrics:
             child.inc(value)
         else:
             child.set(value)
+
+    def observe(self, name: str, value: float) -> None:
+        """Add to a histogram without labels."""
+        self._observe(name, value)
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

@@ -39,7 +39,7 @@ WINDOW = 16
 MAX_JOBS = 8
 """Jobs under way at once, at most one of a tenant."""
 PRIORITY = 1 << 20
-"""Under the priority policy, after everyone who does not ask for less."""
+"""Of the lowest class: after everyone else's who arrives within minutes, where the policy looks at it."""
 OUTPUT_DAYS = 30
 _POLL_S = 0.05
 _RETRY_S = 0.5

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -26,6 +27,7 @@ from octavo.server.limits import ClientGone, read_body
 from octavo.server.parse import Parser
 from octavo.server.running import Running
 from octavo.server.state import AppState, Inner
+from octavo.server.tickets import Stay
 
 logger = get_logger(__name__)
 
@@ -60,10 +62,14 @@ class Call:
     """The same call as those see it who want to end it."""
     warnings: list[Warned] = field(default_factory=list)
     """What the answer has to say of ignored fields."""
+    began: float = field(default_factory=time.monotonic)
+    """`time.monotonic()` when its headers were read: deadlines count from here."""
+    stay: Stay
 
     async def body(self, parser: Parser[T]) -> T:
         """The body, checked. Raises RequestError naming the field at fault."""
-        return parser(await read_body(self.receive, Headers(scope=self.scope)), self.refuse)
+        body = await read_body(self.receive, Headers(scope=self.scope), self.stay.hold)
+        return parser(body, self.refuse)
 
     def refuse(self, error: RequestError) -> None:
         """A field that nobody honours: refuse it, or under `--lenient` note for the answer that it is ignored.
@@ -135,6 +141,7 @@ class Endpoint:
 
         request_id = scope[_ID_KEY]
         warnings: list[Warned] = []
+        stay = Stay(self._state.admission)
         try:
             caller = self._caller(scope) if caller is None else caller
             running = Running(request_id, caller.tenant, self._row.path)
@@ -146,6 +153,7 @@ class Endpoint:
                 id=request_id,
                 running=running,
                 warnings=warnings,
+                stay=stay,
             )
             with self._state.calls.held(running):
                 with running.interruptible():
@@ -167,6 +175,7 @@ class Endpoint:
                 hidden = EngineError("internal error; the log has it under this request's id.")
                 await error_response(hidden, self._error_body)(scope, receive, watched)
         finally:
+            stay.close()
             self._state.metrics.count("octavo:http_responses", 1, self._row.path, str(status))
 
     def _caller(self, scope: Scope) -> Caller:

@@ -86,6 +86,10 @@ class Load(msgspec.Struct, kw_only=True):
     server_load: int
     num_running: int
     num_waiting: int
+    queued_tokens: int
+    """Prompt tokens of accepted calls that have not begun."""
+    predicted_ttft_ms: float | None
+    """Of a short prompt sent now; null until predictions are trusted."""
 
 
 async def health(call: Call) -> Response:
@@ -153,10 +157,14 @@ async def version(call: Call) -> Response:
 async def load(call: Call) -> Response:
     """How busy the server is, for routers."""
     stats = call.state.engine.stats
+    admission = call.state.admission
+    first_s = admission.first_token_s(call.caller)
     body = Load(
         server_load=call.state.num_in_flight,
         num_running=stats.num_running,
         num_waiting=stats.num_waiting,
+        queued_tokens=admission.accounts.tokens,
+        predicted_ttft_ms=None if first_s is None else round(1000 * first_s, 1),
     )
     return json_response(body)
 

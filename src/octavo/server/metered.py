@@ -37,6 +37,9 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
         for prompt_index, generation in enumerate(generations)
         for request in generation.requests
     }
+    ticket = call.stay.take()
+    for request in (request for generation in generations for request in generation.requests):
+        ticket.hand_over(request.id)
     state.begin_call()
     reason, cause = "error", ""
     running = call.running
@@ -44,19 +47,26 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
         with state.calls.held(running), running.generating(generations):
             async with aclosing(_merged(generations)) as items:
                 async for item in items:
-                    books[item[0], item[1].index].take(item[1])
-                    state.metrics.observe_stats(state.engine.stats)
+                    book = books[item[0], item[1].index]
+                    book.take(item[1])
+                    if item[1].token_ids or item[1].finish_reason is not None:
+                        ticket.begin(book.request.id)
+                    stats = state.engine.stats
+                    state.metrics.observe_stats(stats)
+                    state.admission.observe(stats)
                     yield item
+        ticket.end([book.num_output for book in books.values()])
     except (asyncio.CancelledError, GeneratorExit):
         reason, cause = "abort", "disconnect"
         raise
-    except OverloadError:
-        state.metrics.count("vllm:admission_rejections", 1, "queue_full")
+    except OverloadError as error:
+        state.admission.refused_by_engine(error)
         raise
     except OctavoError as error:
         cause = "deadline" if error.code.startswith("deadline") else ""
         raise
     finally:
+        ticket.close()
         state.end_call()
         cause = "api" if running.is_ended else cause
         for book in books.values():

@@ -48,6 +48,7 @@ from octavo.server.limits import (
     MAX_PROMPTS,
     MAX_STRUCTURES,
     MAX_TOOLS,
+    MAX_WAIT_MS,
 )
 
 Name = Annotated[str, Meta(max_length=MAX_NAME_CHARS)]
@@ -60,6 +61,7 @@ Bias = Annotated[float, LOGIT_BIAS]
 TokenKey = Annotated[str, Meta(pattern="^[0-9]{1,10}$", max_length=10)]
 """A token id as the key of a JSON object."""
 LogitBias = Annotated[dict[TokenKey, Bias], Meta(max_length=MAX_LOGIT_BIAS)]
+Milliseconds = Annotated[int, Meta(ge=1, le=MAX_WAIT_MS)]
 Stops = StopText | Annotated[list[StopText], Meta(max_length=MAX_STOPS)]
 StopIds = Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKEN_IDS)]
 Temperature = Annotated[float, NUMBERS["temperature"]]
@@ -159,6 +161,11 @@ class GenerateBody(msgspec.Struct, kw_only=True, frozen=True):
     prompt_cache_key: Name | None = None
     """A hint which calls share a prefix; here prefixes are found by their tokens alone."""
     priority: Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)] | None = None
+    deadline_ms: Milliseconds | None = None
+    """Milliseconds from the call's arrival after which its answer is worth nothing: it is refused where it would come
+    later, and ended where it turns out to."""
+    ttft_slo_ms: Milliseconds | None = None
+    """Milliseconds in which the first token is wanted: the call is refused where that would not be kept."""
     request_id: Annotated[str, Meta(pattern="^[A-Za-z0-9_.:-]{1,64}$", max_length=64)] | None = None
     """Becomes the `id` of the answer. Inside the server a call has an id of its own."""
     cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)] | None = None

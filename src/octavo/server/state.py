@@ -18,6 +18,8 @@ from octavo.engine.client import EngineStatus
 from octavo.engine.frontend import Caller, Frontend
 from octavo.engine.ipc import Ready
 from octavo.meter.metrics import Metrics
+from octavo.scheduler.policies.registry import POLICIES
+from octavo.server.admission import Admission, Bounds
 from octavo.server.auth import KeyRing
 from octavo.server.canary import Canary
 from octavo.server.jobs.store import Store
@@ -115,6 +117,9 @@ class AppState:
     """Names under which the model answers; at least one, the first is used in answers."""
     metrics: Metrics
     scheduling_policy: str
+    bounds: Bounds = Bounds()
+    """Of what may wait."""
+    admission: Admission = field(init=False)
     keys: KeyRing = field(default_factory=KeyRing)
     formats: Formats = Formats()
     """How the model writes its reasoning and its tool calls."""
@@ -154,6 +159,10 @@ class AppState:
     def responses(self) -> ResponseStore:
         """Answers that later calls may go on from."""
         return self.kept.responses
+
+    def __post_init__(self) -> None:
+        policy = POLICIES.load(self.scheduling_policy)()
+        self.admission = Admission(self.engine, self.metrics, self.bounds, policy)
 
     @property
     def default_sampling(self) -> Mapping[str, float | int]:

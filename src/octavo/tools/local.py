@@ -23,6 +23,7 @@ from octavo.core.inject import injections
 from octavo.engine.client import EngineClient
 from octavo.engine.frontend import Frontend
 from octavo.meter.metrics import Metrics
+from octavo.server.admission import Bounds
 from octavo.server.app import create_app
 from octavo.server.auth import KeyRing
 from octavo.server.jobs.store import Store
@@ -62,6 +63,7 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
         metrics=Metrics(names[0]),
         keys=KeyRing((*server.api_key, *env.api_keys())),
         scheduling_policy=engine.scheduling_policy,
+        bounds=Bounds(engine.max_num_queued_reqs, server.max_num_queued_tokens),
     )
     if server.state_dir is not None:
         folder = Path(server.state_dir).expanduser()

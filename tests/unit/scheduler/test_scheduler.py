@@ -88,7 +88,9 @@ def test_priority_overtakes_in_the_queue_and_fcfs_does_not() -> None:
 
 
 def test_the_youngest_gives_way_and_comes_back_to_its_place() -> None:
-    scheduler = make(num_blocks=6, max_model_len=80)
+    scheduler = make(num_blocks=7, max_model_len=80)
+    for _ in range(50):  # short answers are expected, and long ones come
+        scheduler.room.growth.learn(request("z", 30, max_tokens=40), 2, cut_off=False)
     for name in "ab":
         scheduler.add(request(name, 30, max_tokens=40))
     ends = []
@@ -195,3 +197,21 @@ def test_tokens_found_in_the_cache_count_up_to_the_prompt() -> None:
     scheduler.add(replace(base, id="b", resumed=output, restarts=1))
     step(scheduler)
     assert scheduler.by_id["b"].num_cached == 20
+
+
+def test_steps_are_measured_and_the_fitted_line_goes_out_with_the_statistics() -> None:
+    scheduler = make()
+    scheduler.add(request("a", 40, max_tokens=100))
+    while scheduler.has_work:
+        plan = scheduler.schedule(0.0)
+        assert plan is not None
+        results = tuple(
+            SliceResult(row=piece.row, token_ids=(3,) if piece.sample else ())
+            for piece in plan.slices
+        )
+        elapsed = 0.01 + 0.001 * plan.num_tokens
+        scheduler.apply(plan, StepResult(step=plan.step, slices=results, elapsed_s=elapsed), 0.0)
+    line = scheduler.stats().step_time
+    assert line.num_steps >= 96
+    assert line.predict(1, 80) == pytest.approx(0.011, rel=0.05)
+    assert line.predict(40, 800) == pytest.approx(0.05, rel=0.1)

@@ -107,7 +107,7 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"user": "x" * 257}, "user"),
     ({"user": 1}, "user"),
-    ({"priority": 1}, "priority"),
+    ({"priority": 1.5}, "priority"),
     ({"priority": 1 << 40}, "priority"),
     ({"model": "x" * 257}, "model"),
     ({"ignore_eos": 1}, "ignore_eos"),
@@ -241,6 +241,12 @@ BAD_POOLING: list[tuple[str, dict[str, Any], str]] = [
         for path in POOLING_INPUT
         for name, value in UNSUPPORTED_POOLING.items()
     ),
+    *(
+        (path, {"deadline_ms": bad}, "deadline_ms")
+        for path in POOLING_INPUT
+        for bad in (0, "5", 1e9)
+    ),
+    *((path, {"ttft_slo_ms": 5}, "ttft_slo_ms") for path in POOLING_INPUT),
     ("/v1/embeddings", {"messages": [USER]}, "messages"),
     ("/pooling", {"softmax": True}, "softmax"),
     ("/pooling", {"data": {"a": 1}}, "data"),

@@ -51,8 +51,9 @@ class Work:
     def __init__(self, call: Call, body: PoolingBase, wanted: str) -> None:
         self.call = call
         self.model = call.state.check_model(body.model)
-        self.caller = caller_of(call.caller, body, call.state)
+        self.caller = caller_of(call, body)
         call.state.check_accepting()
+        call.stay.glance(self.caller)
         self.frontend = PoolingFrontend(call.state.frontend)
         self.facts: PoolingFacts = self.frontend.facts(wanted)
         if body.truncation_side is not None and body.truncate_prompt_tokens is None:
@@ -131,9 +132,9 @@ class Work:
     def requests(
         self, prompts: Sequence[Prompt], params: PoolingParams, task: PoolingTask
     ) -> list[Request]:
-        """Requests of the call: all are checked before any runs."""
+        """Requests of the call: all are checked before any runs. Raises OverloadError."""
         name, many = self.call.id, len(prompts) > 1
-        return [
+        requests = [
             self.frontend.request(
                 prompt,
                 params,
@@ -143,6 +144,8 @@ class Work:
             )
             for index, prompt in enumerate(prompts)
         ]
+        self.call.stay.enter(self.caller, requests)
+        return requests
 
     async def answers(self, requests: Sequence[Request]) -> list[Answer]:
         """What comes of them, in their order."""
@@ -152,8 +155,8 @@ class Work:
         try:
             limit = _FILL * state.engine.ready.max_num_seqs
             found = await all_of(requests, self._booked, limit)
-        except OverloadError:
-            state.metrics.count("vllm:admission_rejections", 1, "queue_full")
+        except OverloadError as error:
+            state.admission.refused_by_engine(error)
             raise
         finally:
             state.end_call()
@@ -163,11 +166,13 @@ class Work:
         return found
 
     async def _booked(self, request: Request) -> Answer:
-        state = self.call.state
+        state, ticket = self.call.state, self.call.stay.ticket
         state.metrics.observe_started(request)
         reason, answer = "error", None
         try:
+            ticket.hand_over(request.id)
             answer = await self.frontend.answer(request)
+            ticket.begin(request.id)
             reason = "stop"
             state.metrics.observe_stats(state.engine.stats)
         except asyncio.CancelledError:

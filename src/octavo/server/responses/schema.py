@@ -12,6 +12,7 @@ from octavo.server.limits import MAX_MESSAGES
 from octavo.server.schema import (
     Labels,
     LogitBias,
+    Milliseconds,
     Name,
     Object,
     PromptText,
@@ -70,6 +71,11 @@ class ResponsesBody(msgspec.Struct, kw_only=True, frozen=True):
     safety_identifier: Name | None = None
     prompt_cache_key: Name | None = None
     priority: Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)] | None = None
+    deadline_ms: Milliseconds | None = None
+    """Milliseconds from the call's arrival after which its answer is worth nothing: it is refused where it would come
+    later, and ended where it turns out to."""
+    ttft_slo_ms: Milliseconds | None = None
+    """Milliseconds in which the first token is wanted: the call is refused where that would not be kept."""
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
@@ -93,6 +99,8 @@ SAME_IN_CHAT = (
     "safety_identifier",
     "prompt_cache_key",
     "priority",
+    "deadline_ms",
+    "ttft_slo_ms",
     "temperature",
     "top_p",
     "top_k",

@@ -2,8 +2,8 @@
 
     python benchmarks/fairness.py --json benchmarks/results/fairness.json
 
-The engine runs in this process. Tenant b asks for short answers, one after another, as a person at a chat would; tenant a
-always has twenty requests of long prompts under way. Each setting is run twice, without a and with it, in one process and
+The engine runs in this process. Tenant b has a few callers who ask again when they are answered; tenant a always has
+twenty times as many requests of long prompts under way. Each setting is run twice, without a and with it, in one process and
 on one engine after another; what counts is the ratio. The gaps are those between the steps that gave b a token.
 """
 
@@ -95,8 +95,9 @@ class Run:
         self.gaps.clear()
         self.firsts.clear()
         self.tokens = {"a": 0, "b": 0}
-        self.ask("b")
-        for _ in range(TIMES if with_a else 0):
+        for _ in range(self.args.callers):
+            self.ask("b")
+        for _ in range(TIMES * self.args.callers if with_a else 0):
             self.ask("a")
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -105,8 +106,8 @@ class Run:
     def _turn(self, *, again: bool) -> None:
         self.engine.step()
         now = time.monotonic()
-        self.theirs.setblocking(False)
         while True:
+            self.theirs.setblocking(False)  # asking again makes it wait
             try:
                 data = self.theirs.recv(1 << 20)
             except BlockingIOError:
@@ -164,6 +165,7 @@ def main() -> None:
     parser.add_argument("--load-format", default="auto")
     parser.add_argument("--long", type=int, default=1700, help="prompt tokens of tenant a")
     parser.add_argument("--short", type=int, default=300, help="prompt tokens of tenant b")
+    parser.add_argument("--callers", type=int, default=4, help="requests of b under way")
     parser.add_argument("--output", type=int, default=40)
     parser.add_argument("--step-tokens", type=int, default=512)
     parser.add_argument("--cache-mib", type=int, default=256)

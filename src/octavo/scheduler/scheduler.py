@@ -149,7 +149,7 @@ class Scheduler:
         self._starts = {}
         chunks: list[Sequence] = []
         stalled = self._schedule_decodes(slices, chunks)
-        self._pending = 0
+        self._pending = 0  # of running prompts, beyond the one token that every row has pending
         if chunks or (self.accounts.num_waiting and not stalled):
             self._schedule_prompts(slices, chunks, now, admitting=not stalled)
         if not slices and not self._ended_rows:
@@ -225,7 +225,9 @@ class Scheduler:
         turns.end()
         for sequence in chunks:
             if sequence.state is SequenceState.RUNNING:
-                self._pending += sequence.num_pending - 1
+                piece = slices.get(sequence.row)
+                left = sequence.num_pending - (piece.count if piece is not None else 0)
+                self._pending += max(0, left - 1)
         if starved is not None:
             self._take_row_for(starved, slices, now)
 
@@ -326,7 +328,7 @@ class Scheduler:
         start = self._start(sequence, match, count, now)
         self._starts[sequence.row] = start
         slices[sequence.row] = self._slice(sequence, count, ())
-        self._pending += left - count
+        self._pending += max(0, left - count - 1)
         budget.spend(match.num_tokens, count)
         self.accounts.charge(account, match.num_tokens, count)
         self._stuck.note_start(sequence)

@@ -338,7 +338,7 @@ async def test_a_hung_engine_is_restarted_for_the_asking() -> None:
 
 async def test_requests_that_come_meanwhile_wait_up_to_a_bound() -> None:
     script = Script([{"tokens": 1}, {"hangs_in_load": True}, {}])
-    async with client_of(script, max_num_waiting=1, max_num_seqs=1) as client:
+    async with client_of(script, max_num_queued_reqs=1, max_num_seqs=1) as client:
         first = await client.wait_ready()
         one = asyncio.create_task(answer(client, request("one")))
         await until(lambda: client.status().state == "restarting")

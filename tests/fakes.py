@@ -102,6 +102,7 @@ class FakeEngine:
         self.refuse: Exception | None = None
         self.fail_after: int | None = None
         self.seconds_since_progress = 0.0
+        self.num_resets = 0
 
     @property
     def ready(self) -> Ready:
@@ -135,6 +136,9 @@ class FakeEngine:
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
+
+    def reset_prefix_cache(self) -> None:
+        self.num_resets += 1
 
     async def generate(self, request: Request) -> AsyncIterator[Event]:
         self.submitted.append(request)

@@ -60,6 +60,7 @@ class Caller(NamedTuple):
     tenant: str = ""
     cache_scope: str = ""
     priority: int = 0
+    weight: float = 1.0
 
 
 class Usage(msgspec.Struct, kw_only=True):
@@ -182,6 +183,7 @@ class Frontend:
                 bad_words_ids=bad_words,
                 priority=caller.priority,
                 tenant=caller.tenant,
+                weight=caller.weight,
                 cache_scope=caller.cache_scope,
             )
             for index in range(params.n)

@@ -163,6 +163,7 @@ class PoolingFrontend:
             arrived=time.monotonic(),
             priority=caller.priority,
             tenant=caller.tenant,
+            weight=caller.weight,
             cache_scope=caller.cache_scope,
             pooling=self.facts(default).resolve(params, default),
             pair_start=prompt.pair_start,

@@ -1,7 +1,7 @@
 """The application: a table of routes, each behind its key, and nothing else.
 
-Deny by default: a route is protected unless its row says `public=True`. Public are the probes and `/metrics` (numbers,
-no content), because orchestrators and scrapers carry no keys; a network policy is the place to hide those.
+Deny by default: a route needs a key unless its row says `public=True`, and more than a user's where it names a role.
+Public are the probes alone, because orchestrators carry no keys.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from octavo.server.jobs.store import Store
 from octavo.server.state import AppState
 
 _HEALTH = "octavo.server.health"
+_ADMIN = "octavo.server.admin"
 _OPENAI = "octavo.server.openai"
 _RESPONSES = "octavo.server.responses.endpoint"
 _ANTHROPIC = "octavo.server.anthropic.endpoint"
@@ -38,10 +39,11 @@ ROUTES: tuple[RouteRow, ...] = (
     RouteRow("/livez", "GET", f"{_HEALTH}:livez", public=True),
     RouteRow("/readyz", "GET", f"{_HEALTH}:readyz", public=True),
     RouteRow("/startupz", "GET", f"{_HEALTH}:startupz", public=True),
-    RouteRow("/version", "GET", f"{_HEALTH}:version", public=True),
-    RouteRow("/metrics", "GET", f"{_HEALTH}:metrics", public=True),
+    RouteRow("/version", "GET", f"{_HEALTH}:version"),
+    RouteRow("/metrics", "GET", f"{_HEALTH}:metrics", role="operator"),
     RouteRow("/openapi.json", "GET", "octavo.server.openapi:openapi_json"),
-    RouteRow("/load", "GET", f"{_HEALTH}:load"),
+    RouteRow("/load", "GET", f"{_HEALTH}:load", role="operator"),
+    RouteRow("/reset_prefix_cache", "POST", f"{_ADMIN}:reset_prefix_cache", role="admin"),
     RouteRow("/v1/models", "GET", f"{_OPENAI}.models:list_models"),
     RouteRow("/v1/models/{model:path}", "GET", f"{_OPENAI}.models:get_model"),
     RouteRow("/v1/completions", "POST", f"{_OPENAI}.completions:completions"),
@@ -88,6 +90,7 @@ def create_app(state: AppState) -> Starlette:
         if state.on_stop is not None:
             await state.on_stop()
         state.frontend.close()
+        state.keys.close()
 
     app = Starlette(
         routes=[_route(row, state) for row in ROUTES],

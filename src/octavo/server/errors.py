@@ -18,6 +18,7 @@ from octavo.core.errors import OctavoError, RequestError
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
     408: "timeout_error",
@@ -26,6 +27,13 @@ _TYPES = {
     429: "rate_limit_error",
     503: "service_unavailable_error",
 }
+
+
+class RoleError(RequestError):
+    """The key is known, and may not do this."""
+
+    status = 403
+    default_code = "insufficient_role"
 
 
 class MethodError(RequestError):
@@ -99,6 +107,7 @@ def error_response(
 
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",

@@ -30,7 +30,8 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
     Raises:
         OctavoError: a request failed; the others of the call are cancelled.
     """
-    state = call.state
+    state, account = call.state, call.allowance
+    account.begin(sum(generation.usage.prompt_tokens for generation in generations))
     books = {
         (prompt_index, request.index): _Book(state.metrics, request, generation)
         for prompt_index, generation in enumerate(generations)
@@ -42,6 +43,7 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
         async with aclosing(_merged(generations)) as items:
             async for item in items:
                 books[item[0], item[1].index].take(item[1])
+                account.spend(len(item[1].token_ids))
                 state.metrics.observe_stats(state.engine.stats)
                 yield item
     except (asyncio.CancelledError, GeneratorExit):
@@ -51,6 +53,7 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
         state.metrics.count("vllm:admission_rejections", 1, "queue_full")
         raise
     finally:
+        account.end()
         state.end_call()
         for book in books.values():
             book.close(reason)

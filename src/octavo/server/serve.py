@@ -17,8 +17,11 @@ from starlette.applications import Starlette
 from octavo.core.config import ServerConfig
 from octavo.core.errors import ConfigError
 from octavo.core.log import get_logger
-from octavo.server.protocol import Protocol
+from octavo.server.admin_socket import AdminSocket, admin_path
+from octavo.server.exposure import is_loopback
+from octavo.server.protocol import AdminProtocol, Protocol
 from octavo.server.state import AppState
+from octavo.server.tls import tls_context
 
 logger = get_logger(__name__)
 
@@ -68,12 +71,18 @@ def run_server(app: Starlette, config: ServerConfig, sock: socket.socket) -> Non
     Raises:
         Exception: what `on_start` raised; the server has stopped by then.
     """
-    server = Server(app, config)
-    if server.state.keys.is_open and not _is_loopback(config.host):
+    path = admin_path(config)
+    admin = None if path is None else AdminSocket(path)
+    server = Server(app, config, admin)
+    if server.state.keys.is_open and not is_loopback(config.host):
         logger.warning(
             "listening on %s without an API key: anyone may use this server", config.host
         )
-    server.run(sockets=[sock])
+    try:
+        server.run(sockets=[sock])
+    finally:
+        if admin is not None:
+            admin.remove()
     if server.state.failure is not None:
         raise server.state.failure
 
@@ -81,13 +90,17 @@ def run_server(app: Starlette, config: ServerConfig, sock: socket.socket) -> Non
 class Server(uvicorn.Server):
     """uvicorn that drains before it exits. Owner: `run_server`, or a test in a thread of its own."""
 
-    def __init__(self, app: Starlette, config: ServerConfig) -> None:
+    def __init__(
+        self, app: Starlette, config: ServerConfig, admin: AdminSocket | None = None
+    ) -> None:
         state: AppState = app.state.octavo
         self.state = state
         self._grace_s = config.shutdown_timeout
         self._drain_until = math.inf
         self._has_told = False
         self._starting: asyncio.Task[None] | None = None
+        self._admin = admin
+        tls = tls_context(config)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -101,6 +114,7 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_LAST_SECONDS,
                 ws="none",
+                ssl_context_factory=None if tls is None else (lambda *_: tls),
             )
         )
 
@@ -120,8 +134,17 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then start the engine beside it."""
         await super().startup(sockets)
+        if self._admin is not None:
+            loop = asyncio.get_running_loop()
+            self.servers.append(
+                await loop.create_unix_server(self._admin_protocol, sock=self._admin.sock)
+            )
         if self.state.on_start is not None:
             self._starting = asyncio.create_task(self._start())
+
+    def _admin_protocol(self) -> AdminProtocol:
+        """One connection of the admin socket: without TLS, which has nothing to hide there."""
+        return AdminProtocol(self.config, self.server_state, self.lifespan.state)
 
     async def _start(self) -> None:
         assert self.state.on_start is not None
@@ -163,7 +186,3 @@ class Server(uvicorn.Server):
             # First the engine: what still runs then ends with an error that says so, not in mid-air.
             await self.state.on_stop()
         await super().shutdown(sockets)
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")

@@ -15,10 +15,10 @@ from octavo.core.request import Request
 from octavo.core.result import EngineStats, Event
 from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.client import EngineStatus
-from octavo.engine.frontend import Caller, Frontend
+from octavo.engine.frontend import Frontend
 from octavo.engine.ipc import Ready
 from octavo.meter.metrics import Metrics
-from octavo.server.auth import KeyRing
+from octavo.server.auth import Guest, KeyRing
 from octavo.server.jobs.store import Store
 from octavo.server.response_store import ResponseStore
 from octavo.text.chat import ChatTemplate
@@ -62,6 +62,10 @@ class EngineHandle(Protocol):
         """Tell the engine, once, what grammars are built for."""
         ...
 
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached prefixes that nobody is using."""
+        ...
+
 
 def octavo_version() -> str:
     """The installed version; `0+source` when run from a source tree."""
@@ -92,7 +96,7 @@ class AppState:
     """Responses that are made with no caller waiting, by tenant and id."""
     store: Store | None = None
     """Files and batch jobs; None without --state-dir."""
-    endpoints: dict[str, Callable[[bytes, Caller], Awaitable[Inner]]] = field(default_factory=dict)
+    endpoints: dict[str, Callable[[bytes, Guest], Awaitable[Inner]]] = field(default_factory=dict)
     """POST routes by path, for calls from within; filled by the application."""
     wake_batches: Callable[[], None] = lambda: None
     """Tells the batch runner that there is news."""

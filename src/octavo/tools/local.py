@@ -20,7 +20,7 @@ from octavo.engine.client import EngineClient
 from octavo.engine.frontend import Frontend
 from octavo.meter.metrics import Metrics
 from octavo.server.app import create_app
-from octavo.server.auth import KeyRing
+from octavo.server.auth import KeyRing, key_ring
 from octavo.server.jobs.store import Store
 from octavo.server.serve import Server
 from octavo.server.state import AppState
@@ -53,7 +53,7 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
         formats=choose_formats(server, template).formats,
         served_names=names,
         metrics=Metrics(names[0]),
-        keys=KeyRing((*server.api_key, *env.api_keys())),
+        keys=key_ring(server, env.api_keys()),
         scheduling_policy=engine.scheduling_policy,
         store=None if server.state_dir is None else Store(Path(server.state_dir).expanduser()),
     )
@@ -87,6 +87,7 @@ async def serving(configs: Configs) -> AsyncIterator[Backend]:
     """
     client = EngineClient(configs.engine)
     state = make_state(configs, client)
+    state.keys.close()
     state.keys = KeyRing()
     folder = tempfile.mkdtemp(prefix="octavo-")  # mode 0700
     path = str(Path(folder) / "api.sock")

@@ -103,11 +103,17 @@ def declared_tokens(config: dict[str, Any], path: Path) -> list[tuple[int, dict[
 
 
 def extra_special_tokens(config: dict[str, Any], special_map: dict[str, Any]) -> list[str]:
-    """Special tokens without a name of their own."""
+    """Special tokens without a name of their own. Raises ModelError for what is no list of tokens."""
     found: list[str] = []
     for source in (config, special_map):
         for name in ("additional_special_tokens", "extra_special_tokens"):
             values = source.get(name) or []
+            if not isinstance(values, list | dict):
+                raise ModelError(
+                    f"{name} is {values!r:.80}; expected a list of tokens.",
+                    code="E-TOK-01",
+                    fix="Correct it in tokenizer_config.json or special_tokens_map.json.",
+                )
             for value in values.values() if isinstance(values, dict) else values:
                 content = value.get("content") if isinstance(value, dict) else value
                 if isinstance(content, str) and content and content not in found:

@@ -209,8 +209,7 @@ def _weights_trouble(file: Path) -> str:
         try:
             header = json.loads(stream.read(length))
             rows = (row for key, row in header.items() if key != "__metadata__")
-            ends = [row["data_offsets"][1] for row in rows]
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            expected = 8 + length + max((row["data_offsets"][1] for row in rows), default=0)
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             return f"{file.name}: malformed header ({type(error).__name__})"
-    expected = 8 + length + max(ends, default=0)
     return "" if expected == size else f"{file.name} has {size} bytes; its header says {expected}"

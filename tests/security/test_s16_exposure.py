@@ -12,6 +12,7 @@ import pytest
 from octavo.core.config import ServerConfig
 from octavo.core.errors import ConfigError
 from octavo.server.exposure import check_exposure, is_loopback
+from octavo.server.jobs.store import Store
 from octavo.server.keys.store import KeyStore
 from octavo.tools.cli import main
 from security.conftest import Live
@@ -74,6 +75,21 @@ def test_nobody_else_can_read_what_it_keeps(live: Live) -> None:
     assert stat.S_IMODE(live.state_dir.stat().st_mode) == 0o700
     for path in live.state_dir.glob("keys.sqlite3*"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_no_file_of_a_callers_is_for_others(tmp_path: Path) -> None:
+    """Also in a folder that was there before, and whatever the umask."""
+    before = os.umask(0)
+    try:
+        (tmp_path / "old").mkdir(mode=0o755)
+        for folder in (tmp_path / "new" / "state", tmp_path / "old"):
+            Store(folder).close()
+            file = folder / "octavo.sqlite3"
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+            assert stat.S_IMODE((folder / "files").stat().st_mode) == 0o700
+        assert stat.S_IMODE((tmp_path / "new" / "state").stat().st_mode) == 0o700
+    finally:
+        os.umask(before)
 
 
 def test_the_network_gets_in_by_a_key_or_not_at_all(

@@ -184,3 +184,15 @@ def test_a_tokenizer_is_read_or_refused(tmp_path: Path, name: str) -> None:
             Tokenizer.load(folder)
         except OctavoError:
             continue
+
+
+@pytest.mark.parametrize("prefix", ["x", "é", "aaaaa", "a" * 9999])
+def test_a_prefix_that_merges_do_not_have_ends_no_process(tmp_path: Path, prefix: str) -> None:
+    """The library cuts it off each merge unlooked-at, and aborts where that is no text any more."""
+    folder = bundled_folder(tmp_path)
+    path = folder / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    whole["model"]["continuing_subword_prefix"] = prefix
+    path.write_text(json.dumps(whole))
+    with pytest.raises(OctavoError, match="does not continue with"):
+        Tokenizer.load(folder)

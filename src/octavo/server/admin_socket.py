@@ -17,10 +17,17 @@ _BACKLOG = 16
 
 
 def admin_path(config: ServerConfig) -> Path | None:
-    """Where the socket is to be; None: there is none."""
+    """Where the socket is to be; None: there is none, as where a --state-dir has too long a name for one."""
     if config.admin_socket is not None:
         return Path(config.admin_socket).expanduser()
-    return None if config.state_dir is None else Path(config.state_dir).expanduser() / FILE
+    if config.state_dir is None:
+        return None
+    path = Path(config.state_dir).expanduser() / FILE
+    return path if _fits(path) else None
+
+
+def _fits(path: Path) -> bool:
+    return len(os.fsencode(path.absolute())) <= _MAX_PATH
 
 
 class AdminSocket:
@@ -32,9 +39,9 @@ class AdminSocket:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        name = os.fsencode(self.path)
-        if len(name) > _MAX_PATH:
-            raise self._bad(f"its path has {len(name)} bytes; at most {_MAX_PATH} fit")
+        if not _fits(self.path):
+            size = len(os.fsencode(self.path))
+            raise self._bad(f"its path has {size} bytes; at most {_MAX_PATH} fit")
         if self.path.exists() and not self.path.is_socket():
             raise self._bad("there is a file of another kind")
         fresh = self.path.with_name(self.path.name + ".new")

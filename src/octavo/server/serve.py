@@ -72,6 +72,8 @@ def run_server(app: Starlette, config: ServerConfig, sock: socket.socket) -> Non
         Exception: what `on_start` raised; the server has stopped by then.
     """
     path = admin_path(config)
+    if path is None and config.state_dir is not None:
+        logger.warning("--state-dir has too long a name for an admin socket; see --admin-socket")
     admin = None if path is None else AdminSocket(path)
     server = Server(app, config, admin)
     if server.state.keys.is_open and not is_loopback(config.host):

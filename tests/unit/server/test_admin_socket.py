@@ -115,5 +115,6 @@ def test_where_no_socket_can_be_is_said(tmp_path: Path) -> None:
 def test_where_it_is() -> None:
     assert admin_path(ServerConfig()) is None
     assert admin_path(ServerConfig(state_dir="/x")) == Path("/x/admin.sock")
+    assert admin_path(ServerConfig(state_dir="/" + "x" * 100)) is None, "no reason not to start"
     assert admin_path(ServerConfig(state_dir="/x", admin_socket="/y")) == Path("/y")
     assert str(admin_path(ServerConfig(admin_socket="~/s"))) == os.path.expanduser("~/s")

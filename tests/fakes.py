@@ -108,6 +108,7 @@ class FakeEngine:
         self.aborts: dict[str, asyncio.Event] = {}
         """Of the requests under way: set to end one."""
         self.failure = ErrorInfo(code="engine_error", message="failed on purpose.", status=500)
+        self.num_resets = 0
 
     @property
     def ready(self) -> Ready:
@@ -147,6 +148,9 @@ class FakeEngine:
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
+
+    def reset_prefix_cache(self) -> None:
+        self.num_resets += 1
 
     async def generate(self, request: Request) -> AsyncIterator[Event]:
         self.submitted.append(request)

@@ -161,6 +161,33 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     api_key: Annotated[
         tuple[str, ...], _Help(description="Keys that may use the API; also OCTAVO_API_KEY.")
     ] = ()
+    key_store: Annotated[
+        str | None,
+        _Help(
+            description="File of API keys with roles and limits, made by `octavo keys`; default: keys.sqlite3 "
+            "in --state-dir, if it is there."
+        ),
+    ] = None
+    allow_open: Annotated[
+        bool, _Help(description="Listen beyond this machine without asking for a key.")
+    ] = False
+    admin_socket: Annotated[
+        str | None,
+        _Help(
+            description="Unix socket (mode 0600) whose callers are admins without a key; default: admin.sock "
+            "in --state-dir, else none."
+        ),
+    ] = None
+    ssl_keyfile: Annotated[
+        str | None, _Help(description="File with the private key of --ssl-certfile, if not in it.")
+    ] = None
+    ssl_certfile: Annotated[
+        str | None, _Help(description="File with a certificate (chain): answer https alone.")
+    ] = None
+    ssl_ca_certs: Annotated[
+        str | None,
+        _Help(description="File with CA certificates; callers must show a certificate of one."),
+    ] = None
     chat_template: Annotated[
         str | None, _Help(description="File with a chat template, instead of the model's.")
     ] = None

@@ -103,7 +103,8 @@ def _read_start(sock: socket.socket) -> StartEngine:
             raise SystemExit("the client closed the connection before saying what to start")
         for body in buffer.feed(data):
             message = decode_to_engine(body)
-            assert isinstance(message, StartEngine), "the client's first frame says what to start"
+            if not isinstance(message, StartEngine):
+                raise SystemExit("the client's first frame does not say what to start")
             return message
 
 

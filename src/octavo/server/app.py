@@ -1,7 +1,7 @@
 """The application: a table of routes, each behind its key, and nothing else.
 
-Deny by default: a route is protected unless its row says `public=True`. Public are the probes and `/metrics` (numbers,
-no content), because orchestrators and scrapers carry no keys; a network policy is the place to hide those.
+Deny by default: a route needs a key unless its row says `public=True`, and more than a user's where it names a role.
+Public are the probes alone, because orchestrators carry no keys.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from octavo.server.watch import Watch
 logger = get_logger(__name__)
 
 _HEALTH = "octavo.server.health"
+_ADMIN = "octavo.server.admin"
 _OPENAI = "octavo.server.openai"
 _RESPONSES = "octavo.server.responses.endpoint"
 _ANTHROPIC = "octavo.server.anthropic.endpoint"
@@ -44,10 +45,11 @@ ROUTES: tuple[RouteRow, ...] = (
     RouteRow("/readyz", "GET", f"{_HEALTH}:readyz", public=True),
     RouteRow("/startupz", "GET", f"{_HEALTH}:startupz", public=True),
     RouteRow("/healthz", "GET", f"{_HEALTH}:healthz", public=True),
-    RouteRow("/version", "GET", f"{_HEALTH}:version", public=True),
-    RouteRow("/metrics", "GET", f"{_HEALTH}:metrics", public=True),
+    RouteRow("/version", "GET", f"{_HEALTH}:version"),
+    RouteRow("/metrics", "GET", f"{_HEALTH}:metrics", role="operator"),
     RouteRow("/openapi.json", "GET", "octavo.server.openapi:openapi_json"),
-    RouteRow("/load", "GET", f"{_HEALTH}:load"),
+    RouteRow("/load", "GET", f"{_HEALTH}:load", role="operator"),
+    RouteRow("/reset_prefix_cache", "POST", f"{_ADMIN}:reset_prefix_cache", role="admin"),
     RouteRow("/v1/models", "GET", f"{_OPENAI}.models:list_models"),
     RouteRow("/v1/models/{model:path}", "GET", f"{_OPENAI}.models:get_model"),
     RouteRow("/v1/completions", "POST", f"{_OPENAI}.completions:completions"),
@@ -104,6 +106,7 @@ def create_app(state: AppState) -> Starlette:
         await _end_background(state)
         state.responses.close()
         state.frontend.close()
+        state.keys.close()
 
     app = Starlette(
         routes=[_route(row, state) for row in ROUTES],

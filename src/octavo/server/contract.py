@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from octavo.server import health, requests, schema, schema_pooling
+from octavo.server import admin, health, requests, schema, schema_pooling
 from octavo.server.anthropic import shapes as messages
 from octavo.server.anthropic.schema import CountTokensBody, MessagesBody
 from octavo.server.errors import AnthropicErrorBody, ErrorBody
@@ -70,6 +70,11 @@ CONTRACTS: Mapping[tuple[str, str], Contract] = {
     ("GET", "/metrics"): Contract("Prometheus text.", media="text/plain"),
     ("GET", "/openapi.json"): Contract("This document."),
     ("GET", "/load"): Contract("Work at hand.", answer=health.Load),
+    ("POST", "/reset_prefix_cache"): Contract(
+        "Forget every cached prefix that no running request uses.",
+        answer=admin.Done,
+        failures=(503,),
+    ),
     ("GET", "/v1/models"): Contract(
         "Names under which the model answers.", answer=models.ModelList, failures=(503,)
     ),

@@ -18,6 +18,7 @@ from octavo.core.errors import OctavoError, OverloadError, RequestError
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
     408: "timeout_error",
@@ -28,6 +29,13 @@ _TYPES = {
     503: "service_unavailable_error",
     504: "timeout_error",
 }
+
+
+class RoleError(RequestError):
+    """The key is known, and may not do this."""
+
+    status = 403
+    default_code = "insufficient_role"
 
 
 class MethodError(RequestError):
@@ -163,6 +171,7 @@ def error_response(
 
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",

@@ -31,7 +31,8 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
     Raises:
         OctavoError: a request failed; the others of the call are cancelled.
     """
-    state = call.state
+    state, account = call.state, call.allowance
+    account.begin(sum(generation.usage.prompt_tokens for generation in generations))
     books = {
         (prompt_index, request.index): _Book(state.metrics, request, generation)
         for prompt_index, generation in enumerate(generations)
@@ -49,6 +50,7 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
                 async for item in items:
                     book = books[item[0], item[1].index]
                     book.take(item[1])
+                    account.spend(len(item[1].token_ids))
                     if item[1].token_ids or item[1].finish_reason is not None:
                         ticket.begin(book.request.id)
                     stats = state.engine.stats
@@ -67,6 +69,7 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
         raise
     finally:
         ticket.close()
+        account.end()
         state.end_call()
         cause = "api" if running.is_ended else cause
         for book in books.values():

@@ -26,11 +26,12 @@ _REASONS = {
     200: "The answer.",
     400: "The call cannot be honoured as sent; `param` names the field.",
     401: "No key, or one that is not known here.",
+    403: "The key may not do this.",
     404: "No such model, file or job.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is of another type.",
-    429: "Too much is waiting, or kept; come back after Retry-After.",
+    429: "Too much is waiting, or kept, or the key has used up a limit; come back after Retry-After.",
     499: "Ended by its id before it had anything to say.",
     503: "Loading, shutting down, or out of order.",
 }
@@ -143,6 +144,10 @@ def _responses(
         statuses |= {*_WITH_BODY, *_GENERATING}
     if not row.public:
         statuses.add(401)
+    if row.role != "user":
+        statuses.add(403)
+    if row.method == "POST" and not row.public:
+        statuses.add(429)
     if contract.answer is None:
         content: dict[str, Any] = {contract.media: {}}
     else:

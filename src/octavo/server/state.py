@@ -15,12 +15,12 @@ from octavo.core.request import Request
 from octavo.core.result import EngineStats, Event
 from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.client import EngineStatus
-from octavo.engine.frontend import Caller, Frontend
+from octavo.engine.frontend import Frontend
 from octavo.engine.ipc import Ready
 from octavo.meter.metrics import Metrics
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.server.admission import Admission, Bounds
-from octavo.server.auth import KeyRing
+from octavo.server.auth import Guest, KeyRing
 from octavo.server.canary import Canary
 from octavo.server.jobs.store import Store
 from octavo.server.response_store import ResponseStore
@@ -95,6 +95,10 @@ class EngineHandle(Protocol):
         """Tell the engine, once, what grammars are built for."""
         ...
 
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached prefixes that nobody is using."""
+        ...
+
 
 def octavo_version() -> str:
     """The installed version; `0+source` when run from a source tree."""
@@ -130,7 +134,7 @@ class AppState:
     kept: Kept = field(default_factory=Kept)
     open_kept: Callable[[], Kept] | None = None
     """Opens it when the server begins to listen; where another server has it until then."""
-    endpoints: dict[str, Callable[[bytes, Caller], Awaitable[Inner]]] = field(default_factory=dict)
+    endpoints: dict[str, Callable[[bytes, Guest], Awaitable[Inner]]] = field(default_factory=dict)
     """POST routes by path, for calls from within; filled by the application."""
     batches: Batches | None = None
     """What runs the jobs of `store`, while the application does."""

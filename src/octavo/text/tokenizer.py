@@ -320,9 +320,14 @@ def _load_backend(folder: Path) -> Backend:
             else "Point to the folder that holds config.json and tokenizer.json, or download the file.",
         )
     text = files.read_text(path)
+    files.check_merges(text, path)
     try:
         backend: Backend = Backend.from_str(text)
-    except Exception as error:  # the library raises nothing narrower than Exception
+    except (
+        BaseException
+    ) as error:  # the library raises nothing narrower, and its panics are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         raise ModelError(
             f"{path} cannot be loaded: {error}.",
             code="E-TOK-01",

@@ -25,7 +25,7 @@ from octavo.engine.frontend import Frontend
 from octavo.meter.metrics import Metrics
 from octavo.server.admission import Bounds
 from octavo.server.app import create_app
-from octavo.server.auth import KeyRing
+from octavo.server.auth import KeyRing, key_ring
 from octavo.server.jobs.store import Store
 from octavo.server.response_store import ResponseStore
 from octavo.server.serve import Server
@@ -61,7 +61,7 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
         formats=choose_formats(server, template).formats,
         served_names=names,
         metrics=Metrics(names[0]),
-        keys=KeyRing((*server.api_key, *env.api_keys())),
+        keys=key_ring(server, env.api_keys()),
         scheduling_policy=engine.scheduling_policy,
         bounds=Bounds(engine.max_num_queued_reqs, server.max_num_queued_tokens),
     )
@@ -108,6 +108,7 @@ async def serving(configs: Configs) -> AsyncIterator[Backend]:
     """
     client = EngineClient(configs.engine)
     state = make_state(configs, client)
+    state.keys.close()
     state.keys = KeyRing()
     state.config = msgspec.structs.replace(state.config, canary_interval=0.0)
     folder = tempfile.mkdtemp(prefix="octavo-")  # mode 0700

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from octavo.engine.client import EngineClient
 
     log.configure()
+    _check_security(parsed.server)
     client = EngineClient(parsed.engine)
     client.launch()  # the engine loads torch while the server's libraries are loaded here
     launched = process_age_s()
@@ -47,6 +48,16 @@ def run(args: argparse.Namespace) -> int:
         client.abandon()
         raise
     return 0
+
+
+def _check_security(server: ServerConfig) -> None:
+    """Refuse what would be unsafe before anything is started."""
+    # lazy: a mistyped flag should not cost the loading of ssl and sqlite
+    from octavo.server.exposure import check_exposure
+    from octavo.server.tls import tls_context
+
+    check_exposure(server, env.api_keys())
+    tls_context(server)
 
 
 def _serve(parsed: Configs, client: EngineClient, entered: float, launched: float) -> None:
@@ -66,6 +77,7 @@ def _serve(parsed: Configs, client: EngineClient, entered: float, launched: floa
         model=state.served_names[0],
         needs_key=not state.keys.is_open,
         has_keys=len(env.api_keys()) > 1,
+        is_tls=parsed.server.ssl_certfile is not None,
     )
 
     async def start() -> Ready:

@@ -23,7 +23,7 @@ SNAPSHOT = {
     ("GET", "/healthz", True),
     ("GET", "/livez", True),
     ("GET", "/load", False),
-    ("GET", "/metrics", True),
+    ("GET", "/metrics", False),
     ("GET", "/openapi.json", False),
     ("GET", "/ping", True),
     ("GET", "/readyz", True),
@@ -39,7 +39,8 @@ SNAPSHOT = {
     ("POST", "/v1/files", False),
     ("GET", "/v1/models", False),
     ("GET", "/v1/models/{model:path}", False),
-    ("GET", "/version", True),
+    ("GET", "/version", False),
+    ("POST", "/reset_prefix_cache", False),
     ("GET", "/tokenizer_info", False),
     ("POST", "/classify", False),
     ("POST", "/detokenize", False),
@@ -63,6 +64,12 @@ SNAPSHOT = {
     ("POST", "/v1/rerank", False),
     ("POST", "/v1/score", False),
     ("POST", "/v2/rerank", False),
+}
+# And so does one that asks for more than a user's key.
+ROLES = {
+    ("GET", "/load"): "operator",
+    ("GET", "/metrics"): "operator",
+    ("POST", "/reset_prefix_cache"): "admin",
 }
 USER = {"role": "user", "content": "a"}
 STORED = "resp_0"
@@ -92,6 +99,7 @@ POOLING = ("/v1/embeddings", "/pooling", "/classify", "score", "rerank")
 
 def test_route_table_snapshot() -> None:
     assert {(row.method, row.path, row.public) for row in ROUTES} == SNAPSHOT
+    assert {(row.method, row.path): row.role for row in ROUTES if row.role != "user"} == ROLES
     served = {
         (method, route.path)  # type: ignore[attr-defined]  # all routes are Route
         for route in SERVER.app.routes
@@ -118,6 +126,9 @@ def test_every_route_with_every_key(method: str, path: str, public: bool) -> Non
         headers = [] if authorization is None else [(b"authorization", authorization.encode())]
         return SERVER.call(method, url, headers=headers, **body).status_code
 
+    if ROLES.get((method, path)) == "admin":
+        assert (status("Bearer right-key"), status(None)) == (403, 401)
+        return
     passed = (
         404
         if path.startswith(LOOKS_UP)

@@ -149,8 +149,9 @@ class Work:
 
     async def answers(self, requests: Sequence[Request]) -> list[Answer]:
         """What comes of them, in their order."""
-        state = self.call.state
         self.call.running.requests = requests
+        state, account = self.call.state, self.call.allowance
+        account.begin(sum(request.num_prompt for request in requests))
         state.begin_call()
         try:
             limit = _FILL * state.engine.ready.max_num_seqs
@@ -159,6 +160,7 @@ class Work:
             state.admission.refused_by_engine(error)
             raise
         finally:
+            account.end()
             state.end_call()
         self.usage.prompt_tokens += sum(answer.num_prompt for answer in found)
         self.usage.total_tokens = self.usage.prompt_tokens

@@ -62,6 +62,11 @@ class Stream:
         return bool(self._token_ids)
 
     @property
+    def num_tokens(self) -> int:
+        """What an engine that knows nothing of it has to compute before it says more."""
+        return self.request.num_prompt + len(self._token_ids)
+
+    @property
     def is_suspected(self) -> bool:
         """Whether it may be what engines end from."""
         return self.deaths >= SUSPECT_AFTER
@@ -122,6 +127,11 @@ class Streams:
     def num_begun(self) -> int:
         """Open requests whose callers have some of the answer."""
         return sum(stream.has_begun for stream in self._open.values())
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all open requests, those that the next engine has to compute before it says more."""
+        return sum(stream.num_tokens for stream in self._open.values())
 
     @property
     def has_held(self) -> bool:

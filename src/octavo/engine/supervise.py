@@ -60,7 +60,11 @@ _COUNTERS = (
     "prefix_hits",
     "prompt_tokens",
     "generation_tokens",
+    "aborted_tokens",
+    "recomputed_tokens",
+    "recomputed_s",
 )
+"""What of `EngineStats` only grows; `faults` do, too, kind by kind."""
 
 
 class _Unanswered(NamedTuple):
@@ -257,6 +261,8 @@ class Supervisor:
             num_running=0,
             num_waiting=len(self.streams),
             num_free_blocks=self.stats.num_blocks,
+            queued_tokens=self.streams.num_tokens,
+            pending_tokens=0,
         )
         logger.warning(
             "engine process %d: %s; %d requests were running, %d waiting; restart %d of %d in a row",
@@ -368,6 +374,6 @@ def unavailable(cause: ErrorInfo) -> ErrorInfo:
 
 def _onto(base: EngineStats, stats: EngineStats) -> EngineStats:
     """A snapshot of a later process, counted on from those before it."""
-    return replace(
-        stats, **{name: getattr(base, name) + getattr(stats, name) for name in _COUNTERS}
-    )
+    totals = {name: getattr(base, name) + getattr(stats, name) for name in _COUNTERS}
+    faults = Counter(dict(base.faults)) + Counter(dict(stats.faults))
+    return replace(stats, faults=tuple(faults.items()), **totals)

@@ -232,6 +232,7 @@ class FakeProcess:
                 events.append(_finished(request, len(output)))
         if events:
             stats = EngineStats(num_steps=1, generation_tokens=self._num_sent, num_blocks=10)
+            stats = self.plan.get("stats", stats)
             self.say(Events(tuple(events), stats))
 
 
@@ -316,6 +317,26 @@ async def test_streams_go_on_whatever_the_process_ends_from(
     assert len(script.processes) == 3 and all(one.is_removed for one in script.processes)
     assert caplog.text.count("restart 1 of 5 in a row") == 2
     assert "open requests go on" in caplog.text
+
+
+async def test_all_that_only_grows_goes_on_over_processes() -> None:
+    gauges = {"num_running", "num_waiting", "num_blocks", "num_free_blocks", "queued_tokens"}
+    gauges |= {"pending_tokens", "last_step_tokens", "last_step_s", "step_time", "faults"}
+    grows = {name: 2 for name in EngineStats.__struct_fields__ if name not in gauges}
+    one = EngineStats(**grows, faults=(("sample", 2), ("kv_epoch", 1)), queued_tokens=7)  # type: ignore[arg-type]
+    script = Script([{"tokens": 2, "stats": one}, {"stats": one, "gate": asyncio.Event()}])
+    async with client_of(script) as client:
+        await client.wait_ready()
+        asked = request("a", max_tokens=9)
+        running = asyncio.create_task(answer(client, asked))
+        await until(lambda: client.status().state == "restarting")
+        assert client.stats.faults == one.faults
+        assert client.stats.queued_tokens == len(asked.token_ids) + 2, "all of it is to be computed"
+        script.plans[1]["gate"].set()
+        await running
+        assert {name: getattr(client.stats, name) for name in grows} == dict.fromkeys(grows, 4)
+        assert dict(client.stats.faults) == {"sample": 4, "kv_epoch": 2}
+        assert client.stats.queued_tokens == 7, "a gauge"
 
 
 async def test_a_hung_engine_is_restarted_for_the_asking() -> None:

@@ -170,6 +170,11 @@ class Supervisor:
             self._life.send(Cancel((request_id,)))
         self._pump()
 
+    def abort(self, request_id: str) -> None:
+        """Its caller ends a request. It is no longer open, however late its caller reads that."""
+        self.streams.abort(request_id)
+        self.close_stream(request_id)
+
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Tell this engine and all later ones what grammars are built for; the first call counts."""
         if self._vocabulary is None:

@@ -391,6 +391,27 @@ async def test_a_caller_who_leaves_meanwhile_is_not_asked_for_again() -> None:
         assert asked == ["stays"]
 
 
+async def test_what_was_ended_is_not_asked_for_again_however_late_its_caller_reads() -> None:
+    script = Script([{}])
+    async with client_of(script) as client:
+        await client.wait_ready()
+        slow = client.generate(request("slow", max_tokens=1 << 20))
+        first = await anext(slow)
+        assert isinstance(first, TokenOut)
+        client.cancel("slow")
+        client.cancel("nobody")
+        await until(lambda: Cancel(("slow",)) in script.processes[0].got)
+        client.restart("test")
+        await until(lambda: len(script.processes) == 2)
+        assert await answer(client, request("next")) == expected(request("next"))
+        asked = [m.request.id for m in script.processes[1].got if isinstance(m, Submit)]
+        assert asked == ["next"]
+        rest = [event async for event in slow]
+        assert isinstance(rest[-1], Finished) and rest[-1].reason == "abort"
+        told = sum(len(event.token_ids) for event in rest if isinstance(event, TokenOut))
+        assert rest[-1].num_output == told + 1
+
+
 async def test_the_next_engine_is_the_same_engine() -> None:
     script = Script([{"tokens": 1}, {}])
     vocabulary = Vocabulary(tokenizer_json="{}", eos_token_ids=(1,), vocab_size=100)

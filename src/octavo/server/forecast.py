@@ -62,8 +62,9 @@ class Pace:
         if stats is last:
             return False
         self._last, self._at = stats, now
-        if last is None or stats.num_steps < last.num_steps:
-            return True  # the first, or of an engine that was started again
+        if last is None or stats.step_time.num_steps < last.step_time.num_steps:
+            # The first, or of an engine that was started again: its counters go on, what it knows of steps does not.
+            return True
         queries = stats.prefix_queries - last.prefix_queries
         if queries > 0:
             self._queries = self._queries * _HITS_KEPT + queries

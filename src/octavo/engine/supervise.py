@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from msgspec.structs import replace
 
 from octavo.core.config import EngineConfig
-from octavo.core.errors import ErrorInfo, OverloadError
+from octavo.core.errors import NOTHING_WORKS, ErrorInfo, OverloadError
 from octavo.core.log import get_logger
 from octavo.core.request import Request
 from octavo.core.result import EngineStats
@@ -279,7 +279,8 @@ class Supervisor:
             self.config.max_engine_restarts,
         )
         if lost.failed:
-            self._unanswered.clear()  # what it seems to have ended from is gone
+            if not _is_machine(ending):
+                self._unanswered.clear()  # what it seems to have ended from is gone
             logger.error("request %s fails: engines end when they run it", ", ".join(lost.failed))
 
     async def _pause(self) -> None:
@@ -358,7 +359,7 @@ class Supervisor:
             reasons = "; ".join(dict.fromkeys(one.reason for one in self._unanswered))
             span_s = self._unanswered[-1].at - self._unanswered[0].at
             return ErrorInfo(
-                code="E-ENGINE-03",
+                code="E-ENGINE-04",
                 message=f"the engine ended {len(self._unanswered)} times in {span_s:.0f} s and answered nothing in "
                 f"between ({reasons}); --max-engine-restarts is {self.config.max_engine_restarts}.",
                 status=503,
@@ -367,6 +368,11 @@ class Supervisor:
         return ending.error or ErrorInfo(
             code="E-ENGINE-02", message=f"{ending.reason}.", status=503, fix=fix
         )
+
+
+def _is_machine(ending: Ending) -> bool:
+    """Whether not even a token of nobody's got through, so that the next request may do no better than this one."""
+    return ending.error is not None and ending.error.code == NOTHING_WORKS
 
 
 _NO_PROCESS = Ending("launch", "no engine process can be started")

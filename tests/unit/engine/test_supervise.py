@@ -182,6 +182,8 @@ class FakeProcess:
             if any(isinstance(message, Shutdown) for message in self.got):
                 return 0
             if self._running.keys() & plan.get("poison", set()):
+                if "fatal" in plan:
+                    self.say(Fatal(plan["fatal"]))
                 return int(plan.get("code", -11))
             if "hangs" in plan:
                 await asyncio.Event().wait()
@@ -191,7 +193,7 @@ class FakeProcess:
                     self._writer.write(b"\x05\x00\x00\x00what?")
                     await asyncio.Event().wait()
                 if "fatal" in plan:
-                    self.say(Fatal(FATAL))
+                    self.say(Fatal(plan["fatal"]))
                 return int(plan.get("code", -9))
 
     async def _listen(self) -> None:
@@ -297,7 +299,7 @@ def many() -> list[Request]:
     [
         ({"tokens": 20}, "signal"),
         ({"tokens": 20, "code": 3}, "exit"),
-        ({"tokens": 20, "fatal": True, "code": 1}, "fatal"),
+        ({"tokens": 20, "fatal": FATAL, "code": 1}, "fatal"),
         ({"tokens": 20, "garbage": True}, "connection"),
     ],
 )
@@ -467,7 +469,7 @@ async def test_a_crash_loop_ends_with_its_reasons(limit: int) -> None:
         assert ("code 3" in end.error.message) == (limit > 1)
         status = client.status()
         assert status.state == "dead"
-        assert status.reason.startswith("E-ENGINE-03" if limit else "E-ENGINE-02")
+        assert status.reason.startswith("E-ENGINE-04" if limit else "E-ENGINE-02")
         with pytest.raises(EngineDeadError):
             await answer(client, request("b"))
     assert len(script.processes) == 1 + limit
@@ -519,6 +521,21 @@ async def test_a_request_that_engines_end_from_fails_alone() -> None:
         assert isinstance(results[1], AssertionError) and str(results[1]) == "request_fault"
         assert client.status().state == "ready"
     assert len(script.processes) <= 1 + 3
+
+
+async def test_a_machine_on_which_nothing_works_is_not_tried_with_every_request() -> None:
+    broken = ErrorInfo(code="E-ENGINE-03", message="all threw, and nobody's token too.", status=500)
+    names = [f"r{i}" for i in range(20)]
+    script = Script([{"poison": set(names), "fatal": broken, "code": 1}])
+    async with client_of(script) as client:
+        await client.wait_ready()
+        ends = await asyncio.gather(
+            *(answer(client, request(name)) for name in names), return_exceptions=True
+        )
+        assert [str(end) for end in ends].count("engine_unavailable") >= 17
+        assert client.status().reason.startswith("E-ENGINE-04")
+        assert "nobody's token" in client.status().reason
+    assert len(script.processes) == 1 + client.config.max_engine_restarts
 
 
 @pytest.mark.parametrize("is_starved", [True, False])

@@ -162,6 +162,8 @@ class Supervisor:
             )
         stream = self.streams.open(request, is_late=is_late)
         self._pump()
+        if request.deadline is not None and not stream.is_sent:
+            self._end_at(request.deadline, request.id)
         return stream
 
     def close_stream(self, request_id: str) -> None:
@@ -186,6 +188,14 @@ class Supervisor:
         """Forget cached prefixes. An engine that has just started has none."""
         if self.state == "ready" and self._life is not None:
             self._life.send(ResetPrefixCache())
+
+    def _end_at(self, deadline: float, request_id: str) -> None:
+        """End a request at its deadline if it waits for an engine then."""
+        left_s = max(0.0, deadline - time.monotonic())
+        asyncio.get_running_loop().call_later(left_s, self._expire, request_id)
+
+    def _expire(self, request_id: str) -> None:
+        self.streams.expire(request_id, time.monotonic())
 
     def _pump(self) -> None:
         if self.state == "ready" and self._life is not None and self.streams.has_held:
@@ -261,6 +271,8 @@ class Supervisor:
         self.restarts[ending.kind] += 1
         self.loading = Loading(phase="process", fraction=0.0)
         lost = self.streams.lose(is_from_outside=ending.is_from_outside)
+        for deadline, request_id in self.streams.deadlines:
+            self._end_at(deadline, request_id)
         self._base = self.stats = replace(
             self.stats,
             num_running=0,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
+from msgspec.structs import replace
 
 from octavo.core.config import EngineConfig
 from octavo.core.errors import EngineDeadError, ErrorInfo, OperatorError, OverloadError
@@ -391,6 +392,26 @@ async def test_a_caller_who_leaves_meanwhile_is_not_asked_for_again() -> None:
         assert await stays == expected(request("stays"))
         asked = [m.request.id for m in script.processes[1].got if isinstance(m, Submit)]
         assert asked == ["stays"]
+
+
+async def test_deadlines_are_kept_while_there_is_no_engine() -> None:
+    gate = asyncio.Event()
+    script = Script([{"tokens": 4}, {"gate": gate}])
+    async with client_of(script) as client:
+        await client.wait_ready()
+        now = time.monotonic()
+        passed = replace(request("passed"), deadline=now - 1.0, arrived=now - 2.0)
+        soon = replace(request("soon"), deadline=now + 0.05, arrived=now)
+        later = replace(request("later"), deadline=now + 60.0, arrived=now)
+        asked = [asyncio.create_task(answer(client, one)) for one in (passed, later)]
+        await until(lambda: client.status().state == "restarting")
+        asked.append(asyncio.create_task(answer(client, soon)))
+        async with asyncio.timeout(5):
+            ends = await asyncio.gather(asked[0], asked[2], return_exceptions=True)
+        assert [str(end) for end in ends] == ["deadline_exceeded"] * 2
+        assert len(client._supervisor.streams) == 1 and not gate.is_set()
+        gate.set()
+        assert await asked[1] == expected(later)
 
 
 async def test_what_was_ended_is_not_asked_for_again_however_late_its_caller_reads() -> None:

@@ -273,8 +273,11 @@ class Supervisor:
         lost = self.streams.lose(is_from_outside=ending.is_from_outside)
         for deadline, request_id in self.streams.deadlines:
             self._end_at(deadline, request_id)
+        faults = Counter(dict(self.stats.faults))
+        faults.update(["request_fault"] * len(lost.failed))
         self._base = self.stats = replace(
             self.stats,
+            faults=tuple(faults.items()),
             num_running=0,
             num_waiting=len(self.streams),
             num_free_blocks=self.stats.num_blocks,

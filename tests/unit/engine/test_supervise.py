@@ -541,6 +541,7 @@ async def test_a_request_that_engines_end_from_fails_alone() -> None:
         assert results[0] == expected(asked[0]) and results[2] == expected(asked[2])
         assert isinstance(results[1], AssertionError) and str(results[1]) == "request_fault"
         assert client.status().state == "ready"
+        assert client.stats.faults == (("request_fault", 1),)
     assert len(script.processes) <= 1 + 3
 
 

@@ -23,6 +23,7 @@ from octavo.core.inject import injections
 from octavo.core.request import Request
 from octavo.core.result import Failed, Finished, TokenOut
 from octavo.core.structured import StructuredOutputs
+from octavo.decoding.grammar import rows
 from octavo.decoding.grammar.llguidance import Backend
 from octavo.engine import inject, repro
 from octavo.engine.client import EngineClient
@@ -340,10 +341,13 @@ def with_grammars() -> list[Request]:
     return [*held, request("n4", list(b"free"), temperature=1.0, seed=9)]
 
 
+@pytest.mark.parametrize("is_cheap", [True, False])
 @pytest.mark.parametrize("where", ["mask", "advance"])
 def test_what_a_grammar_throws_is_its_request_s_alone(
-    byte_model: Path, tmp_path: Path, where: str
+    byte_model: Path, tmp_path: Path, where: str, is_cheap: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Masks that are cheap are computed by the loop, others by the thread beside it."""
+    monkeypatch.setattr(rows, "_CHEAP_S", 1.0 if is_cheap else 0.0)
     clean = LocalEngine(byte_model)
     run_with_grammars(clean, with_grammars())
     orders = (f"grammar:token={ord('#')}",) if where == "mask" else ()
@@ -424,7 +428,7 @@ def test_masks_of_a_step_that_threw_are_not_left_for_the_next(byte_model: Path) 
     local = LocalEngine(byte_model, inject=(f"kernel:token={ord('#')}",))
     run_with_grammars(local, [held_to("bad", "[a-z]{3,30}!", "#")])
     assert isinstance(local.ends["bad"], Failed)
-    assert local.engine.runner.state.grammars._pending is None  # type: ignore[attr-defined]
+    assert not local.engine.runner.state.grammars._pending  # type: ignore[attr-defined]
     free = request("n4", list(b"free"), temperature=1.0, seed=9)
     run_with_grammars(local, [free])
     clean = LocalEngine(byte_model)

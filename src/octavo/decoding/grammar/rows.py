@@ -79,7 +79,7 @@ class _Row:
         self.place = -1
         """Its row."""
         self.is_ended = False
-        """Whether that mask allows nothing but the end."""
+        """Whether its mask allows nothing but the end."""
         self.error: ErrorInfo | None = None
 
     def restart(self, place: int, output_ids: Sequence[int]) -> None:
@@ -128,7 +128,7 @@ class GrammarRows:
         self._thread: ThreadPoolExecutor | None = None
         self._pending: list[tuple[list[_Row], Future[None]]] = []
         self._lacking: set[_Row] = set()
-        """Rows whose mask nobody has begun."""
+        """Rows that have no mask yet: nobody has begun it, or it threw."""
         self._mask_of_R: IdArray = np.full(max_rows, -1)
         """Where a row's mask is, by row; -1 where it has none, or is in one of the next two."""
         self._ended: set[int] = set()

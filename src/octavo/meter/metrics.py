@@ -71,12 +71,11 @@ class Metrics:
     def observe_stats(self, stats: EngineStats) -> None:
         """Take a snapshot. Idempotent: the same snapshot twice changes nothing.
 
-        Counters grow by the difference to the last snapshot; a smaller one means that the engine was restarted.
+        Counters grow by the difference to the last snapshot. Those of snapshots go on over restarts of the engine.
         """
         last, self._last = self._last, stats
         if stats is last:
             return
-        restarted = stats.num_steps < last.num_steps
         self.set("vllm:num_requests_running", stats.num_running)
         self.set("vllm:num_requests_waiting", stats.num_waiting)
         self.set("octavo:num_queued_tokens", stats.queued_tokens)
@@ -86,11 +85,11 @@ class Metrics:
         self.set("vllm:kv_cache_usage_perc", used / stats.num_blocks if stats.num_blocks else 0.0)
         for name, field in _STAT_COUNTERS:
             now: float = getattr(stats, field)
-            before: float = 0 if restarted else getattr(last, field)
+            before: float = getattr(last, field)
             if now > before:
                 self.count(name, now - before)
         if stats.faults != last.faults:
-            self._observe_faults(stats, {} if restarted else dict(last.faults))
+            self._observe_faults(stats, dict(last.faults))
         if stats.num_steps != last.num_steps and stats.last_step_tokens:
             self._observe("vllm:iteration_tokens_total", stats.last_step_tokens)
 

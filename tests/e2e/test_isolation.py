@@ -424,7 +424,7 @@ def test_masks_of_a_step_that_threw_are_not_left_for_the_next(byte_model: Path) 
     local = LocalEngine(byte_model, inject=(f"kernel:token={ord('#')}",))
     run_with_grammars(local, [held_to("bad", "[a-z]{3,30}!", "#")])
     assert isinstance(local.ends["bad"], Failed)
-    assert local.engine.runner.state.grammars._pending is None  # type: ignore[attr-defined]
+    assert not local.engine.runner.state.grammars._pending  # type: ignore[attr-defined]
     free = request("n4", list(b"free"), temperature=1.0, seed=9)
     run_with_grammars(local, [free])
     clean = LocalEngine(byte_model)

@@ -27,7 +27,7 @@ def with_admin(path: Path, engine: FakeEngine) -> Iterator[ServerThread]:
     state = make_state(engine, keys=("named",))
     thread = ServerThread(state)
     admin = AdminSocket(path)
-    thread.server = Server(create_app(state), state.config, admin)
+    thread.server = Server(create_app(state), state.config, admin=admin)
     try:
         with thread:
             yield thread

@@ -81,23 +81,24 @@ async def attack(served: Served, shots: Sequence[Shot | RawShot], num_golden: in
         is_over = asyncio.Event()
         asking = asyncio.create_task(golden.keep_asking(is_over))
         quarter = len(shots) // 4
-        await _fire(served, client, shots[:quarter], report)
+        await fire(served, client, shots[:quarter], report)
         before = served.resident_bytes()
-        await _fire(served, client, shots[quarter:], report)
+        await fire(served, client, shots[quarter:], report)
         is_over.set()
         await asking
         report.golden_streams = golden.num_streams
         report.differences = golden.differences
         report.worst_stall_s = golden.worst_gap_s
-        report.leaked_blocks = await _leaked(client)
+        report.leaked_blocks = await leaked(client)
         report.grown_mib = (served.resident_bytes() - before) / (1 << 20)
         report.exits = len(pids ^ served.pids())
     return report
 
 
-async def _fire(
+async def fire(
     served: Served, client: httpx.AsyncClient, shots: Sequence[Shot | RawShot], report: Report
 ) -> None:
+    """Send all of them, a few at a time, and note what came back."""
     queue = iter(shots)
 
     async def work() -> None:
@@ -149,7 +150,7 @@ async def _send_raw(port: int, one: RawShot) -> None:
         await writer.wait_closed()
 
 
-async def _leaked(client: httpx.AsyncClient) -> int:
+async def leaked(client: httpx.AsyncClient) -> int:
     """KV blocks still held once nothing runs, per mille of the pool; waits for what the callers left behind."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:

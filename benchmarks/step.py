@@ -120,7 +120,7 @@ class LocalEngine:
         for owner, name, part in (
             (engine.link, "receive", "drain"),
             (engine.scheduler, "schedule", "schedule"),
-            (runner.rows, "update", "update"),
+            (runner, "update", "update"),
             (runner.rows, "pack", "pack"),
             (runner.graphs, "run", "forward"),
             (runner.model, "logits", "logits"),

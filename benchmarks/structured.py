@@ -2,13 +2,15 @@
 
     python benchmarks/structured.py --work /tmp/structured --json benchmarks/results/structured.json
 
-The schemas are written ones (`schemas.py`). Four parts, each on the
-bundled model's vocabulary of 4,096, the middle two also on one of 151,936 tokens, which is trained from the Python files of
+The schemas are written ones (`schemas.py`). Five parts, each on the
+bundled model's vocabulary of 4,096, all but the last also on one of 151,936 tokens, which is trained from the Python files of
 the interpreter (a minute, kept in `--work`) beside random weights:
 
 - compile: from the front end's call to its answer, over a warm process; every schema is new.
 - mask: along random walks through the grammars (every allowed token is as likely), which visit more states than a model
-  does; one thread. `post` is from the mask to token ids, `forced` the look for forced text.
+  does; one thread. `forced` is the look for forced text.
+- replay: masks along the documents that `valid` wrote (in `--work`), in each vocabulary's own tokens: states that a
+  model's outputs pass through.
 - throughput: `--batch` requests at once that all run to `max_tokens`, in alternating order, medians. `free` has no
   grammar, `text` one that forces nothing, `list` is a JSON list of records, whose forced text is jumped over; with
   log-probabilities nothing is, which shows what masks cost where every token is chosen.
@@ -165,39 +167,56 @@ def mask_part(known: Vocabulary, count: int) -> dict[str, Any]:
     backend = GRAMMARS.load(DEFAULT)(known)
     found: dict[str, Any] = {"backend_s": time.perf_counter() - begun}
     words = np.zeros(-(-known.vocab_size // 32), np.uint32)
-    times: dict[str, list[float]] = {"mask": [], "post": [], "forced": [], "advance": []}
+    times: dict[str, list[float]] = {"mask": [], "forced": [], "advance": []}
     rng = random.Random(0)
     forced_tokens = tokens = 0
     for schema in schemas(count):
         grammar = backend.build(backend.compile(StructuredOutputs(json=json.dumps(schema))))
         length = 0
         while not grammar.is_finished() and length < 150:
-            marks = [time.perf_counter()]
+            begun = time.perf_counter()
             forced = grammar.forced()
-            marks.append(time.perf_counter())
-            times["forced"].append(marks[1] - marks[0])
+            times["forced"].append(time.perf_counter() - begun)
             for token_id in forced:
                 grammar.advance(token_id)
             length += len(forced)
             forced_tokens += len(forced)
             if forced:
                 continue
-            marks = [time.perf_counter()]
+            begun = time.perf_counter()
             grammar.mask(words)
-            marks.append(time.perf_counter())
-            bits = np.unpackbits(words.view(np.uint8), bitorder="little").view(np.bool_)
-            allowed = np.flatnonzero(bits)
-            marks.append(time.perf_counter())
-            grammar.advance(int(rng.choice(allowed)))
-            marks.append(time.perf_counter())
-            for name, (a, b) in zip(
-                ("mask", "post", "advance"), zip(marks, marks[1:], strict=False), strict=True
-            ):
-                times[name].append(b - a)
+            times["mask"].append(time.perf_counter() - begun)
+            allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
+            token_id = int(rng.choice(allowed))
+            begun = time.perf_counter()
+            grammar.advance(token_id)
+            times["advance"].append(time.perf_counter() - begun)
             length += 1
         tokens += length
     found |= {f"{name}_ms": percentiles(values) for name, values in times.items()}
     return found | {"forced_share": forced_tokens / tokens}
+
+
+def replay_part(known: Vocabulary, folder: Path, count: int, documents: Path) -> dict[str, Any]:
+    """Documents that end in another place than the grammar does, cut ones, are walked as far as they go."""
+    backend = GRAMMARS.load(DEFAULT)(known)
+    tokenizer = Tokenizer.load(folder)
+    words = np.zeros(-(-known.vocab_size // 32), np.uint32)
+    seconds: list[float] = []
+    for schema, texts in zip(schemas(count), json.loads(documents.read_text()), strict=True):
+        source = backend.compile(StructuredOutputs(json=json.dumps(schema)))
+        for text in texts:
+            grammar = backend.build(source)
+            for token_id in tokenizer.encode(text, add_special_tokens=False):
+                begun = time.perf_counter()
+                grammar.mask(words)
+                seconds.append(time.perf_counter() - begun)
+                assert words[token_id // 32] >> (token_id % 32) & 1, "a valid document"
+                grammar.advance(token_id)
+    return {
+        "mask_ms": percentiles(seconds),
+        "documents": sum(map(len, json.loads(documents.read_text()))),
+    }
 
 
 def throughput_part(llm: LLM, batch: int, max_tokens: int, rounds: int) -> dict[str, Any]:
@@ -229,7 +248,7 @@ def throughput_part(llm: LLM, batch: int, max_tokens: int, rounds: int) -> dict[
     return {"tokens_per_s": medians, "loss": losses, "all": speeds, "batch": batch}
 
 
-def valid_part(llm: LLM, count: int, each: int, max_tokens: int) -> dict[str, Any]:
+def valid_part(llm: LLM, count: int, each: int, max_tokens: int, documents: Path) -> dict[str, Any]:
     known = schemas(count)
     prompts = ["import json\n\ndata = "] * len(known)
     params = [
@@ -260,6 +279,11 @@ def valid_part(llm: LLM, count: int, each: int, max_tokens: int) -> dict[str, An
             except (ValueError, jsonschema.ValidationError) as error:
                 found["invalid"] += 1
                 print(f"invalid: {choice.text[:200]!r}: {str(error)[:200]}")
+    texts = [
+        [choice.text for choice in output.outputs if choice.finish_reason == "stop"]
+        for output in outputs
+    ]
+    documents.write_text(json.dumps(texts))
     return found | {"seconds": time.perf_counter() - begun}
 
 
@@ -269,11 +293,16 @@ def report(results: dict[str, Any]) -> str:
     for name, parts in results.items():
         if name == "environment":
             continue
-        times = {"compile": ("compile_ms",), "mask": ("mask_ms", "post_ms", "forced_ms")}
+        times = {
+            "compile": ("compile_ms",),
+            "mask": ("mask_ms", "forced_ms"),
+            "replay": ("mask_ms",),
+        }
         for part, keys in times.items():
             for key in keys if part in parts else ():
                 p50, p99 = parts[part][key]["p50"], parts[part][key]["p99"]
-                lines.append([name, key.removesuffix("_ms"), f"p50 {p50:.3f} ms, p99 {p99:.3f} ms"])
+                what = part if part == "replay" else key.removesuffix("_ms")
+                lines.append([name, what, f"p50 {p50:.3f} ms, p99 {p99:.3f} ms"])
         for mode, loss in parts.get("throughput", {"loss": {}})["loss"].items():
             speed = parts["throughput"]["tokens_per_s"][mode]
             lines.append([name, mode, f"{speed:.0f} tok/s, loss {loss:.1%}"])
@@ -287,7 +316,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, required=True, help="a folder for the large vocabulary"
     )
-    parser.add_argument("--parts", default="compile,mask,throughput,valid")
+    parser.add_argument("--parts", default="compile,mask,throughput,valid,replay")
     parser.add_argument("--models", default="octavo-mini,large")
     parser.add_argument("--schemas", type=int, default=200)
     parser.add_argument("--batch", type=int, default=16)
@@ -299,6 +328,8 @@ def main() -> None:
         results = json.loads(options.json.read_text())
     results["environment"] = environment()
     parts = options.parts.split(",")
+    options.work.mkdir(parents=True, exist_ok=True)
+    documents = options.work / "documents.json"
     for name in options.models.split(","):
         is_large = name == "large"
         folder = large_model(options.work) if is_large else model_folder(name)
@@ -315,7 +346,9 @@ def main() -> None:
                     length = 48 if is_large else 256
                     rows["throughput"] = throughput_part(llm, options.batch, length, options.rounds)
                 if "valid" in parts and not is_large:
-                    rows["valid"] = valid_part(llm, options.schemas, 10, 1200)
+                    rows["valid"] = valid_part(llm, options.schemas, 10, 1200, documents)
+        if "replay" in parts:
+            rows["replay"] = replay_part(known, folder, options.schemas, documents)
         if options.json is not None:
             options.json.write_text(json.dumps(results, indent=1) + "\n")
     print("\n" + report(results))

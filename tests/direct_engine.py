@@ -10,12 +10,14 @@ from typing import Any
 from local_engine import LocalEngine
 from octavo.core.config import ServerConfig
 from octavo.core.request import Request
-from octavo.core.result import EngineStats, Event
-from octavo.engine.client import EngineStatus
+from octavo.core.result import EngineStats, Event, Failed, Finished
+from octavo.decoding.grammar.base import Vocabulary
+from octavo.engine.client import EngineStatus, aborted
 from octavo.engine.frontend import Frontend
 from octavo.engine.ipc import Ready
 from octavo.meter.metrics import Metrics
 from octavo.server.state import AppState
+from octavo.text.chat import ChatTemplate
 from octavo.text.tokenizer import Tokenizer
 
 
@@ -24,6 +26,7 @@ class DirectEngine:
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.local = LocalEngine(folder, **{"load_format": "auto", **options})
+        self.aborted: set[str] = set()
 
     @property
     def ready(self) -> Ready:
@@ -36,27 +39,56 @@ class DirectEngine:
     def status(self) -> EngineStatus:
         return EngineStatus(state="ready", fraction=1.0)
 
+    def cancel(self, request_id: str) -> None:
+        self.aborted.add(request_id)
+
+    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
+        self.local.engine.grammars.learn(vocabulary)
+
     async def generate(self, request: Request) -> AsyncIterator[Event]:
         self.local.submit(request)
-        await asyncio.sleep(0)  # so that what comes with it goes into the same step
-        while request.id not in self.local.ends:
-            self.local.step()
-            await asyncio.sleep(0)
-        for event in self.local.outs.pop(request.id, []):
-            yield event
-        if request.id in self.local.pooled:
-            yield self.local.pooled.pop(request.id)
-        yield self.local.ends.pop(request.id)
+        is_over = False
+        try:
+            await asyncio.sleep(0)  # so that what comes with it goes into the same step
+            while not is_over:
+                if request.id in self.aborted:
+                    yield aborted(request)
+                    return
+                events = self._events(request.id)
+                if not events:
+                    self.local.step()
+                    await asyncio.sleep(0)
+                for event in events:
+                    is_over = isinstance(event, Finished | Failed)
+                    yield event
+        finally:
+            self.aborted.discard(request.id)
+            self.local.tokens.pop(request.id, None)
+            if not is_over:
+                self.local.cancel(request.id)
+
+    def _events(self, request_id: str) -> list[Event]:
+        local = self.local
+        events: list[Event] = [*local.outs.pop(request_id, [])]
+        events += [one.pop(request_id) for one in (local.pooled, local.ends) if request_id in one]  # type: ignore[attr-defined]  # two dicts of events
+        return events
 
 
-def state_of(folder: Path, tokenizer: Path | None = None, **options: Any) -> AppState:
+def state_of(
+    folder: Path,
+    tokenizer: Path | Tokenizer | None = None,
+    template: ChatTemplate | None = None,
+    **options: Any,
+) -> AppState:
     """A server's state over such an engine."""
     engine = DirectEngine(folder, **options)
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = Tokenizer.load(tokenizer or folder)
     return AppState(
-        config=ServerConfig(port=0, disable_access_log=True),
+        config=ServerConfig(port=0, disable_access_log=True, canary_interval=0.0),
         engine=engine,
-        frontend=Frontend(engine, Tokenizer.load(tokenizer or folder)),
-        chat_template=None,
+        frontend=Frontend(engine, tokenizer),
+        chat_template=template,
         served_names=("model",),
         metrics=Metrics("model"),
         scheduling_policy="fcfs",

@@ -12,7 +12,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import httpx
@@ -32,15 +32,17 @@ from octavo.core.result import (
     TokenOut,
 )
 from octavo.decoding.grammar.base import Vocabulary
-from octavo.engine.client import EngineStatus
+from octavo.engine.client import EngineStatus, aborted
 from octavo.engine.frontend import Frontend
 from octavo.engine.ipc import Phase, Ready
+from octavo.engine.pulse import Reading
 from octavo.meter.metrics import Metrics
+from octavo.server.admission import Bounds
 from octavo.server.app import create_app
 from octavo.server.auth import KeyRing
 from octavo.server.jobs.store import Store
 from octavo.server.serve import Server, bind
-from octavo.server.state import AppState
+from octavo.server.state import AppState, Kept
 from octavo.text.chat import ChatTemplate
 from octavo.text.parsers.output import Formats
 from octavo.text.tokenizer import Tokenizer, TokenizerFacts
@@ -101,11 +103,16 @@ class FakeEngine:
         self.ended = threading.Semaphore(0)
         self.refuse: Exception | None = None
         self.fail_after: int | None = None
-        self.seconds_since_progress = 0.0
+        self.restarts: tuple[tuple[str, int], ...] = ()
+        self.pulse: Reading | None = None
+        self.aborts: dict[str, asyncio.Event] = {}
+        """Of the requests under way: set to end one."""
+        self.failure = ErrorInfo(code="engine_error", message="failed on purpose.", status=500)
+        self.num_resets = 0
 
     @property
     def ready(self) -> Ready:
-        if self.state != "ready":
+        if self.state not in ("ready", "restarting"):
             raise EngineDeadError(f"the engine is {self.state}: for the test.", retry_after_s=1.0)
         return Ready(
             model=MODEL,
@@ -127,14 +134,23 @@ class FakeEngine:
     def status(self) -> EngineStatus:
         return EngineStatus(
             state=self.state,  # type: ignore[arg-type]  # tests set only states there are
-            phase="weights" if self.state == "loading" else "",
-            fraction=0.5 if self.state == "loading" else 1.0,
-            reason="killed by the test" if self.state == "dead" else "",
-            seconds_since_progress=self.seconds_since_progress,
+            phase="weights" if self.state in ("loading", "restarting") else "",
+            fraction=0.5 if self.state in ("loading", "restarting") else 1.0,
+            reason="killed by the test" if self.state in ("restarting", "dead") else "",
+            restarts=self.restarts,
+            pulse=self.pulse,
         )
+
+    def cancel(self, request_id: str) -> None:
+        """Takes effect at the next token, or while it pauses."""
+        if request_id in self.aborts:
+            self.aborts[request_id].set()
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
+
+    def reset_prefix_cache(self) -> None:
+        self.num_resets += 1
 
     async def generate(self, request: Request) -> AsyncIterator[Event]:
         self.submitted.append(request)
@@ -149,15 +165,18 @@ class FakeEngine:
         self._count(prefix_queries=request.num_prompt, prefix_hits=num_cached)
         first = None
         sent = 0
+        abort = self.aborts[request.id] = asyncio.Event()
         try:
             while sent < len(tokens):
                 if self.pause_after is not None and sent >= self.pause_after:
                     self.paused.release()
-                    await self.release.wait()
+                    await first_of(self.release.wait(), abort.wait())
+                if abort.is_set():
+                    yield aborted(request, sent)
+                    return
                 if self.fail_after is not None and sent >= self.fail_after:
-                    info = ErrorInfo(code="engine_error", message="failed on purpose.", status=500)
                     is_done = True
-                    yield Failed(id=request.id, error=info)
+                    yield Failed(id=request.id, error=self.failure)
                     return
                 part = tokens[sent : sent + next(sizes)]
                 self._count(num_steps=1, generation_tokens=len(part), last_step_tokens=len(part))
@@ -183,6 +202,7 @@ class FakeEngine:
                 ),
             )
         finally:
+            del self.aborts[request.id]
             self._count(num_running=-1)
             if not is_done:
                 self.cancelled.append(request.id)
@@ -230,6 +250,17 @@ class FakeEngine:
         self.stats = EngineStats(**values)
 
 
+async def first_of(*waits: Coroutine[Any, Any, Any]) -> None:
+    """Wait until one of them is over; the others are given up."""
+    tasks = [asyncio.ensure_future(one) for one in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def fake_logprobs(token: int, num_tops: int) -> TokenLogprobs:
     """The token at hand is always the third likeliest."""
     tops = [(token + 1) % 256, (token + 2) % 256, token, *range(60, 90)][:num_tops]
@@ -246,12 +277,15 @@ def make_state(
     template: str | None = TEMPLATE,
     formats: Formats = Formats(),
     store: Store | None = None,
+    bounds: Bounds = Bounds(),
     **config: Any,
 ) -> AppState:
     """A server state over a fake engine."""
     engine = engine or FakeEngine()
     return AppState(
-        config=ServerConfig(port=0, disable_access_log=True, **config),
+        config=ServerConfig(
+            **{"port": 0, "disable_access_log": True, "canary_interval": 0.0, **config}
+        ),
         engine=engine,
         frontend=Frontend(engine, byte_tokenizer(default_sampling)),
         chat_template=ChatTemplate(template) if template is not None else None,
@@ -260,7 +294,8 @@ def make_state(
         scheduling_policy=EngineConfig().scheduling_policy,
         keys=KeyRing(keys),
         formats=formats,
-        store=store,
+        kept=Kept() if store is None else Kept(store),
+        bounds=bounds,
     )
 
 

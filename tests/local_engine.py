@@ -14,8 +14,9 @@ from octavo.core.request import Request
 from octavo.core.result import Failed, Finished, Pooled, TokenOut
 from octavo.engine.boot import boot
 from octavo.engine.engine import Engine
-from octavo.engine.ipc import Cancel, Events, FromEngine, Ready, Submit, ToEngine
+from octavo.engine.ipc import Cancel, Events, FromEngine, Ready, Started, Submit, ToEngine
 from octavo.scheduler import invariants
+from overcommit import overcommit
 
 TINY = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -62,7 +63,7 @@ class MemoryLink:
 class LocalEngine:
     """Steps the engine by hand and checks the scheduler's invariants after every step."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(self, folder: Path, *, overcommits: bool = False, **options: Any) -> None:
         options = {
             "load_format": "dummy",
             "kv_cache_memory_bytes": 1 << 20,
@@ -73,7 +74,10 @@ class LocalEngine:
         now = time.monotonic()
         config = EngineConfig(model=str(folder), **options)
         self.engine: Engine = boot(config, self.link, asked_at=now, process_at=now)
+        if overcommits:
+            overcommit(self.engine.scheduler)
         self.ready = next(message for message in self.link.sent if isinstance(message, Ready))
+        self.started: list[str] = []
         self.tokens: dict[str, list[int]] = {}
         self.outs: dict[str, list[TokenOut]] = {}
         self.pooled: dict[str, Pooled] = {}
@@ -91,6 +95,9 @@ class LocalEngine:
         wrong = invariants.check(self.engine.scheduler)
         assert not wrong, wrong
         for message in self.link.sent:
+            if isinstance(message, Started):
+                self.started += message.ids
+                continue
             assert isinstance(message, Events)
             for event in message.events:
                 assert event.id not in self.ends, "an event after the end"

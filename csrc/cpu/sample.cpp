@@ -20,7 +20,7 @@ constexpr int64_t kLogitsPerItem = 32768;
 
 // A thread's memory, kept from row to row.
 struct Scratch {
-  std::vector<float> maxima, values, sorted;
+  std::vector<float> kept, maxima, values, sorted;
   std::vector<int32_t> ids;
   std::vector<int64_t> sums, weights, class_sums;
 };
@@ -235,6 +235,11 @@ int64_t sample_row(const Sample& op, int64_t entry, const SampleKernels& kernels
   const int n = op.vocab_size;
   const float* x = op.logits + entry * n;
   const SampleRow& row = op.params[op.rows[entry]];
+  if (op.masks != nullptr && op.mask_of[entry] >= 0) {
+    scratch.kept.resize(n);
+    kernels.keep(x, op.masks + op.mask_of[entry] * ((n + 31) / 32), n, scratch.kept.data());
+    x = scratch.kept.data();
+  }
   scratch.maxima.resize((n + kSampleBlock - 1) / kSampleBlock);
   const float max = kernels.maxima(x, n, scratch.maxima.data());
   if (!std::isfinite(max)) return -1;

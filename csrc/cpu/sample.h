@@ -1,4 +1,5 @@
-// From logits to a token per row: check, argmax, or a draw after temperature, min_p, top_k and top_p. No Python, no torch.
+// From logits to a token per row: mask, check, argmax, or a draw after temperature, min_p, top_k and top_p. No Python, no
+// torch.
 //
 // octavo/decoding/draw.py says what is computed, step by step in plain torch; tokens are equal to the last one. That they
 // can be: probabilities are 64-bit fixed-point numbers whose sums are exact in any order, and each is made of one logit by
@@ -29,6 +30,9 @@ struct Sample {
   int64_t* token_ids;        // [N]: -1 where the largest logit is not finite
   int64_t num_rows;
   int vocab_size;
+  // Which tokens may be chosen: bit t % 32 of word t / 32. Null where no entry has a mask.
+  const uint32_t* masks = nullptr;  // [M, ceil(V / 32)]
+  const int64_t* mask_of = nullptr;  // [N]: of masks; -1, all tokens
 };
 
 // Logits that are looked at together: a block in which nothing can count is passed over.
@@ -46,6 +50,8 @@ struct Weighing {
 
 // Kernels of one instruction set.
 struct SampleKernels {
+  // Logits as they are where their bit is set, -inf where it is not.
+  void (*keep)(const float* x, const uint32_t* bits, int n, float* kept);
   // The largest of n logits, NaN if one is NaN; that of each block into `maxima`, which ignore NaN.
   float (*maxima)(const float* x, int n, float* maxima);
   // Weights of n logits; those below `floor` have none.

@@ -9,6 +9,23 @@ namespace {
 
 #include "sample_body.h"
 
+void keep(const float* x, const uint32_t* bits, int n, float* kept) {
+  const __m256 nothing = _mm256_set1_ps(-INFINITY);
+  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  int i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const uint32_t word = bits[i / 32];
+    for (int eighth = 0; eighth < 4; ++eighth) {
+      const __m256i byte = _mm256_set1_epi32(static_cast<int>(word >> (8 * eighth) & 255));
+      const __m256i is_kept = _mm256_cmpeq_epi32(_mm256_and_si256(byte, bit), bit);
+      const float* from = x + i + 8 * eighth;
+      _mm256_storeu_ps(kept + i + 8 * eighth,
+                       _mm256_blendv_ps(nothing, _mm256_loadu_ps(from), _mm256_castsi256_ps(is_kept)));
+    }
+  }
+  for (; i < n; ++i) kept[i] = bits[i / 32] >> (i % 32) & 1 ? x[i] : -INFINITY;
+}
+
 // In each lane `a` where it is larger, else `b`: NaN in `a` is passed over.
 inline __m256 larger(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
 
@@ -125,6 +142,6 @@ void classes(const float* x, int n, const Weighing& weighing, int32_t* classes) 
 
 }  // namespace
 
-const SampleKernels sample_kernels_avx2 = {maxima, weights, block_sums, classes};
+const SampleKernels sample_kernels_avx2 = {keep, maxima, weights, block_sums, classes};
 
 }  // namespace octavo

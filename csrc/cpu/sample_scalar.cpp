@@ -8,6 +8,10 @@ namespace {
 
 #include "sample_body.h"
 
+void keep(const float* x, const uint32_t* bits, int n, float* kept) {
+  for (int i = 0; i < n; ++i) kept[i] = bits[i / 32] >> (i % 32) & 1 ? x[i] : -INFINITY;
+}
+
 float maxima(const float* x, int n, float* maxima) {
   bool has_nan = false;
   float largest = -INFINITY;
@@ -45,6 +49,6 @@ void classes(const float* x, int n, const Weighing& weighing, int32_t* classes) 
 
 }  // namespace
 
-const SampleKernels sample_kernels_scalar = {maxima, weights, block_sums, classes};
+const SampleKernels sample_kernels_scalar = {keep, maxima, weights, block_sums, classes};
 
 }  // namespace octavo

@@ -149,6 +149,9 @@ def sample(
     token_ids: int,
     num_rows: int,
     vocab_size: int,
+    masks: int,  # uint32; 0, as the next, where there are none
+    mask_of: int,  # int64
+    num_masks: int,
     num_threads: int,
     isa: str,
     /,

@@ -17,6 +17,7 @@ from local_engine import request, write_tiny
 from octavo.core.config import EngineConfig
 from octavo.core.errors import ConfigError, EngineDeadError, MemoryPlanError, ModelError
 from octavo.core.result import Failed, Finished, TokenOut
+from octavo.engine.child import EngineProcess
 from octavo.engine.client import EngineClient
 
 pytestmark = pytest.mark.anyio
@@ -82,8 +83,9 @@ async def test_closing_a_stream_frees_its_blocks(client: EngineClient) -> None:
 
 
 async def test_the_socket_is_private(client: EngineClient) -> None:
-    assert client._process is not None
-    path = Path(client._process._folder)
+    process = client._supervisor.process
+    assert isinstance(process, EngineProcess)
+    path = Path(process._folder)
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     sockets = [item for item in path.iterdir() if item.is_socket()]
     assert all(stat.S_IMODE(item.stat().st_mode) == 0o600 for item in sockets)
@@ -108,7 +110,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 async def test_a_killed_engine_fails_its_streams_with_the_cause(tmp_path: Path) -> None:
-    async with EngineClient(config(write_tiny(tmp_path))) as client:
+    async with EngineClient(config(write_tiny(tmp_path), max_engine_restarts=0)) as client:
         await client.wait_ready()
         running = asyncio.create_task(collect(client, "x", max_tokens=500))
         while client.stats.num_running == 0:
@@ -131,7 +133,9 @@ async def test_a_long_temporary_folder_leaves_the_socket_room(
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     async with EngineClient(config(write_tiny(tmp_path))) as client:
         await client.wait_ready()
-        folder = Path(client._process._folder or "")
+        process = client._supervisor.process
+        assert isinstance(process, EngineProcess)
+        folder = Path(process._folder)
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert not folder.exists()
     with pytest.raises(EngineDeadError, match=r"^the engine is dead\.$"):
@@ -176,8 +180,9 @@ def test_a_launched_engine_can_be_abandoned(tmp_path: Path) -> None:
     """As when the port is taken: no process and no folder are left."""
     client = EngineClient(config(write_tiny(tmp_path)))
     client.launch()
-    assert client._process is not None and client.pid is not None
-    folder = Path(client._process._folder)
+    process = client._supervisor.process
+    assert isinstance(process, EngineProcess) and client.pid is not None
+    folder = Path(process._folder)
     assert folder.is_dir()
     client.abandon()
     assert not folder.exists()

@@ -65,7 +65,7 @@ def start(*flags: str, stderr: IO[str] | None = None) -> Live:
 
 @pytest.fixture(scope="module")
 def live() -> Iterator[Live]:
-    server = start("--threads", "1")
+    server = start("--threads", "1", "--canary-interval", "0")
     yield server
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(timeout=30) == 0, "SIGTERM drains and exits 0"

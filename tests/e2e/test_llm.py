@@ -36,7 +36,7 @@ def llm(step_log: Path) -> Iterator[LLM]:
         "dtype": "float32",  # in which an answer is the same bits alone and among others
         "threads": 1,
         "max_num_seqs": 8,
-        "max_num_waiting": 20,
+        "max_num_queued_reqs": 20,
         "kv_cache_memory_bytes": 1 << 25,
     }
     with LLM("octavo-mini", step_log=str(step_log), **options) as started:

@@ -258,7 +258,7 @@ def test_a_model_says_what_it_cannot_do(
         ("/v1/embeddings", {"input": "a", "truncate_prompt_tokens": 1}, "truncate_prompt_tokens"),
         ("/v1/embeddings", {"input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ("/v1/embeddings", {"input": "a", "truncation_side": "left"}, "truncation_side"),
-        ("/v1/embeddings", {"input": "a", "priority": 1}, "priority"),
+        ("/v1/embeddings", {"input": "a", "priority": 1 << 31}, "priority"),
         ("/v1/embeddings", {"input": "a", "normalize": True, "use_activation": False}, "normalize"),
         ("/v1/embeddings", {"input": "a", "messages": [{}]}, "messages"),
         ("/v1/embeddings", {"input": "a", "embed_dtype": "float16"}, "embed_dtype"),
@@ -314,3 +314,13 @@ def test_requests_are_booked(embedder: ServerThread) -> None:
     post(embedder, "/v1/embeddings", {"input": ["a", "b", "c"]})
     assert metrics.value("vllm:request_success_total", done) == before + 3
     assert metrics.value("octavo:requests_in_flight") == 0 and embedder.state.num_in_flight == 0
+
+
+def test_a_deadline_holds_for_pooling_too(embedder: ServerThread) -> None:
+    accounts = embedder.state.admission.accounts
+    body = {"input": ["a", "b", "c"], "deadline_ms": 60_000}
+    assert len(post(embedder, "/v1/embeddings", body)["data"]) == 3
+    late = {"input": ["a b c d " * 50 for _ in range(64)], "deadline_ms": 1}
+    assert post(embedder, "/v1/embeddings", late, 504)["error"]["code"] == "deadline_exceeded"
+    left = (accounts.num_calls, accounts.tokens, accounts.held_bytes)
+    assert left == (0, 0, 0)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -57,6 +63,14 @@ def test_a_text(served: Served) -> None:
     usage = answer.usage
     assert usage is not None and usage.output_tokens == len("Hello. ") + 1
     assert usage.total_tokens == usage.input_tokens + usage.output_tokens
+
+
+def test_what_asks_for_nothing_is_taken(served: Served) -> None:
+    answer = served.one.responses.create(
+        model=MODEL, input="hi", reasoning={"summary": "auto"}, text={"verbosity": "medium"}
+    )
+    assert answer.output_text == "Hello. " and answer.reasoning is not None
+    assert answer.reasoning.summary is None
 
 
 def test_items_and_their_events(served: Served) -> None:
@@ -212,7 +226,7 @@ USER = {"role": "user", "content": "hi"}
         ({"include": ["reasoning.encrypted_content"]}, "include"),
         ({"text": {"format": {"type": "xml"}}}, "text.format"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
-        ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
+        ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
         ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
         ({"truncation": "auto"}, "truncation"),
         ({"max_tool_calls": 3}, "max_tool_calls"),
@@ -242,3 +256,54 @@ def test_queries_that_are_not_honoured_are_refused(served: Served) -> None:
         list(served.one.responses.retrieve(made.id, stream=True))
     with pytest.raises(openai.BadRequestError):
         served.one.responses.cancel(made.id)
+
+
+@contextlib.contextmanager
+def victim(folder: Path, pause_after: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    script = Path(__file__).with_name("response_victim.py")
+    env = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+    command = [sys.executable, str(script), str(folder), str(pause_after)]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process, f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+        finally:
+            process.kill()
+
+
+def test_a_conversation_goes_on_after_a_kill(tmp_path: Path) -> None:
+    ask = {"model": MODEL, "max_output_tokens": 8}
+    with victim(tmp_path) as (process, url), openai.OpenAI(base_url=url, api_key="one") as client:
+        first = client.responses.create(**ask, input="hi")
+        gone = client.responses.create(**ask, input="forget me")
+        client.responses.delete(gone.id)
+        process.send_signal(signal.SIGKILL)
+    with (
+        victim(tmp_path, 4) as (process, url),
+        openai.OpenAI(base_url=url, api_key="one") as client,
+    ):
+        again = client.responses.retrieve(first.id)
+        assert again == first
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(gone.id)
+        with pytest.raises(openai.NotFoundError):
+            client.with_options(api_key="two").responses.retrieve(first.id)
+        with client.responses.create(
+            **ask, input="and?", previous_response_id=first.id, stream=True
+        ) as stream:
+            assert next(iter(stream)).type == "response.created"
+        under_way = client.responses.create(
+            **ask, input="more", previous_response_id=first.id, background=True
+        )
+        while client.responses.retrieve(under_way.id).status == "queued":
+            pass
+        process.send_signal(signal.SIGKILL)
+    with victim(tmp_path) as (process, url), openai.OpenAI(base_url=url, api_key="one") as client:
+        cut_off = client.responses.retrieve(under_way.id)
+        assert cut_off.status == "failed" and cut_off.error is not None
+        assert cut_off.error.code == "server_restarted"
+        follows = client.responses.create(**ask, input="well?", previous_response_id=first.id)
+        assert follows.usage is not None and first.usage is not None
+        assert follows.usage.input_tokens > first.usage.input_tokens
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0

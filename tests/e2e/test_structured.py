@@ -117,7 +117,7 @@ def test_batched_is_single(tiny: Path, alone: dict[str, list[int]]) -> None:
 def test_preempted_and_chunked_is_single(tiny: Path, alone: dict[str, list[int]]) -> None:
     made = engine(
         tiny, max_num_seqs=12, max_num_batched_tokens=28, kv_cache_memory_bytes=36 << 10,
-        enable_prefix_caching=False, max_model_len=96,
+        enable_prefix_caching=False, max_model_len=96, overcommits=True,
     )  # fmt: skip
     run(made, *kinds())
     assert made.tokens == alone
@@ -164,8 +164,10 @@ def test_a_grammar_that_gives_up_while_running_fails_alone(tiny: Path) -> None:
     made.submit(asks("x"), asks("y"))
     while len(made.outs.get("x", ())) < 3:
         made.step()
-    known = made.engine.runner.state.grammars._known["x"]
-    known.grammar._matcher.consume_token(0)  # no longer of use
+    grammars = made.engine.runner.state.grammars
+    grammars._settle()  # its next mask may be under way
+    known = grammars._known["x"]
+    known.grammar.matcher.consume_token(0)  # no longer of use
     run(made)
     end = made.ends["x"]
     assert isinstance(end, Failed) and end.error.code == "grammar_limit"

@@ -3,7 +3,8 @@
 The fake model's token at a position is a function of the prompt's tag, the choice index and the position, as with
 counter-based sampling; so whatever the scheduler does, a request's output is known beforehand. The fake KV cache
 stores in every slot which token at which position of which scope was computed there and checks, for each slice, that
-all that attention would read is right: a wrong, freed or foreign block is found at once.
+all that attention would read is right: a wrong, freed or foreign block is found at once. Beside it run the epochs of the
+real engine, which must not complain.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+import numpy as np
 from msgspec.structs import replace
 
 from octavo.cache.groups import KVCache, window_blocks
@@ -19,14 +21,17 @@ from octavo.core.params import SamplingParams
 from octavo.core.plan import Slice, StepPlan
 from octavo.core.request import Request
 from octavo.core.result import Failed, Finished, SliceResult, StepResult, TokenOut
+from octavo.engine.epochs import BlockEpochs
 from octavo.scheduler import invariants
 from octavo.scheduler.limits import MAX_PREEMPTIONS, PREFILL_SHARE, Limits
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
+from overcommit import overcommit
 
 EOS = 1
 MAX_BLOCKS = 20
 """Of the longest sequence."""
+MAX_ROWS = 12
 
 
 @dataclass
@@ -63,6 +68,8 @@ class FakeRunner:
 
     def __post_init__(self) -> None:
         self.slots: list[dict[int, tuple[str, int, tuple[int, ...]]]] = [{} for _ in self.groups]
+        self.epochs = BlockEpochs(self.groups, MAX_ROWS, 2 * MAX_BLOCKS)
+        self.tables_GRB = np.zeros((len(self.groups), MAX_ROWS, 2 * MAX_BLOCKS), np.int32)
 
     def run(self, plan: StepPlan) -> StepResult:
         for row in plan.ended:
@@ -71,9 +78,33 @@ class FakeRunner:
             tables = [list(table) for table in start.blocks]
             assert start.row not in self.rows, "row given out twice"
             self.rows[start.row] = Row(start.request, list(start.token_ids), tables)
+            self.tables_GRB[:, start.row] = 0
+            self.epochs.clear(start.row)
+            self._give(start.row, [0] * len(tables), start.blocks, start.epochs)
         for piece in plan.slices:
+            lengths = [len(table) for table in self.rows[piece.row].tables]
+            self._give(piece.row, lengths, piece.new_blocks, piece.new_epochs)
             self._store(piece)
-        return StepResult(step=plan.step, slices=tuple(self._result(p) for p in plan.slices))
+        if plan.slices:
+            row_S = np.array([piece.row for piece in plan.slices])
+            start_S = np.array([piece.start for piece in plan.slices])
+            tables_GSB = [table_RB[row_S] for table_RB in self.tables_GRB]
+            self.epochs.check(tables_GSB, self.tables_GRB, row_S, start_S)  # no false alarm
+        slices = tuple(self._result(piece) for piece in plan.slices)
+        elapsed = 0.01 + 0.0002 * plan.num_tokens
+        return StepResult(step=plan.step, slices=slices, elapsed_s=elapsed)
+
+    def _give(
+        self,
+        row: int,
+        lengths: list[int],
+        blocks: tuple[tuple[int, ...], ...],
+        epochs: tuple[tuple[int, ...], ...],
+    ) -> None:
+        for group, (new, given) in enumerate(zip(blocks, epochs, strict=True)):
+            at = lengths[group]
+            self.tables_GRB[group, row, at : at + len(new)] = new
+            self.epochs.give(group, row, at, new, given)
 
     def _store(self, piece: Slice) -> None:
         row = self.rows[piece.row]
@@ -118,6 +149,7 @@ class Outcome:
     steps: int
     finished: int
     aborted: int
+    late: int
     preemptions: int
     cached_tokens: int
 
@@ -152,6 +184,9 @@ def make_request(rng: random.Random, number: int, max_model_len: int) -> Request
         arrived=float(number),
         eos_token_ids=(EOS,),
         priority=rng.choice([0, 0, 1, -1]),
+        tenant=rng.choice(["", "b", "c"]),
+        weight=rng.choice([1.0, 1.0, 3.0]),
+        deadline=number + rng.randint(0, 900) if rng.random() < 0.03 else None,
         cache_scope=rng.choice(["", "a"]),
     )
 
@@ -160,16 +195,19 @@ def run_workload(seed: int) -> Outcome:
     """Random limits, pools, arrivals and cancellations; every step checked. Raises AssertionError with the seed."""
     rng = random.Random(seed)
     max_model_len = MAX_BLOCKS * BLOCK_SIZE
-    max_num_seqs = rng.choice([1, 4, 8, 12])
+    max_num_seqs = rng.choice([1, 4, 8, MAX_ROWS])
     limits = Limits(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=rng.choice([max_num_seqs + 1, max_num_seqs + 16, 64, 512]),
         max_model_len=max_model_len,
         prefill_share=rng.choice([PREFILL_SHARE, 1.0]),
+        max_itl_s=rng.choice([None, None, 0.02, 1e-4]),
     )
     groups = make_groups(rng, limits.max_num_batched_tokens)
     cache = KVCache(groups, enable_prefix_caching=rng.random() < 0.8)
     scheduler = Scheduler(limits, cache, POLICIES.load(rng.choice(list(POLICIES)))())
+    if rng.random() < 0.5:
+        overcommit(scheduler)
     pending = [make_request(rng, i, max_model_len) for i in range(rng.randint(1, 24))]
     return _drive(rng, scheduler, FakeRunner(groups), pending, f"seed {seed}")
 
@@ -179,13 +217,13 @@ def _drive(
 ) -> Outcome:
     requests = {request.id: request for request in pending}
     output: dict[str, list[int]] = {request.id: [] for request in pending}
-    ends: dict[str, Finished] = {}
+    ends: dict[str, Finished | Failed] = {}
     free_at_first = scheduler.cache.num_free
     steps = 0
     while pending or scheduler.has_work:
         while pending and rng.random() < 0.5:
             scheduler.add(pending.pop(0))
-        events = []
+        events = scheduler.expire(float(steps))
         if rng.random() < 0.004 and scheduler.by_id:
             events += scheduler.cancel(rng.choice(sorted(scheduler.by_id)))
         plan = scheduler.schedule(float(steps))
@@ -197,7 +235,10 @@ def _drive(
         wrong = invariants.check(scheduler)
         assert not wrong, f"{label}: {wrong}"
         for event in events:
-            assert not isinstance(event, Failed) and event.id not in ends, f"{label}: {event}"
+            assert event.id not in ends, f"{label}: {event}"
+            if isinstance(event, Failed):
+                late = event.error.code == "deadline_exceeded"
+                assert late and requests[event.id].deadline < steps, f"{label}: {event}"
             if isinstance(event, TokenOut):
                 output[event.id].extend(event.token_ids)
             else:
@@ -215,6 +256,9 @@ def _verdict(label, requests, output, ends, scheduler, free_at_first, steps) -> 
     for name, end in ends.items():
         expected = expected_output(requests[name])
         got = output[name]
+        if isinstance(end, Failed):
+            assert got == expected[: len(got)], f"{label}: {name} output"
+            continue
         assert got == (expected if end.reason != "abort" else expected[: len(got)]), (
             f"{label}: {name} output"
         )
@@ -222,11 +266,14 @@ def _verdict(label, requests, output, ends, scheduler, free_at_first, steps) -> 
         assert end.num_preemptions <= MAX_PREEMPTIONS, (
             f"{label}: {name} preempted {end.num_preemptions} times"
         )
-    aborted = sum(end.reason == "abort" for end in ends.values())
+    whole = [end for end in ends.values() if isinstance(end, Finished)]
+    aborted = sum(end.reason == "abort" for end in whole)
+    assert scheduler.accounts.queued_tokens == 0 and not scheduler.accounts.live, label
     return Outcome(
         steps=steps,
-        finished=len(ends) - aborted,
+        finished=len(whole) - aborted,
         aborted=aborted,
+        late=len(ends) - len(whole),
         preemptions=scheduler.counters.num_preemptions,
-        cached_tokens=sum(end.num_cached for end in ends.values()),
+        cached_tokens=sum(end.num_cached for end in whole),
     )

@@ -12,11 +12,12 @@ CHUNK = 100
 
 @pytest.mark.parametrize("first", range(0, NUM_WORKLOADS, CHUNK))
 def test_random_workloads(first: int) -> None:
-    total = Outcome(0, 0, 0, 0, 0)
+    total = Outcome(0, 0, 0, 0, 0, 0)
     for seed in range(first, first + CHUNK):
         outcome = run_workload(seed)
-        for name in ("steps", "finished", "aborted", "preemptions", "cached_tokens"):
+        for name in ("steps", "finished", "aborted", "late", "preemptions", "cached_tokens"):
             setattr(total, name, getattr(total, name) + getattr(outcome, name))
     print(f"seeds {first}..{first + CHUNK - 1}: {total}")
     # The workloads exercise what they are meant to: a simulator that never preempts proves nothing.
     assert total.preemptions > 0 and total.cached_tokens > 0 and total.aborted > 0
+    assert total.late > 0

@@ -3,6 +3,9 @@
 A block is in one of three places: held (reference count above 0), cached (nobody holds it, its content is known by
 hash, least recently used goes first) or blank (nobody holds it, content worthless). Block 0 is the null block: it is
 in none of them and is never handed out.
+
+Every handing out of a block has a number of its own, the block's epoch: whoever holds a block under another one holds a
+block that was freed, or never was theirs.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ class BlockPool:
         assert num_blocks >= 2, "a pool needs the null block and at least one more"
         self.num_blocks = num_blocks
         self._references = [0] * num_blocks
+        self._epochs = [0] * num_blocks
+        self._num_handed_out = 0
         self._hash_of: list[bytes | None] = [None] * num_blocks
         self._block_of: dict[bytes, int] = {}
         self._blank = list(range(num_blocks - 1, 0, -1))
@@ -45,6 +50,10 @@ class BlockPool:
         """How often the block is held."""
         return self._references[block]
 
+    def epoch(self, block: int) -> int:
+        """The number of its last handing out, over the whole pool; 0 of the null block."""
+        return self._epochs[block]
+
     def lookup(self, digest: bytes) -> int | None:
         """The block with this content, held or not."""
         return self._block_of.get(digest)
@@ -59,6 +68,8 @@ class BlockPool:
         for _ in range(count):
             block = self._blank.pop() if self._blank else self._evict()
             self._references[block] = 1
+            self._num_handed_out += 1
+            self._epochs[block] = self._num_handed_out
             taken.append(block)
         return taken
 
@@ -86,6 +97,13 @@ class BlockPool:
         if digest not in self._block_of and self._hash_of[block] is None:
             self._block_of[digest] = block
             self._hash_of[block] = digest
+
+    def distrust(self, block: int) -> None:
+        """Forget what a held block is said to contain, so that nobody shares it any more."""
+        digest = self._hash_of[block]
+        if digest is not None:
+            del self._block_of[digest]
+            self._hash_of[block] = None
 
     def forget_cached(self) -> int:
         """Drop the content of every block that nobody holds; returns how many there were."""

@@ -6,6 +6,7 @@ where a sliding window has passed, the null block stands in.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from octavo.cache.blocks import NULL_BLOCK, BlockPool
@@ -137,6 +138,13 @@ class KVCache:
         sequence.room = len(sequence.blocks[0]) * BLOCK_SIZE if sequence.blocks else num_tokens
         return tuple(grown)
 
+    def epochs(self, tables: Iterable[Iterable[int]]) -> tuple[tuple[int, ...], ...]:
+        """Beside blocks per group: which handing out of each block this is."""
+        return tuple(
+            tuple([pool.epoch(block) for block in blocks])
+            for pool, blocks in zip(self.pools, tables, strict=True)
+        )
+
     def advance(self, sequence: Sequence) -> None:
         """After `num_computed` grew: publish full blocks and let go of what windows no longer see."""
         full = sequence.num_computed // BLOCK_SIZE
@@ -166,6 +174,12 @@ class KVCache:
         sequence.room = 0
         sequence.num_computed = 0
         sequence.num_published = 0
+
+    def distrust(self, sequence: Sequence) -> None:
+        """Let nobody share the sequence's blocks any more: whatever went wrong with it may be in one of them."""
+        for pool, table in zip(self.pools, sequence.blocks, strict=True):
+            for block in table:
+                pool.distrust(block)
 
     def forget_prefixes(self) -> int:
         """Drop all cached content that nobody holds; returns the number of blocks."""

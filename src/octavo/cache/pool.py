@@ -44,6 +44,12 @@ class KVPool:
             for tensor in self._layers[layer].tensors():
                 tensor[block_copy.target].copy_(tensor[block_copy.source])
 
+    def clear(self, block: int) -> None:
+        """Zero one block in all layers."""
+        for layer in self._layers:
+            for tensor in layer.tensors():
+                tensor[block].zero_()
+
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors."""

@@ -18,6 +18,7 @@ BUNDLED_MODEL = "octavo-mini"
 _Help = Meta
 _Positive = Annotated[int, Meta(ge=1)]
 _Share = Annotated[float, Meta(gt=0, le=1)]
+_Milliseconds = Annotated[float, Meta(gt=0)]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,15 +96,47 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             description="Run every step from Python instead of replaying recorded ones; the output is the same."
         ),
     ] = False
-    scheduling_policy: Annotated[str, _Help(description="Who runs next: fcfs or priority.")] = (
-        "fcfs"
-    )
-    max_num_waiting: Annotated[
+    scheduling_policy: Annotated[
+        str,
+        _Help(
+            description="Who runs next: fair (equal shares of the device's time between API keys, by weight), fcfs or "
+            "priority."
+        ),
+    ] = "fair"
+    max_itl_ms: Annotated[
+        _Milliseconds | None,
+        _Help(
+            description="Milliseconds that a step may be predicted to take while some wait for their next token: bounds the "
+            "prompts in it, and how many sequences run; default: a quarter of the step's tokens for prompts.",
+        ),
+    ] = None
+    max_num_queued_reqs: Annotated[
         int, _Help(ge=1, description="Most requests in the queue; more are refused with 429.")
     ] = 4096
+    max_engine_restarts: Annotated[
+        int,
+        _Help(
+            ge=0,
+            description="How often an engine process that ended is started again with nothing answered in between; "
+            "0: never.",
+        ),
+    ] = 5
     step_log: Annotated[
         str | None, _Help(description="File to which one JSON line per step is appended.")
     ] = None
+    fault_dir: Annotated[
+        str | None,
+        _Help(
+            description="Folder for files that reproduce what made a request fail inside the engine; they hold "
+            "token ids. Default: a private temporary folder."
+        ),
+    ] = None
+    inject: Annotated[
+        tuple[str, ...],
+        _Help(
+            description="Faults to strike with, KIND[:WHOM][:COUNT]; refused unless OCTAVO_TEST_BUILD is 1."
+        ),
+    ] = ()
     seed: Annotated[
         int,
         _Help(ge=0, description="Seed of dummy weights."),
@@ -128,6 +161,33 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     api_key: Annotated[
         tuple[str, ...], _Help(description="Keys that may use the API; also OCTAVO_API_KEY.")
     ] = ()
+    key_store: Annotated[
+        str | None,
+        _Help(
+            description="File of API keys with roles and limits, made by `octavo keys`; default: keys.sqlite3 "
+            "in --state-dir, if it is there."
+        ),
+    ] = None
+    allow_open: Annotated[
+        bool, _Help(description="Listen beyond this machine without asking for a key.")
+    ] = False
+    admin_socket: Annotated[
+        str | None,
+        _Help(
+            description="Unix socket (mode 0600) whose callers are admins without a key; default: admin.sock "
+            "in --state-dir, else none."
+        ),
+    ] = None
+    ssl_keyfile: Annotated[
+        str | None, _Help(description="File with the private key of --ssl-certfile, if not in it.")
+    ] = None
+    ssl_certfile: Annotated[
+        str | None, _Help(description="File with a certificate (chain): answer https alone.")
+    ] = None
+    ssl_ca_certs: Annotated[
+        str | None,
+        _Help(description="File with CA certificates; callers must show a certificate of one."),
+    ] = None
     chat_template: Annotated[
         str | None, _Help(description="File with a chat template, instead of the model's.")
     ] = None
@@ -151,8 +211,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     state_dir: Annotated[
         str | None,
         _Help(
-            description="Folder for uploaded files and batch jobs, which go on after a restart; without it "
-            "/v1/files and /v1/batches are refused."
+            description="Folder for kept responses, uploaded files and batch jobs, which are there again after a "
+            "restart; without it responses last as long as the server, and /v1/files and /v1/batches are refused."
         ),
     ] = None
     lenient: Annotated[
@@ -162,6 +222,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "`warnings`, instead of refusing them."
         ),
     ] = False
+    max_num_queued_tokens: Annotated[
+        int,
+        _Help(
+            ge=1,
+            description="Most prompt tokens in the queue; a call that would exceed them is refused with 429 "
+            "unless the queue is empty.",
+        ),
+    ] = 1 << 22
     shutdown_timeout: Annotated[
         float, _Help(ge=0, description="Seconds that running requests get to finish at shutdown.")
     ] = 30.0
@@ -172,6 +240,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "ready, then finishes its calls and ends. Both are in memory meanwhile."
         ),
     ] = False
+    canary_interval: Annotated[
+        float,
+        _Help(
+            ge=0,
+            description="Seconds between requests of the server's own, of a few tokens and with a known answer, "
+            "which show that the engine still says the same; 0: none.",
+        ),
+    ] = 30.0
     enable_log_requests: Annotated[
         bool, _Help(description="Log one line per request (never its text).")
     ] = False

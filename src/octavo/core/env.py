@@ -7,7 +7,7 @@ import os
 from octavo.core.errors import ConfigError, did_you_mean
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-NAMES = ("OCTAVO_API_KEY", "OCTAVO_LOG_LEVEL")
+NAMES = ("OCTAVO_API_KEY", "OCTAVO_LOG_LEVEL", "OCTAVO_TEST_BUILD")
 _FIRST_PASSED_FD = 3
 
 
@@ -37,3 +37,8 @@ def log_level() -> str:
             code="E-CFG-08",
         )
     return given.upper()
+
+
+def is_test_build() -> bool:
+    """Whether OCTAVO_TEST_BUILD is 1: requests may be broken on purpose here."""
+    return os.environ.get("OCTAVO_TEST_BUILD") == "1"

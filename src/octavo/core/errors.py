@@ -5,7 +5,8 @@
     |   |-- ContextLengthError  400  prompt (+ max_tokens) does not fit the model
     |   |-- AuthError           401  missing or wrong key
     |   |-- NotFoundError       404  no such model, route or object
-    |   `-- OverloadError       429  the queue is full; come back after `retry_after_s`
+    |   |-- OverloadError       429  the queue is full; come back after `retry_after_s`
+    |   `-- DeadlineError       504  the caller's own deadline is over
     |-- EngineError             500  this request failed inside the engine; others go on
     |   `-- EngineDeadError     503  the engine process is gone or not ready
     `-- OperatorError           exit code 2  what the operator asked for cannot be started
@@ -34,6 +35,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
     fix: str = ""
     param: str | None = None
     retry_after_s: float | None = None
+    phase: str = ""
+    """Of a request that made a step throw: what the engine was doing for it."""
 
     def one_line(self) -> str:
         """`CODE: message. Fix.`, the last line an operator sees."""
@@ -54,6 +57,7 @@ class OctavoError(Exception):
         fix: str = "",
         param: str | None = None,
         retry_after_s: float | None = None,
+        phase: str = "",
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -61,6 +65,7 @@ class OctavoError(Exception):
         self.fix = fix
         self.param = param
         self.retry_after_s = retry_after_s
+        self.phase = phase
 
     def info(self) -> ErrorInfo:
         """The frozen form for the wire."""
@@ -71,6 +76,7 @@ class OctavoError(Exception):
             fix=self.fix,
             param=self.param,
             retry_after_s=self.retry_after_s,
+            phase=self.phase,
         )
 
 
@@ -106,6 +112,13 @@ class OverloadError(RequestError):
 
     status = 429
     default_code = "overloaded"
+
+
+class DeadlineError(RequestError):
+    """The caller's own deadline is over: the answer, or the rest of it, would be worth nothing."""
+
+    status = 504
+    default_code = "deadline_exceeded"
 
 
 class EngineError(OctavoError):
@@ -152,6 +165,7 @@ _BY_STATUS: dict[int, type[OctavoError]] = {
     429: OverloadError,
     500: EngineError,
     503: EngineDeadError,
+    504: DeadlineError,
 }
 
 _BY_PREFIX: dict[str, type[OctavoError]] = {
@@ -176,6 +190,7 @@ def from_info(info: ErrorInfo) -> OctavoError:
         fix=info.fix,
         param=info.param,
         retry_after_s=info.retry_after_s,
+        phase=info.phase,
     )
 
 

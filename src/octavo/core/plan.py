@@ -21,6 +21,8 @@ class SequenceStart(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt, and after a preemption also the output so far."""
     blocks: tuple[tuple[int, ...], ...]
     """Per KV group: the blocks it starts with (shared prefix first). Those of the first slice are included."""
+    epochs: tuple[tuple[int, ...], ...]
+    """Beside `blocks`: which handing out of each block this is; 0 of the null block."""
 
 
 class Slice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -36,6 +38,8 @@ class Slice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Whether the last token's logits give a new token (they do when the slice ends the known tokens)."""
     new_blocks: tuple[tuple[int, ...], ...] = ()
     """Per KV group: blocks appended since the sequence's last slice. Empty for a sequence in `starts`."""
+    new_epochs: tuple[tuple[int, ...], ...] = ()
+    """Beside `new_blocks`: which handing out of each block this is."""
     draft: tuple[int, ...] = ()
     """Proposed tokens after the last known one, verified in this step. `count` does not include them."""
 

@@ -32,7 +32,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     grammar: str = ""
     """What `params.structured_outputs` was compiled to, in the words of the engine's backend; empty without."""
     priority: int = 0
-    """Lower runs first under the `priority` policy."""
+    """Lower runs first, under policies that look at it; waiting makes up for it."""
     tenant: str = ""
     """Who pays and shares: from the API key, never from the body. Fair shares are kept between tenants."""
     weight: float = 1.0
@@ -43,6 +43,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """`time.monotonic()` by which the caller wants the first token."""
     resumed: tuple[int, ...] = ()
     """Output tokens that its caller has already, from an engine that died: computed again, never sent again."""
+    restarts: int = 0
+    """Engines that ended while it was open. It was accepted once: above 0 no bound of a queue refuses it."""
     adapter: str | None = None
     cache_scope: str = ""
     """Who may share cached prefixes with this request; derived from the API key, never from the body."""

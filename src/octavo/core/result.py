@@ -136,8 +136,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     prefix_hits: int = 0
     """Prompt tokens found there."""
     prompt_tokens: int = 0
-    """Prompt tokens computed."""
+    """Prompt tokens computed, each once: what a preemption has computed again is in `recomputed_tokens`."""
     generation_tokens: int = 0
+    aborted_tokens: int = 0
+    """Tokens computed for requests that were then cancelled."""
     last_step_tokens: int = 0
     last_step_s: float = 0.0
     queued_tokens: int = 0
@@ -146,3 +148,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     """Of the running sequences: known tokens that have still to go through the model."""
     step_time: StepTime = StepTime()
     """What a step is predicted to take."""
+    faults: tuple[tuple[str, int], ...] = ()
+    """Requests that failed inside the engine, by kind: where they threw, or the code of their error."""
+    recomputed_tokens: int = 0
+    """Tokens computed again because their sequence had given way."""
+    recomputed_s: float = 0.0
+    """Predicted device seconds that those took."""

@@ -43,12 +43,22 @@ class Sequence:
     num_published: int = 0
     """Full blocks offered to the prefix index so far."""
     num_preemptions: int = 0
+    num_matched: int = 0
+    """Tokens found in the prefix cache at the latest admission."""
+    num_computed_before: int = 0
+    """Tokens that had been computed when it was preempted; computing them again is waste."""
+    num_passed: int = 0
+    """Requests that started while it waited for blocks at the head of its queue."""
+    queued_tokens: int = 0
+    """While it waits: tokens that no prefix covered when it began to."""
     admitted_at: float | None = None
     """When it first ran, on the scheduler's clock."""
     first_token_at: float | None = None
     last_token_at: float | None = None
     num_prompt: int = field(init=False)
     """Of the request; here because every step asks."""
+    counted_to: int = field(init=False)
+    """Slices that begin before are booked: as prompt, or as computed again after a preemption."""
     most_tokens: int = field(init=False)
     """Prompt plus the longest output asked for."""
     stop_ids: tuple[int, ...] = field(init=False)
@@ -56,7 +66,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         request = self.request
-        self.num_prompt = request.num_prompt
+        self.num_prompt = self.counted_to = request.num_prompt
         self.most_tokens = request.num_prompt + request.max_tokens
         self.stop_ids = (*request.eos_token_ids, *request.params.stop_token_ids)
 

@@ -17,6 +17,7 @@ from octavo.decoding.blocks import block_maxima, row_argmax
 from octavo.decoding.draw import draw_cut, draw_whole, draws_of, num_first_look
 from octavo.decoding.state import SamplingBatch
 from octavo.kernels.dispatch import Op, OpCase
+from octavo.kernels.sampling import RowMasks
 
 _CHUNK_VALUES = 1 << 20
 """Logits of random rows handled at once, so that their temporaries stay in the cache."""
@@ -26,7 +27,9 @@ class Chooser(Protocol):
     """One way to choose tokens."""
 
     def choose(self, logits_NV: torch.Tensor, batch: SamplingBatch, /) -> npt.NDArray[np.int64]:
-        """Token ids [N] from float32 logits after edits; -1 where the largest is not finite."""
+        """Token ids [N] from float32 logits after edits, under the masks of the batch; -1 where the largest of what they
+        leave is not finite.
+        """
 
 
 class TorchChooser:
@@ -38,6 +41,8 @@ class TorchChooser:
 
     def choose(self, logits_NV: torch.Tensor, batch: SamplingBatch, /) -> npt.NDArray[np.int64]:
         """As `Chooser.choose`."""
+        if batch.masks is not None and batch.masks.choices is not None:
+            logits_NV = masked(logits_NV, batch.masks.choices)
         chosen_N = self._choose(logits_NV, batch)
         chosen_N = torch.where(finite_rows(logits_NV), chosen_N, -1)
         token_ids_N: npt.NDArray[np.int64] = chosen_N.cpu().numpy()
@@ -84,6 +89,19 @@ SAMPLE: Op[OpCase, Chooser] = Op(
         {"cpu": "octavo.decoding.chooser_cpu:CPU", "torch": "octavo.decoding.chooser:TORCH"},
     ),
 )
+
+
+def masked(logits_NV: torch.Tensor, masks: RowMasks) -> torch.Tensor:
+    """Logits as they are where an entry's mask allows, else -inf."""
+    at_n = np.flatnonzero(masks.of_N >= 0)
+    words_nW = masks.words_MW[masks.of_N[at_n]]
+    bits_nV = np.unpackbits(words_nW.view(np.uint8), axis=1, bitorder="little")
+    is_allowed_nV = torch.from_numpy(bits_nV[:, : logits_NV.shape[1]].view(np.bool_))
+    rows = torch.from_numpy(at_n).to(logits_NV.device)
+    kept_nV = logits_NV.index_select(0, rows).masked_fill_(
+        ~is_allowed_nV.to(logits_NV.device), -torch.inf
+    )
+    return logits_NV.index_copy(0, rows, kept_nV)
 
 
 def finite_rows(logits_NV: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,7 @@ class CpuChooser:
             batch.params_R,
             batch.rows_N,
             batch.positions_N,
+            masks=batch.masks.choices if batch.masks else None,
             num_threads=extension.num_threads(),
             isa=self._isa,
         )

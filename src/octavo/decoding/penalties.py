@@ -22,12 +22,9 @@ import numpy.typing as npt
 import torch
 
 from octavo.core.request import Request
-from octavo.decoding.grammar.rows import NO_IDS, IdArray, MaskedEntry
+from octavo.decoding.grammar.rows import NO_IDS, IdArray
 
 ValueArray = npt.NDArray[np.float32]
-
-_MINUS_INF = -0x800000
-"""The bits of -inf in float32, as an int32."""
 
 
 class TokenTally:
@@ -145,18 +142,6 @@ def apply_edits(logits_NV: torch.Tensor, edits: Sequence[tuple[int, RowEdits]]) 
         logits_NV, [(n, edit.allowed_ids) for n, edit in edits if edit.allowed_ids is not None]
     )
     _ban(logits_NV, [(n, edit.banned_ids()) for n, edit in edits])
-
-
-def apply_masks(logits_NV: torch.Tensor, entries: Sequence[MaskedEntry]) -> None:
-    """Leave in place what grammars allow; float32 [N, V], contiguous."""
-    by_ids = [entry for entry in entries if entry.keep_V is None]
-    _keep_allowed(logits_NV, [(entry.n, entry.ids) for entry in by_ids if entry.is_allowed])
-    _ban(logits_NV, [(entry.n, entry.ids) for entry in by_ids if not entry.is_allowed])
-    for entry in entries:
-        if entry.keep_V is not None:
-            keep_V = torch.from_numpy(entry.keep_V).to(logits_NV.device)
-            bits_V = logits_NV[entry.n].view(torch.int32)
-            bits_V.bitwise_and_(keep_V).bitwise_or_(keep_V.bitwise_not_().bitwise_and_(_MINUS_INF))
 
 
 def _add_bias(logits_NV: torch.Tensor, edits: Sequence[tuple[int, RowEdits]]) -> None:

@@ -1,4 +1,4 @@
-"""How logits become tokens: edit (`penalties.py`), check and choose (`chooser.py`), report.
+"""How logits become tokens: edit (`penalties.py`), mask, check and choose (`chooser.py`), report.
 
 Work that no row asks for is not done. Each row's token depends on that row's logits, parameters and
 position alone; see `draw.py` for how.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +21,18 @@ from octavo.core.result import TokenLogprobs
 from octavo.decoding.chooser import SAMPLE, Chooser, finite_rows
 from octavo.decoding.grammar.rows import StepMasks
 from octavo.decoding.logprobs import token_logprobs
-from octavo.decoding.penalties import RowEdits, apply_edits, apply_masks
+from octavo.decoding.penalties import RowEdits, apply_edits
 from octavo.decoding.state import SamplerState
 from octavo.kernels.dispatch import Dispatcher, OpCase
 
 Rows = Sequence[int] | npt.NDArray[np.int64]
+
+NOT_FINITE = ErrorInfo(
+    code="non_finite_logits",
+    message="the model put out NaN or infinite logits for this request",
+    status=500,
+    fix="A fault of the machine, or weights too large for the dtype; send it again, or try --dtype float32.",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +76,9 @@ class Sampler:
         raw_NV = logits_NV.float()
         edited_NV = raw_NV
         masks = batch.masks or StepMasks()
-        if batch.edits or masks.entries:
+        if batch.edits:
             edited_NV = raw_NV.clone(memory_format=torch.contiguous_format)
-            if batch.edits:
-                apply_edits(edited_NV, batch.edits)
-            apply_masks(edited_NV, masks.entries)
+            apply_edits(edited_NV, batch.edits)
         token_ids_N = self.chooser_for(raw_NV.device).choose(edited_NV, batch)
         bad_rows: dict[int, ErrorInfo] = {}
         if batch.edits or token_ids_N.min() < 0:
@@ -90,6 +96,10 @@ class Sampler:
                 None if token_id < 0 else tops.get(n) for n, token_id in enumerate(token_ids)
             ]
             logprobs = token_logprobs(raw_NV, token_ids, num_top)
+            for n, entry in enumerate(logprobs):
+                # A grammar may have kept the choice from NaN and +inf, but this is made of all logits.
+                if entry is not None and not isfinite(entry.logprobs[0]):
+                    token_ids[n], bad_rows[n] = -1, NOT_FINITE
         return SampledTokens(
             token_ids=tuple(token_ids),
             logprobs=tuple(logprobs),
@@ -120,11 +130,7 @@ def _failures(
     for n, sound in zip(suspects, is_sound, strict=True):
         if not sound:
             token_ids_N[n] = -1
-            failures[n] = ErrorInfo(
-                code="non_finite_logits",
-                message="the model put out NaN or infinite logits for this request",
-                status=500,
-            )
+            failures[n] = NOT_FINITE
         elif token_ids_N[n] < 0:
             failures[n] = ErrorInfo(
                 code="no_token_allowed",

@@ -41,6 +41,17 @@ class SamplingBatch:
     """Of the entries that have a grammar; None when none has."""
 
 
+def greedy_batch() -> SamplingBatch:
+    """One entry of nobody's that takes the most likely token."""
+    return SamplingBatch(
+        params_R=np.array([(1.0, NO_TOP_K, 0, 0, 0.0, -math.inf)], ROW),
+        rows_N=np.zeros(1, np.int64),
+        positions_N=np.ones(1, np.int64),
+        num_logprobs={},
+        edits=(),
+    )
+
+
 class SamplerState:
     """Sampling state of the running rows. Owner: the runner of one rank.
 
@@ -50,7 +61,7 @@ class SamplerState:
 
     def __init__(self, max_num_seqs: int, vocab_size: int) -> None:
         self.vocab_size = vocab_size
-        self.grammars = GrammarRows(vocab_size)
+        self.grammars = GrammarRows(max_num_seqs, vocab_size)
         self._params_R = np.zeros(max_num_seqs, ROW)
         self._num_logprobs: dict[int, int] = {}
         self._edits: dict[int, RowEdits] = {}
@@ -118,5 +129,5 @@ class SamplerState:
             positions_N=np.asarray(positions, np.int64),
             num_logprobs=wants,
             edits=tuple(edited),
-            masks=self.grammars.masks(),
+            masks=self.grammars.masks(rows_N),
         )

@@ -19,7 +19,7 @@ from octavo.core.aio import closable
 from octavo.core.errors import RequestError, from_info
 from octavo.core.params import MAX_LOGPROBS, SamplingParams
 from octavo.core.request import Request
-from octavo.core.result import Failed, Finished, RequestTiming, TokenLogprobs, TokenOut
+from octavo.core.result import Event, Failed, Finished, RequestTiming, TokenLogprobs, TokenOut
 from octavo.engine.frontend import Delta, Frontend, Generation, fold_choice
 
 
@@ -67,6 +67,13 @@ class BeamSearch:
     def num_tops(self) -> int:
         """How many likeliest tokens a step must know per beam."""
         return self._width + len(self._ends)
+
+    def best(self, count: int) -> list[Beam]:
+        """The best hypotheses so far, ended or not; empty ones where there are too few."""
+        scale = max(1, len(self.running[0].tokens) if self.running else 1) ** self._penalty
+        going = [beam._replace(score=beam.total / scale) for beam in self.running]
+        known = sorted([*self.ended, *going], key=lambda beam: -beam.score)
+        return (known + [Beam()] * count)[:count]
 
     def advance(self, rows: Sequence[TokenLogprobs]) -> bool:
         """Take the likeliest next tokens of each running beam; whether to go on.
@@ -123,6 +130,14 @@ class BeamGeneration(Generation):
         ends = dict.fromkeys((*first.eos_token_ids, *first.params.stop_token_ids))
         check_width(len(requests), len(ends))
         self._search = BeamSearch(len(requests), tuple(ends), first.max_tokens, length_penalty)
+        self._asked: list[Request] = []
+        """Of the step under way."""
+
+    def abort(self) -> None:
+        """End the search: the best beams so far are the answer."""
+        self._is_aborted = True
+        for request in self._asked:
+            self._frontend.client.cancel(request.id)
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         """Deltas of all choices, best first.
@@ -131,8 +146,10 @@ class BeamGeneration(Generation):
             OctavoError: the engine failed a step.
         """
         search, step, began = self._search, 0, 0.0
-        while True:
+        while not self._is_aborted:
             outs = await self._step(search, step)
+            if outs is None:
+                break
             began = began or time.monotonic()
             if step == 0:
                 self.usage.cached_tokens = outs[0].num_cached
@@ -140,16 +157,17 @@ class BeamGeneration(Generation):
             if not search.advance([out.logprobs[0] for out in outs if out.logprobs]):
                 break
         ended = time.monotonic()
-        for request, beam in zip(self.requests, search.ended, strict=True):
+        beams = search.best(len(self.requests)) if self._is_aborted else search.ended
+        for request, beam in zip(self.requests, beams, strict=True):
             for delta in self._answer(request, beam, began, ended):
                 self.usage.completion_tokens += len(delta.token_ids)
                 yield delta
 
-    async def _step(self, search: BeamSearch, step: int) -> list[TokenOut]:
-        """The next token of every running beam, as the engine says it."""
+    async def _step(self, search: BeamSearch, step: int) -> list[TokenOut] | None:
+        """The next token of every running beam, as the engine says it; None when the search was ended meanwhile."""
         first = self.requests[0]
         params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=search.num_tops)
-        asked = [
+        self._asked = asked = [
             replace(
                 first,
                 id=f"{first.id}-{step}.{index}",
@@ -163,13 +181,14 @@ class BeamGeneration(Generation):
         ]
         work = [asyncio.ensure_future(self._one(request)) for request in asked]
         try:
-            return await asyncio.gather(*work)
+            outs = await asyncio.gather(*work)
         finally:
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
+        return None if self._is_aborted else [out for out in outs if out is not None]
 
-    async def _one(self, request: Request) -> TokenOut:
+    async def _one(self, request: Request) -> TokenOut | None:
         out: TokenOut | None = None
         async with contextlib.aclosing(closable(self._frontend.client.generate(request))) as events:
             async for event in events:
@@ -177,7 +196,7 @@ class BeamGeneration(Generation):
                     raise from_info(event.error)
                 if isinstance(event, TokenOut):
                     out = event
-        assert out is not None, "a request that finished has its one token"
+        assert out is not None or self._is_aborted, "a request that finished has its one token"
         return out
 
     def _answer(self, request: Request, beam: Beam, began: float, ended: float) -> list[Delta]:
@@ -189,11 +208,11 @@ class BeamGeneration(Generation):
                 TokenLogprobs(row.token_ids[: 1 + asked], row.logprobs[: 1 + asked], row.rank)
                 for row in beam.rows
             )
-        last = beam.tokens[-1]
+        last = beam.tokens[-1] if beam.tokens else None
         is_stop = last in request.eos_token_ids or last in request.params.stop_token_ids
         end = Finished(
             id=request.id,
-            reason="stop" if is_stop else "length",
+            reason="abort" if self._is_aborted else "stop" if is_stop else "length",
             stop_token=last if last in request.params.stop_token_ids else None,
             num_prompt=request.num_prompt,
             num_output=len(beam.tokens),
@@ -203,5 +222,7 @@ class BeamGeneration(Generation):
                 arrived=request.arrived, admitted=None, first_token=began, last_token=ended
             ),
         )
-        tokens = TokenOut(id=request.id, token_ids=beam.tokens, logprobs=rows)
-        return fold_choice(request, self._frontend.tokenizer, (tokens, end), self._kept)
+        events: list[Event] = [end]
+        if beam.tokens:
+            events.insert(0, TokenOut(id=request.id, token_ids=beam.tokens, logprobs=rows))
+        return fold_choice(request, self._frontend.tokenizer, events, self._kept)

@@ -18,19 +18,22 @@ from octavo.core import resolve
 from octavo.core.assets import model_folder
 from octavo.core.config import EngineConfig
 from octavo.core.errors import ConfigError
+from octavo.core.inject import injections
 from octavo.core.kvspec import BLOCK_SIZE, group_layers
 from octavo.core.log import get_logger
 from octavo.core.resolve import Decision
 from octavo.decoding.grammar.rows import GrammarRows
 from octavo.decoding.state import SamplerState
-from octavo.engine import machine
-from octavo.engine.engine import Engine, Link, StepRunner
+from octavo.engine import inject, machine
+from octavo.engine.engine import Engine, Link
 from octavo.engine.grammars import GrammarDesk
 from octavo.engine.graphs import StepGraphs
 from octavo.engine.ipc import Loading, Phase, Ready
 from octavo.engine.memory import MemoryPlan, Needs, available_bytes, plan
 from octavo.engine.pooling import PoolingRunner
 from octavo.engine.prepare import Rows
+from octavo.engine.pulse import Pulse
+from octavo.engine.repro import Repros
 from octavo.engine.runner import Runner
 from octavo.kernels import recording
 from octavo.kernels.cpu import extension
@@ -63,8 +66,16 @@ class Resolved(NamedTuple):
     decisions: tuple[Decision, ...]
 
 
-def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float) -> Engine:
-    """Load the model and build the engine; sends `Loading` on the way and `Ready` at the end.
+def boot(
+    config: EngineConfig,
+    link: Link,
+    *,
+    asked_at: float,
+    process_at: float,
+    pulse: Pulse | None = None,
+) -> Engine:
+    """Load the model and build the engine; sends `Loading` on the way and `Ready` at the end. `pulse` is where the
+    engine shows that it gets on.
 
     Raises:
         OperatorError: what was asked for cannot be started.
@@ -96,7 +107,7 @@ def boot(config: EngineConfig, link: Link, *, asked_at: float, process_at: float
     begin("kv cache", 0.9)
     if resolved.storage.is_repacked:
         extension.take_over()
-    engine = _build(resolved, loaded, link, steps)
+    engine = _build(resolved, loaded, link, steps, pulse or Pulse())
     timeline.stop()
     details = {
         "imports": f"torch {torch.__version__}",
@@ -135,6 +146,7 @@ def decide(config: EngineConfig) -> Resolved:
         OperatorError: it cannot work.
     """
     POLICIES.load(config.scheduling_policy)  # for its error: an unknown name
+    injections(config.inject)  # likewise
     facts = read_facts(model_folder(config.model), config.runner)
     chunks = config.enable_chunked_prefill and not facts.sees_whole_prompts
     device = _device(config.device)
@@ -178,9 +190,10 @@ def decide(config: EngineConfig) -> Resolved:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=tokens,
         max_model_len=length,
-        max_num_waiting=config.max_num_waiting,
+        max_num_waiting=config.max_num_queued_reqs,
         enable_chunked_prefill=chunks,
         prefill_share=1.0 if config.performance_mode == "throughput" else PREFILL_SHARE,
+        max_itl_s=None if config.max_itl_ms is None else config.max_itl_ms / 1e3,
     )
     decisions = (
         Decision("device", device, "as given" if config.device != "auto" else "what there is"),
@@ -235,21 +248,23 @@ def _open_step_log(path: str | None) -> StepLog:
         ) from error
 
 
-def _build(resolved: Resolved, loaded: LoadedModel, link: Link, steps: StepLog) -> Engine:
+def _build(
+    resolved: Resolved, loaded: LoadedModel, link: Link, steps: StepLog, pulse: Pulse
+) -> Engine:
     limits, facts = resolved.limits, resolved.facts
     groups = resolved.memory.groups
     device = torch.device(resolved.device)
     pool = KVPool(groups, len(loaded.model.kv_specs()), device)
-    rows = Rows(limits.max_num_seqs, limits.max_model_len, len(groups))
-    runner: StepRunner
+    rows = Rows(limits.max_num_seqs, limits.max_model_len, groups)
+    runner: Runner | PoolingRunner
     if loaded.pooler is not None:
-        runner = PoolingRunner(loaded.model, loaded.pooler, pool, rows)
-        grammars = GrammarRows(facts.vocab_size)
+        runner = PoolingRunner(loaded.model, loaded.pooler, pool, rows, pulse)
+        grammars = GrammarRows(limits.max_num_seqs, facts.vocab_size)
     else:
         state = SamplerState(limits.max_num_seqs, facts.vocab_size)
         graphs = StepGraphs(_eager_because(resolved))
         # A network without a pooler has a head.
-        runner = Runner(cast(Model, loaded.model), pool, rows, state, graphs)
+        runner = Runner(cast(Model, loaded.model), pool, rows, state, graphs, pulse)
         grammars = state.grammars
     cache = KVCache(
         groups,
@@ -258,13 +273,17 @@ def _build(resolved: Resolved, loaded: LoadedModel, link: Link, steps: StepLog) 
     )
     policy = POLICIES.load(resolved.config.scheduling_policy)()
     scheduler = Scheduler(limits, cache, policy)
-    return Engine(scheduler, runner, link, steps, GrammarDesk(grammars))
+    inject.install(runner, injections(resolved.config.inject))
+    repros = Repros(resolved.config)
+    return Engine(scheduler, runner, link, steps, GrammarDesk(grammars), repros, pulse)
 
 
 def _eager_because(resolved: Resolved) -> str | None:
     """Why no step is recorded; None where they are."""
     if resolved.config.enforce_eager:
         return "--enforce-eager"
+    if resolved.config.inject:
+        return "--inject"
     if resolved.facts.pooling is not None:
         return "prompts are pooled"
     return recording.refusal(resolved.device, resolved.dtype)

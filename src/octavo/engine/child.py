@@ -12,7 +12,13 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from octavo.engine.pulse import Page
+
+WORKER = (sys.executable, "-m", "octavo.engine.worker")
 
 
 class EngineProcess:
@@ -22,7 +28,12 @@ class EngineProcess:
     first frame. Dies with its parent; `remove` takes away what it leaves on disk.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, command: Sequence[str] = WORKER) -> None:
+        """`command` gets two words more: the socket's path, and the number of the pulse's file.
+
+        Raises:
+            OSError: there is no room for a socket, or for a process.
+        """
         self.started_at = time.monotonic()
         self._folder = tempfile.mkdtemp(prefix="octavo-", dir=_socket_home())  # mode 0700
         path = str(Path(self._folder) / "engine.sock")
@@ -30,9 +41,16 @@ class EngineProcess:
         self.listener.bind(path)
         os.chmod(path, 0o600)
         self.listener.listen(1)
-        self._popen = subprocess.Popen(
-            [sys.executable, "-m", "octavo.engine.worker", path], stdin=subprocess.DEVNULL
-        )
+        self.pulse = Page.create()
+        try:
+            self._popen = subprocess.Popen(
+                [*command, path, str(self.pulse.fd)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(self.pulse.fd,),
+            )
+        except OSError:
+            self.remove()
+            raise
         self._ended: asyncio.Future[int] | None = None
 
     @property
@@ -44,6 +62,25 @@ class EngineProcess:
     def has_ended(self) -> bool:
         """Whether it is known to be gone."""
         return self._popen.returncode is not None
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """Its connection; None when it ended before it had one. Nobody else can connect after that."""
+        connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
+        connected = asyncio.get_running_loop().create_future()
+
+        def on_connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if connected.done():
+                writer.close()  # one engine per client; anyone else is turned away
+            else:
+                connected.set_result((reader, writer))
+
+        server = await asyncio.start_unix_server(on_connect, sock=self.listener)
+        exited = asyncio.create_task(self.wait())
+        either: set[asyncio.Future[Any]] = {connected, exited}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        server.close()
+        exited.cancel()
+        return connected.result() if connected.done() else None
 
     async def wait(self) -> int:
         """Its exit code, once it has one. Waits in one event loop only."""
@@ -70,6 +107,7 @@ class EngineProcess:
     def remove(self) -> None:
         """Close the listener and delete the socket's folder."""
         self.listener.close()
+        self.pulse.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def abandon(self) -> None:
@@ -84,3 +122,13 @@ def _socket_home() -> str:
     home = tempfile.gettempdir()
     longest = 107 - len("/octavo-12345678/engine.sock")  # sun_path, unix(7), less the final zero
     return home if len(os.fsencode(home)) <= longest else "/tmp"
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed a process for want of memory, on this host and in this container; 0 if it is silent."""
+    total = 0
+    for name in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
+        with contextlib.suppress(OSError):
+            lines = Path(name).read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    return total

@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-from octavo.core.errors import ErrorInfo, OctavoError
-from octavo.core.log import get_logger
-from octavo.core.plan import StepPlan
+from octavo.core.errors import OctavoError
 from octavo.core.request import Request
-from octavo.core.result import Event, Failed, SliceResult, StepResult
+from octavo.core.result import Event, Failed
 from octavo.engine.grammars import GrammarDesk
 from octavo.engine.ipc import (
     Cancel,
@@ -17,14 +15,16 @@ from octavo.engine.ipc import (
     FromEngine,
     ResetPrefixCache,
     Shutdown,
+    Started,
     Submit,
     ToEngine,
     UseVocabulary,
 )
+from octavo.engine.isolate import Isolator, StepRunner
+from octavo.engine.pulse import GRAMMAR_S, Pulse
+from octavo.engine.repro import Repros
 from octavo.meter.steplog import StepLog
 from octavo.scheduler.scheduler import Scheduler
-
-logger = get_logger(__name__)
 
 
 class Link(Protocol):
@@ -39,14 +39,6 @@ class Link(Protocol):
         ...
 
 
-class StepRunner(Protocol):
-    """Executes plans."""
-
-    def run(self, plan: StepPlan) -> StepResult:
-        """Results of every slice of the plan."""
-        ...
-
-
 class Engine:
     """Owns the scheduler and a runner; speaks through a link."""
 
@@ -57,12 +49,16 @@ class Engine:
         link: Link,
         steps: StepLog,
         grammars: GrammarDesk,
+        repros: Repros,
+        pulse: Pulse | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.link = link
         self.steps = steps
         self.grammars = grammars
+        self.isolator = Isolator(runner, repros)
+        self.pulse = pulse or Pulse()
         self.is_stopping = False
 
     def serve(self) -> None:
@@ -70,18 +66,31 @@ class Engine:
 
         Raises:
             ConnectionError: the client is gone.
+            EngineError: nothing works any more, whatever the requests.
         """
         while not self.is_stopping:
             self.step()
 
     def step(self) -> None:
         """One turn of the loop."""
-        events = self._drain(wait=not (self.scheduler.has_work or self.grammars.is_busy))
+        is_idle = not (self.scheduler.has_work or self.grammars.is_busy)
+        if is_idle:
+            self.pulse.rest()
+        events = self._drain(wait=is_idle)
+        if is_idle:
+            self.pulse.turn()
         if self.grammars.is_busy:
             events += self._admit_built()
-        plan = self.scheduler.schedule(time.monotonic())
+        now = time.monotonic()
+        events += self.scheduler.expire(now)
+        plan = self.scheduler.schedule(now)
         if plan is not None:
-            result = self._run(plan)
+            if plan.starts:
+                ids = tuple(start.request.id for start in plan.starts)
+                self.link.send(Started(ids=ids, at=now))
+            self.pulse.begin(plan)
+            result = self.isolator.run(plan)
+            self.pulse.end(is_whole=self.isolator.is_whole)
             self.steps.add(plan, result)
             events += self.scheduler.apply(plan, result, time.monotonic())
         self.grammars.forget_ended(events)
@@ -112,10 +121,9 @@ class Engine:
 
     def _add(self, request: Request, to: GrammarDesk | Scheduler) -> list[Event]:
         try:
-            to.add(request)
+            return to.add(request)
         except OctavoError as error:
             return [Failed(id=request.id, error=error.info())]
-        return []
 
     def _cancel(self, request_id: str) -> list[Event]:
         """End a request wherever it stands; one that waits for its grammar by way of the scheduler, like all others."""
@@ -125,23 +133,13 @@ class Engine:
 
     def _admit_built(self) -> list[Event]:
         """Hand over to the scheduler what has its grammar; with nothing else to do, wait for it."""
-        ready, failed = self.grammars.take(wait_for_one=not self.scheduler.has_work)
+        is_all = not self.scheduler.has_work
+        if is_all:
+            self.pulse.turn(GRAMMAR_S)
+        ready, failed = self.grammars.take(wait_for_one=is_all)
+        if is_all:
+            self.pulse.turn()
         events: list[Event] = list(failed)
         for request in ready:
             events += self._add(request, self.scheduler)
         return events
-
-    def _run(self, plan: StepPlan) -> StepResult:
-        """Run a plan; when a step throws, its requests fail and the engine goes on with the others."""
-        try:
-            return self.runner.run(plan)
-        except Exception as error:  # edge of the task: a step's failure must not end the engine
-            logger.exception("step %d failed", plan.step)
-            info = ErrorInfo(
-                code="step_failed",
-                message=f"the step that ran this request failed: {type(error).__name__}: {error}",
-                status=500,
-                fix="Send the request again; the engine's log has the traceback.",
-            )
-            slices = tuple(SliceResult(row=piece.row, error=info) for piece in plan.slices)
-            return StepResult(step=plan.step, slices=slices)

@@ -11,8 +11,8 @@ import contextlib
 import operator
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -35,6 +35,9 @@ from octavo.decoding.grammar.compiler import GrammarCompiler
 from octavo.engine.ipc import Ready
 from octavo.text.detokenize import Detokenizer
 from octavo.text.tokenizer import Tokenizer
+from octavo.text.workers import TextWorkers
+
+T = TypeVar("T")
 
 
 class Client(Protocol):
@@ -49,6 +52,10 @@ class Client(Protocol):
         """Submit, then yield events up to and including one Finished or Failed. Closing it early cancels."""
         ...
 
+    def cancel(self, request_id: str) -> None:
+        """End a request: its events end with a Finished that says abort. Unknown ids are ignored."""
+        ...
+
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Tell the engine, once, what grammars are built for; before the first request with a grammar."""
         ...
@@ -60,6 +67,10 @@ class Caller(NamedTuple):
     tenant: str = ""
     cache_scope: str = ""
     priority: int = 0
+    weight: float = 1.0
+    deadline: float | None = None
+    """As in `Request`: how long this call is worth waiting for."""
+    first_token_by: float | None = None
 
 
 class Usage(msgspec.Struct, kw_only=True):
@@ -103,10 +114,24 @@ class Frontend:
         self.client = client
         self.tokenizer = tokenizer
         self.grammars = GrammarCompiler(self._vocabulary)
+        self.workers = TextWorkers()
 
     def close(self) -> None:
-        """End the processes that compile grammars, if any were started."""
+        """End the processes that compile grammars, if any were started, and the threads that read long texts."""
         self.grammars.close()
+        self.workers.close()
+
+    async def aside(
+        self, work: Callable[[], T], num_chars: int, *, has_template: bool = False
+    ) -> T:
+        """What `work` on a text of so many characters returns, from a thread that is watched."""
+        job = self.workers.submit(work, num_chars, has_template=has_template)
+        return await asyncio.wrap_future(job)
+
+    async def prepare_grammars(self) -> None:
+        """Have the engine read the vocabulary while nothing runs yet: with 150k tokens it can do nothing else for a second."""
+        if self.client.ready.pooling is None:
+            self.client.use_vocabulary(await self.grammars.learn())
 
     def _vocabulary(self) -> Vocabulary:
         return Vocabulary(
@@ -182,7 +207,10 @@ class Frontend:
                 bad_words_ids=bad_words,
                 priority=caller.priority,
                 tenant=caller.tenant,
+                weight=caller.weight,
                 cache_scope=caller.cache_scope,
+                deadline=caller.deadline,
+                first_token_by=caller.first_token_by,
             )
             for index in range(params.n)
         ]
@@ -217,6 +245,13 @@ class Generation:
         self.usage = Usage(prompt_tokens=requests[0].num_prompt)
         self._frontend = frontend
         self._kept = kept
+        self._is_aborted = False
+
+    def abort(self) -> None:
+        """End every choice that still runs: its last delta says abort and has what was held back."""
+        self._is_aborted = True
+        for request in self.requests:
+            self._frontend.client.cancel(request.id)
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         single = len(self.requests) == 1
@@ -258,6 +293,9 @@ class Generation:
         """
         fold = _Choice(request, self._frontend.tokenizer, self._kept)
         request = await self._frontend.with_grammar(request)
+        if self._is_aborted:
+            yield Delta(index=request.index, finish_reason="abort")
+            return
         client = self._frontend.client
         async with contextlib.aclosing(closable(client.generate(request))) as events:
             async for event in events:

@@ -43,8 +43,8 @@ class GrammarDesk:
         self._rows.set_ends(vocabulary.eos_token_ids)
         self._backend = self._threads.submit(make, vocabulary)
 
-    def add(self, request: Request) -> None:
-        """Begin building a request's grammar.
+    def add(self, request: Request) -> list[Event]:
+        """Begin building a request's grammar. It ends no request, so [].
 
         Raises:
             EngineError: no vocabulary came before it.
@@ -54,6 +54,7 @@ class GrammarDesk:
             raise EngineError("a request with a grammar came before the vocabulary.")
         job = self._threads.submit(lambda: backend.result().build(request.grammar))
         self._waiting[request.id] = (request, job)
+        return []
 
     @property
     def waiting_ids(self) -> tuple[str, ...]:

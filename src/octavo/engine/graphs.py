@@ -39,7 +39,11 @@ class StepGraphs:
             return forward(batch)
         token_ids_T, recording = self._recordings.get(num_rows, (None, None))
         if recording is not None and token_ids_T is batch.token_ids_T:
-            return recording.replay(batch)
+            try:
+                return recording.replay(batch)
+            except BaseException:
+                del self._recordings[num_rows]  # who knows what its buffers hold
+                raise
         recording = Recording(self._arena)
         hidden_TD = recording.write(lambda: forward(batch))
         if recording.refusal is None:

@@ -94,6 +94,14 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """Set where the model pools prompts and generates nothing."""
 
 
+class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
+    """Engine -> client, before the first step with these requests: if it ends the process, they were in it."""
+
+    ids: tuple[str, ...]
+    at: float
+    """`time.monotonic()`"""
+
+
 class Events(msgspec.Struct, frozen=True, tag="events"):
     """Engine -> client: what a step produced."""
 
@@ -108,7 +116,7 @@ class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
 
 
 ToEngine = StartEngine | UseVocabulary | Submit | Cancel | ResetPrefixCache | Shutdown
-FromEngine = Loading | Ready | Events | Fatal
+FromEngine = Loading | Ready | Started | Events | Fatal
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine = msgspec.msgpack.Decoder(ToEngine)

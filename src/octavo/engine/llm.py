@@ -222,7 +222,7 @@ class LLM:
         if self._is_closed:
             raise EngineDeadError("this LLM is closed.", fix="Make another.")
         frontend = PoolingFrontend(Frontend(self._client, self.tokenizer))
-        limit = self.config.max_num_waiting // 2 or 1
+        limit = self.config.max_num_queued_reqs // 2 or 1
         return PoolingCalls(frontend, wanted, self._numbers, limit)
 
     def _pooled(
@@ -320,7 +320,7 @@ class LLM:
             for prompt, tokens, one in zip(prompts, ids, params, strict=True)
         ]
         most_choices = max((one.n for one in params), default=1)
-        limit = asyncio.Semaphore(self.config.max_num_waiting // 2 // most_choices or 1)
+        limit = asyncio.Semaphore(self.config.max_num_queued_reqs // 2 // most_choices or 1)
         work = [
             asyncio.ensure_future(self._one(frontend, output, one, progress, limit))
             for output, one in zip(outputs, params, strict=True)

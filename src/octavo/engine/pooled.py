@@ -163,7 +163,10 @@ class PoolingFrontend:
             arrived=time.monotonic(),
             priority=caller.priority,
             tenant=caller.tenant,
+            weight=caller.weight,
             cache_scope=caller.cache_scope,
+            deadline=caller.deadline,
+            first_token_by=caller.first_token_by,
             pooling=self.facts(default).resolve(params, default),
             pair_start=prompt.pair_start,
         )

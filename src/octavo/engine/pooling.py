@@ -1,23 +1,26 @@
 """Runs plans of a pooling model on one rank: pack, forward, pool. The other `Runner` makes tokens of the same plans.
 
-A request whose pooling fails, or whose answer is not finite, fails alone; the others stand.
+A request whose pooling fails, or whose answer is not finite, fails alone; the others stand. As of the other, `run` may be
+called again for any slices after it threw.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
+from octavo.cache.blocks import NULL_BLOCK
 from octavo.cache.pool import KVPool
 from octavo.core.errors import ErrorInfo, RequestError
 from octavo.core.params import PoolingParams
-from octavo.core.plan import Slice, StepPlan
+from octavo.core.plan import SequenceStart, Slice, StepPlan
 from octavo.core.pooling import PER_TOKEN
-from octavo.core.result import PooledValues, SliceResult, StepResult
-from octavo.engine.prepare import Rows, Spans
+from octavo.core.result import PooledValues, SliceResult
+from octavo.engine.faults import Fault, Faults
+from octavo.engine.prepare import Rows, Spans, probe_batch
+from octavo.engine.pulse import Pulse, WatchedCaches
 from octavo.layers.pooler import Gathered, Pooler
 from octavo.models.base import Trunk
 
@@ -25,43 +28,86 @@ from octavo.models.base import Trunk
 class PoolingRunner:
     """Owner of the rows, of what was gathered of their prompts, and of the KV pool of one rank."""
 
-    def __init__(self, model: Trunk, pooler: Pooler, pool: KVPool, rows: Rows) -> None:
+    def __init__(
+        self,
+        model: Trunk,
+        pooler: Pooler,
+        pool: KVPool,
+        rows: Rows,
+        pulse: Pulse | None = None,
+    ) -> None:
         self.model = model
         self.pooler = pooler
         self.pool = pool
         self.rows = rows
+        self.pulse = pulse or Pulse()
+        self.caches = WatchedCaches(pool, self.pulse)
+        self.faults = Faults()
+        self.phase = ""
         self._gathered: dict[int, Gathered] = {}
 
-    @torch.inference_mode()
-    def run(self, plan: StepPlan) -> StepResult:
-        """Execute one plan.
-
-        Raises:
-            Exception: whatever a kernel raises; then no slice has a result.
-        """
-        begun = time.perf_counter()
-        self._update(plan)
-        results: tuple[SliceResult, ...] = ()
-        if plan.slices:
-            spans = Spans.of(plan.slices)
-            batch = self.rows.pack(spans, spans.query_starts[1:] - 1, self.pool.device)
-            hidden_TD = self.model.forward(batch, self.pool)
-            results = self._results(plan.slices, hidden_TD, batch.query_starts)
-        return StepResult(step=plan.step, slices=results, elapsed_s=time.perf_counter() - begun)
-
-    def _update(self, plan: StepPlan) -> None:
+    def update(self, plan: StepPlan) -> None:
+        """Take over what a plan says once. A prompt that cannot begin is in `faults`."""
         for row in plan.ended:
             self._gathered.pop(row, None)
-        self.rows.update(plan)
+            self.rows.end(row)
         for start in plan.starts:
-            params = start.request.pooling
-            if params is not None:
-                self._gathered[start.row] = self.pooler.gather(params)
+            self.faults.guard(start.row, "start", self._start, start)
+        for piece in plan.slices:
+            if piece.new_blocks:
+                self.faults.guard(piece.row, "start", self.rows.extend, piece)
         for copy in plan.copies:
             self.pool.copy(copy)
 
+    def _start(self, start: SequenceStart) -> None:
+        self.rows.start(start)
+        params = start.request.pooling
+        if params is not None:
+            self._gathered[start.row] = self.pooler.gather(params)
+
+    @torch.inference_mode()
+    def run(self, slices: tuple[Slice, ...]) -> tuple[SliceResult, ...]:
+        """Compute slices of the plan last taken over; those in `faults` afterwards have no result.
+
+        Raises:
+            ForeignBlocks: some rows' tables hold blocks that are not theirs.
+            Exception: whatever a kernel raises. As with the other, nothing is kept: any of the slices may be run again.
+        """
+        self.phase = "prepare"
+        spans = Spans.of(slices)
+        batch = self.rows.pack(spans, spans.query_starts[1:] - 1, self.pool.device)
+        self.phase = "forward"
+        hidden_TD = self.model.forward(batch, self.caches)
+        self.pulse.tick()
+        self.phase = "pool"
+        gathered = {
+            piece.row: self._gathered[piece.row].copy()
+            for piece in slices
+            if piece.row in self._gathered
+        }
+        results = self._results(slices, gathered, hidden_TD, batch.query_starts)
+        self._gathered.update(gathered)
+        for piece, result in zip(slices, results, strict=True):
+            if result.error is not None and result.error.status >= 500:
+                self.faults[piece.row] = Fault("pool", result.error)
+        return results
+
+    @torch.inference_mode()
+    def probe(self) -> None:
+        """Compute one token that is nobody's: whether the model, the kernels and the device work at all.
+
+        Raises:
+            Exception: they do not.
+        """
+        self.model.forward(probe_batch(len(self.pool.groups), self.pool.device), self.pool)
+        self.pool.clear(NULL_BLOCK)
+
     def _results(
-        self, slices: tuple[Slice, ...], hidden_TD: torch.Tensor, starts: tuple[int, ...]
+        self,
+        slices: tuple[Slice, ...],
+        gathered_by_row: dict[int, Gathered],
+        hidden_TD: torch.Tensor,
+        starts: tuple[int, ...],
     ) -> tuple[SliceResult, ...]:
         results = [SliceResult(row=piece.row) for piece in slices]
         whole: dict[PoolingParams, list[tuple[int, torch.Tensor]]] = {}
@@ -70,7 +116,7 @@ class PoolingRunner:
             if request.pooling is None:
                 results[i] = SliceResult(row=piece.row, error=_GENERATES_NOTHING)
                 continue
-            gathered = self._gathered[piece.row]
+            gathered = gathered_by_row[piece.row]
             gathered.add(hidden_TD[starts[i] : starts[i + 1]], piece.start)
             if not piece.sample:
                 continue

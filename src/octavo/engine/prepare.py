@@ -2,6 +2,7 @@
 
 Tokens and block tables live in preallocated host arrays, one row per running sequence; a plan's changes are written
 into them and a step's tensors are gathered from them, so that the cost of a step does not grow with context lengths.
+Tables are checked for blocks that are no longer their row's (`epochs.py`) where they are packed.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy.typing as npt
 import torch
 
 from octavo.core.batch import ForwardBatch, GroupBatch
-from octavo.core.kvspec import BLOCK_SIZE
-from octavo.core.plan import Slice, StepPlan
+from octavo.core.kvspec import BLOCK_SIZE, KVGroup
+from octavo.core.plan import SequenceStart, Slice
 from octavo.core.request import Request
+from octavo.engine.epochs import BlockEpochs
 
 IntArray = npt.NDArray[np.int64]
 
@@ -61,41 +63,56 @@ class _Inputs:
 class Rows:
     """Host-side state of the running sequences. Owner: the runner."""
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, num_groups: int) -> None:
+    def __init__(self, max_num_seqs: int, max_model_len: int, groups: tuple[KVGroup, ...]) -> None:
         max_blocks = -(-max_model_len // BLOCK_SIZE)
         self.tokens_RL = np.zeros((max_num_seqs, max_model_len + 1), np.int64)
         self.num_tokens_R = np.zeros(max_num_seqs, np.int64)
-        self.tables_GRB = np.zeros((num_groups, max_num_seqs, max_blocks), np.int32)
-        self.num_blocks_GR = np.zeros((num_groups, max_num_seqs), np.int64)
+        self.tables_GRB = np.zeros((len(groups), max_num_seqs, max_blocks), np.int32)
+        self.num_blocks_GR = np.zeros((len(groups), max_num_seqs), np.int64)
         self.pair_starts_R = np.zeros(max_num_seqs, np.int64)
         self.requests: dict[int, Request] = {}
+        self._epochs = BlockEpochs(groups, max_num_seqs, max_blocks)
         self._token_ids_R = np.zeros(max_num_seqs, np.int64)
         self._positions_R = np.zeros(max_num_seqs, np.int64)
-        self._slots_GR = np.zeros((num_groups, max_num_seqs), np.int64)
+        self._slots_GR = np.zeros((len(groups), max_num_seqs), np.int64)
         self._inputs: dict[int, _Inputs] = {}
 
-    def update(self, plan: StepPlan) -> None:
-        """Take over what a plan says: ended rows, new rows, appended blocks."""
-        for row in plan.ended:
-            self.requests.pop(row, None)
-        for start in plan.starts:
-            count = len(start.token_ids)
-            self.requests[start.row] = start.request
-            self.tokens_RL[start.row, :count] = start.token_ids
-            self.num_tokens_R[start.row] = count
-            self.pair_starts_R[start.row] = start.request.pair_start
-            self.num_blocks_GR[:, start.row] = 0
-            self._append_blocks(start.row, start.blocks)
-        for piece in plan.slices:
-            if piece.new_blocks:
-                self._append_blocks(piece.row, piece.new_blocks)
+    def end(self, row: int) -> None:
+        """The row is free."""
+        self.requests.pop(row, None)
 
-    def _append_blocks(self, row: int, blocks: tuple[tuple[int, ...], ...]) -> None:
-        for group, new in enumerate(blocks):
+    def start(self, start: SequenceStart) -> None:
+        """Take over a new sequence."""
+        row, count = start.row, len(start.token_ids)
+        self.requests[row] = start.request
+        self.tokens_RL[row, :count] = start.token_ids
+        self.num_tokens_R[row] = count
+        self.pair_starts_R[row] = start.request.pair_start
+        self.num_blocks_GR[:, row] = 0
+        self.tables_GRB[:, row] = 0
+        self._epochs.clear(row)
+        self._append_blocks(row, start.blocks, start.epochs)
+
+    def extend(self, piece: Slice) -> None:
+        """Take over the blocks that a sequence was given since its last slice."""
+        self._append_blocks(piece.row, piece.new_blocks, piece.new_epochs)
+
+    def _append_blocks(
+        self, row: int, blocks: tuple[tuple[int, ...], ...], epochs: tuple[tuple[int, ...], ...]
+    ) -> None:
+        for group, (new, given) in enumerate(zip(blocks, epochs, strict=True)):
             if new:
-                have = self.num_blocks_GR[group, row]
-                self.tables_GRB[group, row, have : have + len(new)] = new
+                have = int(self.num_blocks_GR[group, row])
+                if len(new) == 1:  # of a row that decodes; as a slice it takes three times as long
+                    self.tables_GRB[group, row, have] = new[0]
+                else:
+                    self.tables_GRB[group, row, have : have + len(new)] = new
+                self._epochs.give(group, row, have, new, given)
                 self.num_blocks_GR[group, row] += len(new)
+
+    def token_ids(self, row: int) -> tuple[int, ...]:
+        """All known tokens of a row."""
+        return tuple(self.tokens_RL[row, : self.num_tokens_R[row]].tolist())
 
     def append_tokens(self, rows_N: IntArray, token_ids_N: IntArray) -> None:
         """Write sampled tokens behind the rows' known tokens, one each; -1 is none."""
@@ -114,6 +131,9 @@ class Rows:
         """One step as tensors. `logits_rows_N` [N]: indices into the step's tokens whose logits are wanted.
 
         On the CPU, the tensors of a step of one token per slice are the same ones for every step of as many slices.
+
+        Raises:
+            ForeignBlocks: rows that would read blocks which are not theirs.
         """
         if spans.is_single and len(logits_rows_N) == len(spans.row_S):
             return self._pack_single(spans, device)
@@ -128,7 +148,7 @@ class Rows:
             positions_T=_tensor(position_T, device),
             query_starts=tuple(query_starts.tolist()),
             context_lens=context_lens,
-            groups=self._groups(spans.row_S, context_lens, slots_GT, device),
+            groups=self._groups(spans, context_lens, slots_GT, device),
             logits_rows_N=_tensor(logits_rows_N, device),
             type_ids_T=self._type_ids(spans.row_S, row_T, position_T, device),
         )
@@ -145,7 +165,7 @@ class Rows:
             positions_T=inputs.positions_T,
             query_starts=inputs.query_starts,
             context_lens=context_lens,
-            groups=self._groups(spans.row_S, context_lens, inputs.slots_GT, device),
+            groups=self._groups(spans, context_lens, inputs.slots_GT, device),
             logits_rows_N=inputs.logits_rows_N,
             type_ids_T=self._type_ids(spans.row_S, spans.row_S, spans.start_S, device),
         )
@@ -169,15 +189,17 @@ class Rows:
 
     def _groups(
         self,
-        row_S: IntArray,
+        spans: Spans,
         context_lens: tuple[int, ...],
         slots_GT: tuple[torch.Tensor, ...],
         device: torch.device,
     ) -> tuple[GroupBatch, ...]:
         width = -(-max(context_lens) // BLOCK_SIZE)
+        tables_GSB = [table_RB[spans.row_S, :width] for table_RB in self.tables_GRB]
+        self._epochs.check(tables_GSB, self.tables_GRB, spans.row_S, spans.start_S)
         return tuple(
-            GroupBatch(slots_T=slots_T, block_tables_SB=_tensor(table_RB[row_S, :width], device))
-            for slots_T, table_RB in zip(slots_GT, self.tables_GRB, strict=True)
+            GroupBatch(slots_T=slots_T, block_tables_SB=_tensor(tables_SB, device))
+            for slots_T, tables_SB in zip(slots_GT, tables_GSB, strict=True)
         )
 
     def _type_ids(
@@ -187,6 +209,23 @@ class Rows:
             return None
         start_T = self.pair_starts_R[row_T]
         return _tensor(((start_T > 0) & (position_T >= start_T)).astype(np.int64), device)
+
+
+def probe_batch(num_groups: int, device: torch.device) -> ForwardBatch:
+    """One token of nobody's at the start of the null block."""
+    zero = np.zeros(1, np.int64)
+    group = GroupBatch(
+        slots_T=_tensor(zero, device),
+        block_tables_SB=_tensor(np.zeros((1, 1), np.int32), device),
+    )
+    return ForwardBatch(
+        token_ids_T=_tensor(zero, device),
+        positions_T=_tensor(zero, device),
+        query_starts=(0, 1),
+        context_lens=(1,),
+        groups=(group,) * num_groups,
+        logits_rows_N=_tensor(zero, device),
+    )
 
 
 def _tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:

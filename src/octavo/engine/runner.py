@@ -1,26 +1,30 @@
 """Runs a plan on one rank: pack, forward, sample. Knows tensors; does not know who waits or why.
 
-A slice whose logits are not finite, or whose constraints leave no token, fails alone; the others stand.
+A slice whose logits are not finite, or whose constraints leave no token, fails alone; the others stand. What a plan says
+once (`update`) is apart from what is computed of its slices (`run`): that may be done again for any of them.
 """
 
 from __future__ import annotations
 
-import time
+from math import isnan
 
 import numpy as np
 import torch
 
+from octavo.cache.blocks import NULL_BLOCK
 from octavo.cache.pool import KVPool
 from octavo.core.batch import ForwardBatch
-from octavo.core.plan import Slice, StepPlan
+from octavo.core.plan import SequenceStart, Slice, StepPlan
 from octavo.core.request import Request
-from octavo.core.result import SliceResult, StepResult, TokenLogprobs
+from octavo.core.result import SliceResult, TokenLogprobs
 from octavo.decoding.grammar.rows import Taken
 from octavo.decoding.logprobs import token_logprobs
-from octavo.decoding.sampler import SampledTokens, Sampler
-from octavo.decoding.state import SamplerState
+from octavo.decoding.sampler import NOT_FINITE, SampledTokens, Sampler
+from octavo.decoding.state import SamplerState, greedy_batch
+from octavo.engine.faults import Fault, Faults
 from octavo.engine.graphs import StepGraphs
-from octavo.engine.prepare import IntArray, Rows, Spans
+from octavo.engine.prepare import IntArray, Rows, Spans, probe_batch
+from octavo.engine.pulse import Pulse, WatchedCaches
 from octavo.models.base import Model
 
 _NOTHING = Taken()
@@ -38,104 +42,150 @@ class Runner:
         rows: Rows,
         state: SamplerState,
         graphs: StepGraphs | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
         self.model = model
         self.pool = pool
         self.rows = rows
         self.state = state
         self.graphs = graphs or StepGraphs("not asked for")
+        self.pulse = pulse or Pulse()
+        self.caches = WatchedCaches(pool, self.pulse)
         self.sampler = Sampler()
         self.device = pool.device
+        self.faults = Faults()
+        self.phase = ""
         self._prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
 
+    def update(self, plan: StepPlan) -> None:
+        """Take over what a plan says once. A sequence that cannot begin is in `faults`."""
+        for row in plan.ended:
+            self.state.remove(row)
+            self.rows.end(row)
+            self._prompt_logprobs.pop(row, None)
+        for start in plan.starts:
+            self.faults.guard(start.row, "start", self._start, start)
+        for piece in plan.slices:
+            if piece.new_blocks:
+                self.faults.guard(piece.row, "start", self.rows.extend, piece)
+        for copy in plan.copies:
+            self.pool.copy(copy)
+
+    def _start(self, start: SequenceStart) -> None:
+        self.rows.start(start)
+        self.state.add(start.row, start.request, start.token_ids)
+        is_fresh = len(start.token_ids) == start.request.num_prompt
+        if start.request.params.prompt_logprobs is not None and is_fresh:
+            self._prompt_logprobs[start.row] = []
+
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> StepResult:
-        """Execute one plan.
+    def run(self, slices: tuple[Slice, ...]) -> tuple[SliceResult, ...]:
+        """Compute slices of the plan last taken over; those in `faults` afterwards have no result.
 
         Raises:
-            Exception: whatever a kernel raises; then no slice has a result and no token was appended.
+            ForeignBlocks: some rows' tables hold blocks that are not theirs.
+            Exception: whatever a kernel raises. As with the other, nothing is kept: any of the slices may be run again.
         """
-        begun = time.perf_counter()
-        self._update(plan)
-        if not plan.slices:
-            return StepResult(step=plan.step, slices=(), elapsed_s=time.perf_counter() - begun)
-        spans = Spans.of(plan.slices)
+        try:
+            return self._run(slices)
+        except BaseException:
+            self.state.grammars.settle()  # masks of this run must not be computed beside those of the next
+            raise
+
+    def _run(self, slices: tuple[Slice, ...]) -> tuple[SliceResult, ...]:
+        self.phase = "prepare"
+        spans = Spans.of(slices)
         last_N, rows_N = spans.query_starts[1:] - 1, spans.row_S
         positions_N = spans.start_S + spans.count_S
-        is_sampling = [piece.sample for piece in plan.slices]
+        is_sampling = [piece.sample for piece in slices]
         if not all(is_sampling):
             at_N = np.flatnonzero(is_sampling)
             last_N, rows_N, positions_N = last_N[at_N], rows_N[at_N], positions_N[at_N]
         self.state.grammars.begin(rows_N)
         batch = self.rows.pack(spans, last_N, self.device)
+        self.phase = "forward"
         hidden_TD = self.graphs.run(self._forward, batch)
+        self.pulse.tick()
         # Where every token wants its logits, as in most steps, nothing has to be picked.
         wanted_ND = hidden_TD if len(last_N) == len(hidden_TD) else hidden_TD[batch.logits_rows_N]
         sampled = self._sample(wanted_ND, rows_N, positions_N)
+        prompts = self._prompts(hidden_TD, slices, spans) if self._prompt_logprobs else {}
+        # From here on tokens are kept, and what throws is one row's.
+        self.phase = "take"
+        for row, found in prompts.items():
+            self._prompt_logprobs[row] += found
+            if any(isnan(entry.logprobs[0]) for entry in found):
+                self.faults[row] = Fault("prompt_logprobs", NOT_FINITE)
+        self._keep(rows_N, sampled)
         taken = self._take(rows_N, sampled)
-        if self._prompt_logprobs:
-            self._take_prompt_logprobs(hidden_TD, plan.slices, spans)
-        results = self._results(plan.slices, sampled, taken)
-        return StepResult(step=plan.step, slices=results, elapsed_s=time.perf_counter() - begun)
+        return self._results(slices, sampled, taken)
+
+    @torch.inference_mode()
+    def probe(self) -> None:
+        """Compute and choose one token that is nobody's: whether the model, the kernels and the device work at all.
+
+        Raises:
+            Exception: they do not.
+        """
+        hidden_1D = self._forward(probe_batch(len(self.pool.groups), self.device))
+        self.pool.clear(NULL_BLOCK)
+        self.sampler.chooser_for(self.device).choose(
+            self.model.logits(hidden_1D).float(), greedy_batch()
+        )
 
     def _forward(self, batch: ForwardBatch) -> torch.Tensor:
-        return self.model.forward(batch, self.pool)
-
-    def _update(self, plan: StepPlan) -> None:
-        for row in plan.ended:
-            self.state.remove(row)
-            self._prompt_logprobs.pop(row, None)
-        self.rows.update(plan)
-        for start in plan.starts:
-            self.state.add(start.row, start.request, start.token_ids)
-            is_fresh = len(start.token_ids) == start.request.num_prompt
-            if start.request.params.prompt_logprobs is not None and is_fresh:
-                self._prompt_logprobs[start.row] = []
-        for copy in plan.copies:
-            self.pool.copy(copy)
+        return self.model.forward(batch, self.caches)
 
     def _sample(
         self, hidden_ND: torch.Tensor, rows_N: IntArray, positions_N: IntArray
     ) -> SampledTokens:
         if not len(rows_N):
             return SampledTokens(token_ids=(), logprobs=(), bad_rows={})
+        self.phase = "logits"
         logits_NV = self.model.logits(hidden_ND)
-        sampled = self.sampler.sample(logits_NV, rows_N, self.state, positions_N)
+        self.phase = "sample"
+        return self.sampler.sample(logits_NV, rows_N, self.state, positions_N)
+
+    def _keep(self, rows_N: IntArray, sampled: SampledTokens) -> None:
+        """Take note of the tokens, and of rows that have none by the model's fault."""
         self.rows.append_tokens(rows_N, np.array(sampled.token_ids, np.int64))
         self.state.append(rows_N, sampled.token_ids)
-        return sampled
+        for n, error in sampled.bad_rows.items():
+            if error.status >= 500:
+                self.faults[int(rows_N[n])] = Fault("sample", error)
 
     def _take(self, rows_N: IntArray, sampled: SampledTokens) -> dict[int, Taken]:
-        """Tell grammars of the new tokens: entry -> what follows from its token, for entries that have a grammar."""
+        """Tell grammars of the new tokens: entry -> what follows from its token, where anything does."""
         grammars = self.state.grammars
         if not grammars.is_in_use:
             return {}
         taken = {n: Taken(is_finished=True) for n in sampled.ended}
-        for n, (row, token_id) in enumerate(zip(rows_N.tolist(), sampled.token_ids, strict=True)):
-            found = grammars.take(row, token_id) if token_id >= 0 else None
-            if found is None:
-                continue
+        for n, found in grammars.take(rows_N, sampled.token_ids, self.faults.guard).items():
             taken[n] = found
             if found.forced:
+                row = int(rows_N[n])
                 self.rows.append_forced(row, found.forced)
                 self.state.extend(row, found.forced)
         return taken
 
-    def _take_prompt_logprobs(
+    def _prompts(
         self, hidden_TD: torch.Tensor, slices: tuple[Slice, ...], spans: Spans
-    ) -> None:
-        """Of the prompt positions in this step, for the rows that want them."""
+    ) -> dict[int, list[TokenLogprobs]]:
+        """Row -> log-probabilities of its prompt positions in this step, for the rows that want them."""
+        self.phase = "prompt_logprobs"
+        found: dict[int, list[TokenLogprobs]] = {}
         for piece, first in zip(slices, spans.query_starts[:-1].tolist(), strict=True):
             if piece.row not in self._prompt_logprobs:
                 continue
             request = self.rows.requests[piece.row]
             count = min(piece.start + piece.count, request.num_prompt - 1) - piece.start
+            entries = found[piece.row] = []
             for offset in range(0, count, _PROMPT_LOGITS_ROWS):
+                self.pulse.tick()
                 size = min(_PROMPT_LOGITS_ROWS, count - offset)
                 logits_NV = self.model.logits(hidden_TD[first + offset : first + offset + size])
-                self._prompt_logprobs[piece.row] += _targets(
-                    request, piece.start + offset, logits_NV
-                )
+                entries += _targets(request, piece.start + offset, logits_NV)
+        return found
 
     def _results(
         self, slices: tuple[Slice, ...], sampled: SampledTokens, taken: dict[int, Taken]

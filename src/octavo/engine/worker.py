@@ -1,4 +1,4 @@
-"""The engine process: `python -m octavo.engine.worker SOCKET`.
+"""The engine process: `python -m octavo.engine.worker SOCKET PULSE`, the second a descriptor of shared memory.
 
 Connects to the client's Unix socket, takes the config as its first frame, loads, says `Ready`, then runs the loop.
 What goes wrong on the way is sent as `Fatal`, so that the last line the operator sees is the cause. Ends when the
@@ -23,6 +23,7 @@ from octavo.core import log  # noqa: E402  # the clock starts before the imports
 from octavo.core.errors import ErrorInfo, OctavoError  # noqa: E402
 from octavo.engine.ipc import Fatal, FrameBuffer, StartEngine, decode_to_engine  # noqa: E402
 from octavo.engine.link import SocketLink  # noqa: E402
+from octavo.engine.pulse import Page, Pulse  # noqa: E402
 
 logger = log.get_logger(__name__)
 
@@ -44,9 +45,13 @@ def main(argv: list[str]) -> int:
         from octavo.engine.boot import boot
 
         start = _read_start(sock)
-        engine = boot(start.config, link, asked_at=start.asked_at, process_at=_STARTED)
-        with calm_collector():
-            engine.serve()
+        pulse = Pulse(Page(int(argv[1])))
+        with pulse.beating():
+            engine = boot(
+                start.config, link, asked_at=start.asked_at, process_at=_STARTED, pulse=pulse
+            )
+            with calm_collector():
+                engine.serve()
     except ConnectionError:
         return 0
     except OctavoError as error:
@@ -98,7 +103,8 @@ def _read_start(sock: socket.socket) -> StartEngine:
             raise SystemExit("the client closed the connection before saying what to start")
         for body in buffer.feed(data):
             message = decode_to_engine(body)
-            assert isinstance(message, StartEngine), "the client's first frame says what to start"
+            if not isinstance(message, StartEngine):
+                raise SystemExit("the client's first frame does not say what to start")
             return message
 
 

@@ -37,8 +37,14 @@ def resolve_dtype(
     device: str,
     cpu_flags: frozenset[str],
     is_quantized: bool = False,
+    has_kernels: bool = True,
 ) -> DtypeChoice:
     """The dtype to compute in. `asked` is a dtype or "auto"; `checkpoint` is the dtype in config.json.
+
+    Where the compiled kernels run (`has_kernels`), that is float32 on every CPU, also on one that computes in bfloat16:
+    they keep the weights in the checkpoint's bfloat16, so that a decode reads no more, and promise the same bits whatever
+    else is in the batch, which torch's products do not. What that costs is at most the bfloat16 units' lead in products
+    of many rows.
 
     Measured 2026-11-21, AMD EPYC (family 25 model 1, AVX2), torch 2.13, F.linear 1024 -> 3072 on one thread, least of
     400 (1 row) and 12 (256 rows) calls in each of three runs, other work on the machine. 1 row: float32 0.60-0.63 ms,
@@ -51,6 +57,9 @@ def resolve_dtype(
         return DtypeChoice(checkpoint, "the checkpoint's own")
     if is_quantized:
         return DtypeChoice("float32", "what products with quantized weights take on a CPU")
+    if has_kernels:
+        reason = f"sums in float32 over {checkpoint} weights: the same bits in any batch; force with --dtype"
+        return DtypeChoice("float32", reason)
     if cpu_flags & NATIVE_FLAGS[checkpoint]:
         return DtypeChoice(checkpoint, "the checkpoint's own, and this CPU computes in it")
     return DtypeChoice("float32", f"this CPU has no {checkpoint} arithmetic; force with --dtype")

@@ -30,6 +30,12 @@ class Gathered:
         self.num_tokens = 0
         self._kept: list[torch.Tensor] = []
 
+    def copy(self) -> Gathered:
+        """The same so far; what is added to one is not in the other."""
+        made = Gathered(self.kind)
+        made.num_tokens, made._kept = self.num_tokens, list(self._kept)
+        return made
+
     def add(self, hidden_CD: torch.Tensor, start: int) -> None:
         """Take the hidden states of the tokens from position `start` on; `result` checks that none were left out."""
         if self.num_tokens == 0 and start > 0 and self.kind == "last":

@@ -19,6 +19,9 @@ _TTFT = (0.001, 0.005, *_LATENCY, 80, 160, 640, 2560)
 _ITL = (0.001, 0.0025, 0.005, *_LATENCY[:13], 7.5, 10, 20, 40, 80)
 
 
+_RATIO = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 4, 10)
+
+
 class Row(NamedTuple):
     """One metric."""
 
@@ -43,6 +46,11 @@ ROWS: tuple[Row, ...] = (
     Row("vllm:prefix_cache_hits", "counter", "Prompt tokens found in the prefix cache."),
     Row("vllm:num_preemptions", "counter", "Requests put back to the queue."),
     Row("vllm:prompt_tokens", "counter", "Prompt tokens computed."),
+    Row("octavo:recomputed_tokens", "counter", "Tokens computed again after a preemption."),
+    Row("octavo:recomputed_seconds", "counter", "Predicted device seconds that those took."),
+    Row("octavo:num_queued_tokens", "gauge", "Tokens of waiting requests not in the prefix cache."),
+    Row("octavo:num_pending_tokens", "gauge", "Known tokens of running requests still to compute."),
+    Row("octavo:step_time_error_ratio", "gauge", "80 % of steps are predicted within this."),
     Row("vllm:prompt_tokens_cached", "counter", "Prompt tokens found in the prefix cache."),
     Row("vllm:generation_tokens", "counter", "Tokens generated."),
     Row("vllm:request_success", "counter", "Requests ended, by reason.", ("finished_reason",)),
@@ -83,10 +91,58 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("octavo:build_info", "gauge", "What runs.", ("version", "device", "dtype")),
     Row("octavo:startup_seconds", "gauge", "Start-up time by phase.", ("phase",)),
+    Row(
+        "octavo:engine_restarts",
+        "counter",
+        "Engine processes started in place of one that ended, by what it ended from.",
+        ("reason",),
+    ),
     Row("octavo:requests_received", "counter", "Requests handed to the engine."),
     Row("octavo:requests_in_flight", "gauge", "Requests received and not yet ended."),
     Row("octavo:tool_parse_errors", "counter", "Answers with tool calls that could not be parsed."),
+    Row(
+        "octavo:request_faults",
+        "counter",
+        "Requests that failed inside the engine, by where they threw or what was wrong.",
+        ("kind",),
+    ),
+    Row(
+        "octavo:kv_epoch_mismatches",
+        "counter",
+        "Requests that were about to read a KV block which was freed or never theirs.",
+    ),
     Row("octavo:client_disconnects", "counter", "Calls whose client went away."),
+    Row("octavo:canary_age_seconds", "gauge", "Since the canary's last answer."),
+    Row("octavo:canary_tokens_matched", "gauge", "Its tokens that were as known."),
+    Row("octavo:canary_latency_seconds", "gauge", "What it took."),
+    Row("octavo:canary_failures", "counter", "Canary answers that were no good."),
+    Row(
+        "octavo:aborted_tokens",
+        "counter",
+        "Tokens of requests that ended early: all output, and prompts whose first token had come. "
+        "reason: disconnect, deadline, api, shutdown; kind: prompt, output.",
+        ("reason", "kind"),
+    ),
+    Row(
+        "octavo:aborted_computed_tokens",
+        "counter",
+        "Tokens that the engine computed for requests that were cancelled, prompts among them.",
+    ),
+    Row("octavo:predicted_ttft_seconds", "histogram", "Time to first token told.", (), _TTFT),
+    Row(
+        "octavo:ttft_prediction_ratio",
+        "histogram",
+        "Time to first token, as a multiple of the one told.",
+        (),
+        _RATIO,
+    ),
+    Row(
+        "octavo:ttft_interval_coverage",
+        "gauge",
+        "Of the last 1000 calls: the share whose first token came inside the interval told, of 0.8.",
+    ),
+    Row("octavo:promises", "counter", "Calls taken with a limit of time, by kind.", ("kind",)),
+    Row("octavo:promises_broken", "counter", "Of those, the ones that missed it.", ("kind",)),
     Row("octavo:http_responses", "counter", "Answers by route and status.", ("route", "status")),
 )
 

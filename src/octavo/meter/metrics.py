@@ -29,6 +29,9 @@ _STAT_COUNTERS = (
     ("vllm:num_preemptions", "num_preemptions"),
     ("vllm:prompt_tokens", "prompt_tokens"),
     ("vllm:generation_tokens", "generation_tokens"),
+    ("octavo:aborted_computed_tokens", "aborted_tokens"),
+    ("octavo:recomputed_tokens", "recomputed_tokens"),
+    ("octavo:recomputed_seconds", "recomputed_s"),
 )
 """(metric, field of EngineStats): counters fed by differences of snapshots."""
 
@@ -56,6 +59,8 @@ class Metrics:
         self._metrics = {row.name: self._make(row) for row in ROWS}
         self._bound: dict[tuple[str, ...], Counter | Gauge | Histogram] = {}
         self._last = EngineStats()
+        self._restarts: dict[str, int] = {}
+        self._totals: dict[str, float] = {}
         self._exposition = _Exposition(self._registry)
         for row in ROWS:
             if not row.labels:
@@ -74,15 +79,28 @@ class Metrics:
         restarted = stats.num_steps < last.num_steps
         self.set("vllm:num_requests_running", stats.num_running)
         self.set("vllm:num_requests_waiting", stats.num_waiting)
+        self.set("octavo:num_queued_tokens", stats.queued_tokens)
+        self.set("octavo:num_pending_tokens", stats.pending_tokens)
+        self.set("octavo:step_time_error_ratio", stats.step_time.error)
         used = stats.num_blocks - stats.num_free_blocks
         self.set("vllm:kv_cache_usage_perc", used / stats.num_blocks if stats.num_blocks else 0.0)
         for name, field in _STAT_COUNTERS:
-            now: int = getattr(stats, field)
-            before: int = 0 if restarted else getattr(last, field)
+            now: float = getattr(stats, field)
+            before: float = 0 if restarted else getattr(last, field)
             if now > before:
                 self.count(name, now - before)
+        if stats.faults != last.faults:
+            self._observe_faults(stats, {} if restarted else dict(last.faults))
         if stats.num_steps != last.num_steps and stats.last_step_tokens:
             self._observe("vllm:iteration_tokens_total", stats.last_step_tokens)
+
+    def _observe_faults(self, stats: EngineStats, before: dict[str, int]) -> None:
+        for kind, now in stats.faults:
+            new = now - before.get(kind, 0)
+            if new > 0:
+                self.count("octavo:request_faults", new, kind)
+                if kind == "kv_epoch":
+                    self.count("octavo:kv_epoch_mismatches", new)
 
     def observe_started(self, request: Request) -> None:
         """A request is handed to the engine."""
@@ -124,6 +142,12 @@ class Metrics:
         """What runs, on what."""
         self.set("octavo:build_info", 1, version, device, dtype)
 
+    def observe_restarts(self, restarts: Iterable[tuple[str, int]]) -> None:
+        """How often the engine process was started again until now, by what it ended from."""
+        for reason, total in restarts:
+            self.count("octavo:engine_restarts", total - self._restarts.get(reason, 0), reason)
+            self._restarts[reason] = total
+
     def observe_startup(self, phases: Iterable[tuple[str, float]]) -> None:
         """Start-up phases (name, seconds)."""
         for name, seconds in phases:
@@ -135,6 +159,13 @@ class Metrics:
         assert isinstance(child, Counter)
         child.inc(by)
 
+    def raise_to(self, name: str, total: float) -> None:
+        """Bring a counter to what was counted elsewhere; it only grows."""
+        before = self._totals.get(name, 0.0)
+        if total > before:
+            self._totals[name] = total
+            self.count(name, total - before)
+
     def set(self, name: str, value: float, *labels: str, add: bool = False) -> None:
         """Set a gauge, or add to it."""
         child = self._child(name, *labels)
@@ -143,6 +174,10 @@ class Metrics:
             child.inc(value)
         else:
             child.set(value)
+
+    def observe(self, name: str, value: float) -> None:
+        """Add to a histogram without labels."""
+        self._observe(name, value)
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

@@ -11,6 +11,7 @@ import torch
 
 from octavo.core.errors import ConfigError
 from octavo.core.kvspec import DTYPE_BYTES, KVGroup, group_layers
+from octavo.kernels.cpu import extension
 from octavo.kernels.cpu_facts import DtypeChoice, read_cpu_flags, resolve_dtype
 from octavo.kernels.dispatch import Choice, Dispatcher, OpCase, check_forced
 from octavo.kernels.gemm.formats import head_format, weight_format
@@ -60,6 +61,7 @@ def choose_dtype(facts: ModelFacts, asked: str, device: str, quantization: str =
         device=kind,
         cpu_flags=read_cpu_flags(),
         is_quantized=quantization != "",
+        has_kernels=extension.missing() is None and extension.isa() != "scalar",
     )
 
 

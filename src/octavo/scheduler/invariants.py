@@ -30,12 +30,35 @@ def check(scheduler: Scheduler) -> list[str]:
         if sequence.state is not SequenceState.WAITING or sequence.blocks or sequence.row != -1:
             wrong.append(f"{sequence.id} waits but holds blocks, a row or another state")
     known = {s.id for s in scheduler.running} | {s.id for s in scheduler.waiting}
-    if known != set(scheduler.by_id) or not scheduler.reserved <= known:
+    if known != set(scheduler.by_id) or not set(scheduler.room.reserved) <= known:
         wrong.append("by_id, reserved, running and waiting disagree")
+    wrong += _check_accounts(scheduler)
     if len(scheduler.running) > scheduler.limits.max_num_seqs:
         wrong.append(
             f"{len(scheduler.running)} sequences run; at most {scheduler.limits.max_num_seqs}"
         )
+    return wrong
+
+
+def _check_accounts(scheduler: Scheduler) -> list[str]:
+    """Queues, rows and sums of the accounts against the sequences."""
+    wrong: list[str] = []
+    accounts = scheduler.accounts
+    waiting = scheduler.waiting
+    queued = sum(sequence.queued_tokens for sequence in waiting)
+    if (accounts.num_waiting, accounts.queued_tokens) != (len(waiting), queued):
+        wrong.append("accounts count their queues wrongly")
+    rows = Counter(accounts.policy.account(s.request) for s in scheduler.running)
+    for name, account in accounts.live.items():
+        if account.rows != rows.pop(name, 0) or not (account.rows or account.waiting):
+            wrong.append(f"account {name!r} counts {account.rows} rows, or is empty and live")
+        if bool(account.waiting) and not account.is_in_heap:
+            wrong.append(f"account {name!r} waits and is in no order")
+        keys = [accounts.policy.order(s.request) for s in account.waiting]
+        if keys != sorted(keys):
+            wrong.append(f"the queue of account {name!r} is not in order")
+    if rows or accounts.all.rows != len(scheduler.running):
+        wrong.append(f"running sequences without an account: {rows}")
     return wrong
 
 

@@ -19,6 +19,16 @@ WATERMARK = 0.01
 """Share of the pool kept free at admission while others run, so that their next tokens do not preempt the newcomer."""
 
 
+MAX_PASSED = 16
+"""Requests of others that may start while the head of a queue waits for blocks; then all wait with it."""
+
+MANY_ROWS = 8
+"""Rows from which one is worth keeping for an account that comes back soon."""
+
+MAX_HELD_BACK = 16
+"""Waiting sequences per step that are found to wait for a prefix which another computes; more are not looked at."""
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of one engine.
 
@@ -32,6 +42,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     enable_chunked_prefill: bool = True
     prefill_share: float = PREFILL_SHARE
     """Of the token budget, for prompt chunks beside decodes, 0 to 1."""
+    max_itl_s: float | None = None
+    """What a step with decodes may be predicted to take; None: `prefill_share` bounds the prompts in it."""
 
     def __post_init__(self) -> None:
         assert self.max_num_batched_tokens > self.max_num_seqs, "resolve.py guarantees it"

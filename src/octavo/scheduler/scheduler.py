@@ -3,23 +3,29 @@
 There is one kind of work: a sequence has tokens that still have to go through the model (`num_pending`). One pending
 token is a decode, more are a prompt or what a preemption threw away; both get slices of the same plan.
 
-A step is filled in this order: running sequences with one pending token; running sequences with more, within the
-prefill budget; then the waiting ones, first in policy order first, each only if blocks for all its known tokens are
-free. Nobody overtakes the head of the queue. When a running sequence finds no block, the policy names a victim, which
-goes back to the queue and is computed again later (mostly from its own cached blocks).
+A step is filled in this order: running sequences with one pending token; then prompts, within the budget for them, from
+the account served least (`accounts.py`): its running chunks, then the heads of its queue. A head starts only if blocks
+for all its known tokens are free, what the running ones are predicted to grow by is spared (`room.py`) and the step
+stays under `max_itl_s`. Within an account nobody overtakes the head. Others may, MAX_PASSED times: then all wait with
+it. When a running sequence finds no block, another gives way (`victims.py`), goes back to its place in the queue and is
+computed again later (mostly from its own cached blocks).
 
-Progress: the first in order is never a victim; a sequence preempted MAX_PREEMPTIONS times is admitted again only with
-everything it can need reserved, and then always runs through. While anyone stalls for blocks nobody is admitted, so
-every request ends. `tests/sim` drives this against `invariants.check`.
+Progress: whoever runs moves on unless it stalls for blocks or gives way. It gives way MAX_PREEMPTIONS times at most: then
+it starts again only with everything it can need reserved, and always runs through. Stalling ends when the reserved ones
+do, for while anyone stalls nobody starts, and the first in order never gives way. A head ends waiting: the clocks of
+accounts rise as they are served and its own does not, so its account comes first; the requests that pass it are
+counted; those that run end, and alone it starts whenever it fits into the pool, which `add` has checked. So every
+request ends. `tests/sim` drives this against `invariants.check`.
 """
 
 from __future__ import annotations
 
 import bisect
+import enum
+import heapq
 
 from octavo.cache.groups import KVCache, Match
 from octavo.core.errors import ContextLengthError, ErrorInfo, OverloadError
-from octavo.core.kvspec import BLOCK_SIZE
 from octavo.core.plan import SequenceStart, Slice, StepPlan
 from octavo.core.request import Request
 from octavo.core.result import (
@@ -29,15 +35,32 @@ from octavo.core.result import (
     Finished,
     FinishReason,
     Pooled,
-    RequestTiming,
     SliceResult,
     StepResult,
     TokenOut,
 )
 from octavo.core.sequence import Sequence, SequenceState
-from octavo.scheduler.limits import MAX_PREEMPTIONS, WATERMARK, Limits
+from octavo.scheduler import victims
+from octavo.scheduler.accounts import Account, Accounts
+from octavo.scheduler.budget import PrefillBudget, fits_row
+from octavo.scheduler.ends import end_of, expired, finished
+from octavo.scheduler.limits import MANY_ROWS, MAX_HELD_BACK, Limits
 from octavo.scheduler.policies.base import Policy
+from octavo.scheduler.room import Room
 from octavo.scheduler.stats import Counters
+from octavo.scheduler.steptime import StepTimeFit, context_of
+from octavo.scheduler.turns import Stuck, Turns
+
+
+class _Verdict(enum.Enum):
+    """What became of the head of a queue."""
+
+    STARTED = enum.auto()
+    HELD_BACK = enum.auto()
+    NO_ROW = enum.auto()
+    LAST_ROW = enum.auto()
+    NO_ROOM = enum.auto()
+    NO_BUDGET = enum.auto()
 
 
 class Scheduler:
@@ -47,30 +70,42 @@ class Scheduler:
         self.limits = limits
         self.cache = cache
         self.policy = policy
-        self.waiting: list[Sequence] = []  # sorted by policy.order
         self.running: list[Sequence] = []  # sorted by policy.order
         self.by_id: dict[str, Sequence] = {}
-        self.reserved: set[str] = set()
+        self.accounts = Accounts(policy)
+        self.room = Room(cache, limits)
         self.counters = Counters()
+        self.step_time = StepTimeFit()
         self._rows: list[int] = list(range(limits.max_num_seqs - 1, -1, -1))
         self._by_row: dict[int, Sequence] = {}
         self._ended_rows: list[int] = []
+        self._deadlines: list[tuple[float, str, Sequence]] = []  # a heap; ended ones stay until due
+        self._stuck = Stuck()
+        self._starts: dict[int, SequenceStart] = {}  # of this step, by row
+        self._row_taken_at = 0
+        self._keeps_row = limits.max_num_seqs >= MANY_ROWS
+        self._pending = 0
 
     @property
     def has_work(self) -> bool:
         """Whether `schedule` could run something."""
-        return bool(self.waiting or self.running)
+        return bool(self.accounts.num_waiting or self.running)
 
-    def add(self, request: Request) -> None:
-        """Accept a request.
+    @property
+    def waiting(self) -> list[Sequence]:
+        """Everyone who waits, account by account, in order within each. O(n)."""
+        return self.accounts.waiting()
+
+    def add(self, request: Request) -> list[Event]:
+        """Accept a request. Its end, when what its caller has already is all there will be; else [].
 
         Raises:
             OverloadError: the queue is full.
             ContextLengthError: it could never fit into the KV cache or the context.
         """
-        if len(self.waiting) >= self.limits.max_num_waiting:
+        if self.accounts.num_waiting >= self.limits.max_num_waiting and not request.restarts:
             raise OverloadError(
-                f"{len(self.waiting)} requests are waiting; at most {self.limits.max_num_waiting}.",
+                f"{self.accounts.num_waiting} requests are waiting; at most {self.limits.max_num_waiting}.",
                 fix="Try again later.",
                 retry_after_s=1.0,
             )
@@ -81,15 +116,29 @@ class Scheduler:
                 f"context of {self.limits.max_model_len} tokens.",
                 param="max_tokens",
             )
-        sequence = Sequence(request=request, token_ids=list(request.token_ids))
+        sequence = Sequence(request=request, token_ids=[*request.token_ids, *request.resumed])
         self.by_id[request.id] = sequence
-        bisect.insort(self.waiting, sequence, key=self.policy.order)
+        self._enqueue(sequence)
+        if request.deadline is not None:
+            heapq.heappush(self._deadlines, (request.deadline, request.id, sequence))
+        end = end_of(sequence, request.resumed[-1]) if request.resumed else None
+        return [] if end is None else [self._finish(sequence, *end)]
+
+    def expire(self, now: float) -> list[Event]:
+        """End what is worth nothing any more, waiting or running. O(1) when nothing is; call it before `schedule`."""
+        events: list[Event] = []
+        while self._deadlines and self._deadlines[0][0] < now:
+            _, _, sequence = heapq.heappop(self._deadlines)
+            if sequence.state is not SequenceState.FINISHED:
+                events.append(self._fail(sequence, expired(sequence, now)))
+        return events
 
     def cancel(self, request_id: str, reason: FinishReason = "abort") -> list[Event]:
         """End a request now, wherever it stands; [] when it is not (or no longer) known."""
         sequence = self.by_id.get(request_id)
         if sequence is None:
             return []
+        self.counters.aborted_tokens += max(0, sequence.num_computed - sequence.num_cached)
         return [self._finish(sequence, reason, None)]
 
     # -- plan ----------------------------------------------------------------------------------------------------
@@ -97,25 +146,27 @@ class Scheduler:
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None when nothing can run."""
         slices: dict[int, Slice] = {}  # by row
-        starts: dict[int, SequenceStart] = {}
-        stalled = self._schedule_running(slices)
-        if not stalled:
-            self._admit(slices, starts, now)
+        self._starts = {}
+        chunks: list[Sequence] = []
+        stalled = self._schedule_decodes(slices, chunks)
+        self._pending = 0  # of running prompts, beyond the one token that every row has pending
+        if chunks or (self.accounts.num_waiting and not stalled):
+            self._schedule_prompts(slices, chunks, now, admitting=not stalled)
         if not slices and not self._ended_rows:
             return None
         self.counters.num_steps += 1
+        self.accounts.tick(self.step_time.line if self.step_time.is_fitted else None)
         ended, self._ended_rows = tuple(self._ended_rows), []
         return StepPlan(
             step=self.counters.num_steps,
             ended=ended,
-            starts=tuple(starts.values()),
+            starts=tuple(self._starts.values()),
             slices=tuple(slices.values()),
         )
 
-    def _schedule_running(self, slices: dict[int, Slice]) -> bool:
-        """Give every running sequence its slice; True when one had to stall or give way."""
+    def _schedule_decodes(self, slices: dict[int, Slice], chunks: list[Sequence]) -> bool:
+        """Give every running sequence with one token its slice and note the others; True when one stalled or gave way."""
         stalled = False
-        chunks: list[Sequence] = []
         running = SequenceState.RUNNING
         for sequence in tuple(self.running):  # a victim leaves the list
             start = sequence.num_computed
@@ -127,16 +178,72 @@ class Scheduler:
                 slices[row] = Slice(row=row, start=start, count=1, sample=True)
             elif not self._place(sequence, 1, slices):
                 stalled = True
-        budget = self.limits.prefill_budget(len(slices))
-        for sequence in chunks:
-            count = min(sequence.num_pending, budget)
-            if count < 1 or sequence.state is not SequenceState.RUNNING:
-                continue
-            if self._place(sequence, count, slices):
-                budget -= count
-            else:
-                stalled = True
         return stalled
+
+    def _schedule_prompts(
+        self,
+        slices: dict[int, Slice],
+        chunks: list[Sequence],
+        now: float,
+        *,
+        admitting: bool,
+    ) -> None:
+        """Fill the step with running chunks and new starts, account by account, least served first."""
+        accounts = self.accounts
+        line = self.step_time.line if self.step_time.is_fitted else None
+        context = accounts.settled_context()
+        budget = PrefillBudget(self.limits, line, len(slices), context)
+        turns = Turns(accounts, [s for s in chunks if s.state is SequenceState.RUNNING])
+        self.room.begin()
+        starved: Account | None = None
+        held_back = 0
+        while budget.tokens > 0:
+            due = self._stuck.due() if admitting else None
+            account = accounts.of(due.request) if due else turns.next(admitting=admitting)
+            if account is None:
+                break
+            chunk = turns.chunk(account)
+            if chunk is not None:
+                # Nobody starts while one stalls, and a step that is full ends here.
+                admitting &= self._run_chunk(chunk, account, budget, slices)
+                continue
+            verdict = self._start_head(account, turns, budget, slices, now)
+            if verdict in (_Verdict.NO_ROW, _Verdict.NO_ROOM):
+                starved = starved or account
+            held_back += verdict is _Verdict.HELD_BACK
+            if (
+                verdict is _Verdict.LAST_ROW
+                and due is None
+                or verdict is _Verdict.NO_ROOM
+                and self._stuck.may_be_passed(turns.head(account))
+            ):
+                turns.pass_over(account)
+            elif verdict is _Verdict.HELD_BACK and due is None and held_back <= MAX_HELD_BACK:
+                pass
+            elif verdict is not _Verdict.STARTED:
+                admitting = False
+        turns.end()
+        for sequence in chunks:
+            if sequence.state is SequenceState.RUNNING:
+                piece = slices.get(sequence.row)
+                left = sequence.num_pending - (piece.count if piece is not None else 0)
+                self._pending += max(0, left - 1)
+        if starved is not None:
+            self._take_row_for(starved, slices, now)
+
+    def _run_chunk(
+        self, chunk: Sequence, account: Account, budget: PrefillBudget, slices: dict[int, Slice]
+    ) -> bool:
+        """A running prompt's next slice; False when it stalled."""
+        start = chunk.num_computed
+        count = min(chunk.num_pending, budget.most(start))
+        if chunk.state is not SequenceState.RUNNING or count < 1:
+            return True
+        placed = self._place(chunk, count, slices)
+        if chunk.state is SequenceState.RUNNING and chunk.row in slices:
+            budget.spend(start, count)
+            self.accounts.charge(account, start, count)
+        return placed
 
     def _place(self, sequence: Sequence, count: int, slices: dict[int, Slice]) -> bool:
         """Find blocks for `count` tokens, preempting others if need be. False when the sequence did not get them."""
@@ -144,7 +251,7 @@ class Scheduler:
             return False  # a victim of this very step
         clean = True
         end = sequence.num_computed + count
-        while not self._has_blocks(sequence, self.cache.missing(sequence, end)):
+        while not self.room.has(sequence, self.cache.missing(sequence, end)):
             victim = self._victim(sequence)
             if victim is None:
                 return False  # waits for reserved sequences to finish
@@ -163,99 +270,96 @@ class Scheduler:
             count=count,
             sample=count == sequence.num_pending,
             new_blocks=blocks,
+            new_epochs=self.cache.epochs(blocks) if blocks else (),
         )
 
     def _victim(self, needy: Sequence) -> Sequence | None:
-        """Whom to preempt so that `needy` can go on; itself when it is the last in order; None when nobody may be."""
-        candidates = [s for s in self.running if s.id not in self.reserved]
-        others = [s for s in candidates if s is not needy]
-        if not others:
-            return None
-        return self.policy.victim(candidates)
+        return victims.for_blocks(
+            self._may_leave(), self.room.reserved, needy, self.cache, self.accounts
+        )
+
+    def _may_leave(self) -> list[Sequence]:
+        """Who runs and did not start in this very step, which a rank would not understand."""
+        return [s for s in self.running if s.row not in self._starts]
 
     def _preempt(self, sequence: Sequence) -> None:
+        sequence.num_computed_before = max(sequence.num_computed_before, sequence.num_computed)
+        sequence.counted_to = max(sequence.counted_to, sequence.num_computed_before)
         self._leave(sequence)
         sequence.state = SequenceState.WAITING
         sequence.num_preemptions += 1
         self.counters.num_preemptions += 1
-        bisect.insort(self.waiting, sequence, key=self.policy.order)
+        self._enqueue(sequence)
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        match = self.cache.match(sequence)
+        self.accounts.enqueue(sequence, sequence.num_tokens - match.num_tokens)
 
     # -- admission -----------------------------------------------------------------------------------------------
 
-    def _admit(
-        self, slices: dict[int, Slice], starts: dict[int, SequenceStart], now: float
-    ) -> None:
-        """Start waiting sequences, in order, as long as rows, tokens and blocks allow."""
-        if not self.waiting:
+    def _start_head(
+        self,
+        account: Account,
+        turns: Turns,
+        budget: PrefillBudget,
+        slices: dict[int, Slice],
+        now: float,
+    ) -> _Verdict:
+        """Start the first in the account's queue, if there is room for it."""
+        sequence = turns.head(account)
+        if sequence is None:
+            turns.pass_over(account)
+            return _Verdict.HELD_BACK
+        if not self._rows:
+            return _Verdict.NO_ROW
+        if len(self._rows) == 1 and self._keeps_row and self.accounts.leaves_last_row(account):
+            return _Verdict.LAST_ROW
+        match = self.cache.match(sequence)
+        left = sequence.num_tokens - match.num_tokens
+        count = min(left, budget.most(match.num_tokens))
+        if count < 1 or (count < left and not self.limits.enable_chunked_prefill):
+            return _Verdict.NO_BUDGET
+        if self.room.twin_is_computing(sequence, match, self.running):
+            turns.hold_back(account)
+            return _Verdict.HELD_BACK
+        if not self._is_room_for(sequence, match):
+            return _Verdict.NO_ROOM
+        self.accounts.dequeue(sequence)
+        start = self._start(sequence, match, count, now)
+        self._starts[sequence.row] = start
+        slices[sequence.row] = self._slice(sequence, count, ())
+        self._pending += max(0, left - count - 1)
+        budget.spend(match.num_tokens, count)
+        self.accounts.charge(account, match.num_tokens, count)
+        self._stuck.note_start(sequence)
+        return _Verdict.STARTED
+
+    def _is_room_for(self, sequence: Sequence, match: Match) -> bool:
+        """Whether blocks and, where it is bounded, the time of a step allow one more; an account may always have a row."""
+        if self.step_time.is_fitted and self.accounts.of(sequence.request).rows:
+            rows = len(self.running) + 1
+            context = self.accounts.settled_context() + sequence.num_tokens
+            if not fits_row(self.limits, self.step_time.line, rows, context):
+                return False
+        return self.room.admits(sequence, match, self.running)
+
+    def _take_row_for(self, starved: Account, slices: dict[int, Slice], now: float) -> None:
+        """Free a row, and its blocks, for an account far below its share, from one above its own; now and then."""
+        head = starved.waiting[0] if starved.waiting else None
+        if head is None or now - head.request.arrived < victims.PATIENCE_S:
             return
-        decodes = sum(1 for piece in slices.values() if piece.count == 1)
-        budget = self.limits.prefill_budget(decodes)
-        budget -= sum(piece.count for piece in slices.values() if piece.count > 1)
-        held_back: list[Sequence] = []
-        while self.waiting and self._rows and budget > 0:
-            sequence = self.waiting[0]
-            match = self.cache.match(sequence)
-            count = min(sequence.num_tokens - match.num_tokens, budget)
-            whole = count == sequence.num_tokens - match.num_tokens
-            if not whole and not self.limits.enable_chunked_prefill:
-                break
-            if self._twin_is_computing(sequence, match):
-                held_back.append(self.waiting.pop(0))
-                continue
-            if not self._can_admit(sequence, match):
-                break
-            self.waiting.pop(0)
-            starts_at = self._start(sequence, match, count, now)
-            starts[sequence.row] = starts_at
-            slices[sequence.row] = self._slice(sequence, count, ())
-            budget -= count
-        for sequence in held_back:
-            bisect.insort(self.waiting, sequence, key=self.policy.order)
-
-    def _can_admit(self, sequence: Sequence, match: Match) -> bool:
-        chunk = self.limits.max_num_batched_tokens
-        need = self.cache.admission_need(sequence, match, chunk)
-        if sequence.num_preemptions >= MAX_PREEMPTIONS:
-            whole = self.cache.whole_need(sequence, chunk)
-            need = [max(pair) for pair in zip(need, whole, strict=True)]
-        elif self.running:
-            need = [
-                blocks + int(pool.num_usable * WATERMARK)
-                for blocks, pool in zip(need, self.cache.pools, strict=True)
-            ]
-        return self._has_blocks(sequence, need)
-
-    def _has_blocks(self, sequence: Sequence, need: list[int]) -> bool:
-        """Whether `need` blocks per group are free beside what is reserved for others."""
-        if not any(need):
-            return True
-        kept = [0] * len(need)
-        chunk = self.limits.max_num_batched_tokens
-        for other_id in self.reserved:
-            if other_id != sequence.id:
-                other = self.by_id[other_id]
-                rest = self.cache.remaining_need(other, chunk)
-                kept = [a + b for a, b in zip(kept, rest, strict=True)]
-        return all(
-            blocks + keep <= pool.num_free
-            for blocks, keep, pool in zip(need, kept, self.cache.pools, strict=True)
+        if self.counters.num_steps - self._row_taken_at < victims.PAUSE_STEPS:
+            return
+        victim = victims.for_row(
+            starved, self._may_leave(), self.room.reserved, self.cache, self.accounts
         )
+        if victim is not None:
+            self._row_taken_at = self.counters.num_steps
+            slices.pop(victim.row, None)
+            self._preempt(victim)
 
-    def _twin_is_computing(self, sequence: Sequence, match: Match) -> bool:
-        """Whether a running sequence is about to compute the next block that this one needs.
-
-        Waiting for it a step or a few saves computing the same prompt twice (n choices, bursts with one system prompt).
-        """
-        index = match.num_tokens // BLOCK_SIZE
-        if not self.cache.looks_up(sequence) or index >= (sequence.num_tokens - 1) // BLOCK_SIZE:
-            return False
-        wanted = sequence.hashes[index]
-        return any(
-            len(other.hashes) > index
-            and other.hashes[index] == wanted
-            and other.num_computed <= index * BLOCK_SIZE
-            for other in self.running
-        )
+    def _order(self, sequence: Sequence) -> tuple[float, ...]:
+        return self.policy.order(sequence.request)
 
     def _start(self, sequence: Sequence, match: Match, count: int, now: float) -> SequenceStart:
         self.cache.admit(sequence, match)
@@ -265,18 +369,20 @@ class Scheduler:
         self._by_row[sequence.row] = sequence
         if sequence.admitted_at is None:
             sequence.admitted_at = now
-            sequence.num_cached = match.num_tokens
+            sequence.num_cached = min(match.num_tokens, sequence.num_prompt)
             if self.cache.looks_up(sequence):
                 self.counters.prefix_queries += sequence.num_tokens
                 self.counters.prefix_hits += match.num_tokens
-        if sequence.num_preemptions >= MAX_PREEMPTIONS:
-            self.reserved.add(sequence.id)
-        bisect.insort(self.running, sequence, key=self.policy.order)
+        sequence.num_matched = match.num_tokens
+        self.room.start(sequence)
+        self.accounts.start(sequence)
+        bisect.insort(self.running, sequence, key=self._order)
         return SequenceStart(
             row=sequence.row,
             request=sequence.request,
             token_ids=tuple(sequence.token_ids),
             blocks=tuple(tuple(table) for table in sequence.blocks),
+            epochs=self.cache.epochs(sequence.blocks),
         )
 
     # -- apply ---------------------------------------------------------------------------------------------------
@@ -286,14 +392,16 @@ class Scheduler:
         events: list[Event] = []
         self.counters.last_step_tokens = plan.num_tokens
         self.counters.last_step_s = result.elapsed_s
+        if result.elapsed_s > 0:
+            self.step_time.observe(plan.num_tokens, context_of(plan), result.elapsed_s)
         for piece, outcome in zip(plan.slices, result.slices, strict=True):
             sequence = self._by_row[piece.row]
             if outcome.error is not None:
                 events.append(self._fail(sequence, outcome.error))
                 continue
-            if piece.start < sequence.num_prompt:
-                in_prompt = min(piece.start + piece.count, sequence.num_prompt) - piece.start
-                self.counters.prompt_tokens += in_prompt
+            if piece.start < sequence.counted_to:
+                line = self.accounts.line if self.step_time.is_fitted else None
+                self.counters.count(sequence, piece, line)
             sequence.num_computed = piece.start + piece.count
             self.cache.advance(sequence)
             if outcome.pooled is not None:
@@ -316,7 +424,7 @@ class Scheduler:
         for taken, token_id in enumerate(token_ids, 1):
             known.append(token_id)
             if token_id in sequence.stop_ids or len(known) >= sequence.most_tokens:
-                end = _end_of(sequence, token_id)
+                end = end_of(sequence, token_id)
                 if end is not None:
                     token_ids = token_ids[:taken]
                     logprobs = None if logprobs is None else logprobs[:taken]
@@ -330,15 +438,16 @@ class Scheduler:
                 num_cached = sequence.num_cached
             sequence.last_token_at = now
             self.counters.generation_tokens += len(token_ids)
-        events.append(
-            TokenOut(
-                id=sequence.request.id,
-                token_ids=token_ids,
-                logprobs=logprobs,
-                prompt_logprobs=outcome.prompt_logprobs,
-                num_cached=num_cached,
+        if token_ids or outcome.prompt_logprobs is not None:
+            events.append(
+                TokenOut(
+                    id=sequence.request.id,
+                    token_ids=token_ids,
+                    logprobs=logprobs,
+                    prompt_logprobs=outcome.prompt_logprobs,
+                    num_cached=num_cached,
+                )
             )
-        )
         if end is not None:
             events.append(self._finish(sequence, *end))
 
@@ -346,7 +455,8 @@ class Scheduler:
         """Stop running: blocks and row come back."""
         self.running.remove(sequence)
         self.cache.release(sequence)
-        self.reserved.discard(sequence.id)
+        self.room.leave(sequence)
+        self.accounts.leave(sequence)
         del self._by_row[sequence.row]
         self._rows.append(sequence.row)
         self._ended_rows.append(sequence.row)
@@ -356,50 +466,35 @@ class Scheduler:
         if sequence.state is SequenceState.RUNNING:
             self._leave(sequence)
         else:
-            self.waiting.remove(sequence)
+            self.accounts.dequeue(sequence)
         sequence.state = SequenceState.FINISHED
         del self.by_id[sequence.id]
 
     def _fail(self, sequence: Sequence, error: ErrorInfo) -> Failed:
+        if (
+            error.status >= 500
+        ):  # not the caller's doing: what it left in the cache is not to be built on
+            self.counters.count_fault(error)
+            self.cache.distrust(sequence)
         self._drop(sequence)
         return Failed(id=sequence.id, error=error)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, stop_token: int | None) -> Finished:
+        if sequence.admitted_at is not None and sequence.request.max_tokens:
+            self.room.growth.learn(
+                sequence.request, sequence.num_output, cut_off=reason == "length"
+            )
         self._drop(sequence)
-        return Finished(
-            id=sequence.id,
-            reason=reason,
-            stop_token=stop_token,
-            num_prompt=sequence.request.num_prompt,
-            num_output=sequence.num_output,
-            num_cached=sequence.num_cached,
-            num_preemptions=sequence.num_preemptions,
-            timing=RequestTiming(
-                arrived=sequence.request.arrived,
-                admitted=sequence.admitted_at,
-                first_token=sequence.first_token_at,
-                last_token=sequence.last_token_at,
-            ),
-        )
+        return finished(sequence, reason, stop_token)
 
     def stats(self) -> EngineStats:
         """A snapshot for the meters."""
         return self.counters.snapshot(
             num_running=len(self.running),
-            num_waiting=len(self.waiting),
+            num_waiting=self.accounts.num_waiting,
             num_blocks=self.cache.num_blocks,
             num_free_blocks=self.cache.num_free,
+            queued_tokens=self.accounts.queued_tokens,
+            pending_tokens=len(self.running) + self._pending,
+            step_time=self.step_time.line,
         )
-
-
-def _end_of(sequence: Sequence, token_id: int) -> tuple[FinishReason, int | None] | None:
-    """Why the sequence ends with this token, if it does. Stop tokens before min_tokens are masked by the sampler."""
-    request = sequence.request
-    if sequence.num_output >= request.params.min_tokens:
-        if token_id in request.eos_token_ids:
-            return ("stop", None)
-        if token_id in request.params.stop_token_ids:
-            return ("stop", token_id)
-    if sequence.num_output >= request.max_tokens:
-        return ("length", None)
-    return None

@@ -1,14 +1,15 @@
 """The application: a table of routes, each behind its key, and nothing else.
 
-Deny by default: a route is protected unless its row says `public=True`. Public are the probes and `/metrics` (numbers,
-no content), because orchestrators and scrapers carry no keys; a network policy is the place to hide those.
+Deny by default: a route needs a key unless its row says `public=True`, and more than a user's where it names a role.
+Public are the probes alone, because orchestrators carry no keys.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -19,13 +20,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from octavo.core.errors import NotFoundError, RequestError, did_you_mean
+from octavo.core.log import get_logger
 from octavo.server.batches import BatchRunner
 from octavo.server.call import Endpoint, Handler, RequestId, RouteRow
+from octavo.server.canary import Canary
 from octavo.server.errors import MethodError, error_response
 from octavo.server.jobs.store import Store
 from octavo.server.state import AppState
+from octavo.server.watch import Watch
+
+logger = get_logger(__name__)
 
 _HEALTH = "octavo.server.health"
+_ADMIN = "octavo.server.admin"
 _OPENAI = "octavo.server.openai"
 _RESPONSES = "octavo.server.responses.endpoint"
 _ANTHROPIC = "octavo.server.anthropic.endpoint"
@@ -37,10 +44,12 @@ ROUTES: tuple[RouteRow, ...] = (
     RouteRow("/livez", "GET", f"{_HEALTH}:livez", public=True),
     RouteRow("/readyz", "GET", f"{_HEALTH}:readyz", public=True),
     RouteRow("/startupz", "GET", f"{_HEALTH}:startupz", public=True),
-    RouteRow("/version", "GET", f"{_HEALTH}:version", public=True),
-    RouteRow("/metrics", "GET", f"{_HEALTH}:metrics", public=True),
+    RouteRow("/healthz", "GET", f"{_HEALTH}:healthz", public=True),
+    RouteRow("/version", "GET", f"{_HEALTH}:version"),
+    RouteRow("/metrics", "GET", f"{_HEALTH}:metrics", role="operator"),
     RouteRow("/openapi.json", "GET", "octavo.server.openapi:openapi_json"),
-    RouteRow("/load", "GET", f"{_HEALTH}:load"),
+    RouteRow("/load", "GET", f"{_HEALTH}:load", role="operator"),
+    RouteRow("/reset_prefix_cache", "POST", f"{_ADMIN}:reset_prefix_cache", role="admin"),
     RouteRow("/v1/models", "GET", f"{_OPENAI}.models:list_models"),
     RouteRow("/v1/models/{model:path}", "GET", f"{_OPENAI}.models:get_model"),
     RouteRow("/v1/completions", "POST", f"{_OPENAI}.completions:completions"),
@@ -52,6 +61,8 @@ ROUTES: tuple[RouteRow, ...] = (
     RouteRow("/v1/responses/{response_id}/input_items", "GET", f"{_RESPONSES}:input_items"),
     RouteRow("/v1/messages", "POST", f"{_ANTHROPIC}:create", shape="anthropic"),
     RouteRow("/v1/messages/count_tokens", "POST", f"{_ANTHROPIC}:count_tokens", shape="anthropic"),
+    RouteRow("/v1/requests/{request_id}", "GET", "octavo.server.requests:get_request"),
+    RouteRow("/v1/requests/{request_id}", "DELETE", "octavo.server.requests:delete_request"),
     RouteRow("/v1/files", "POST", f"{_OPENAI}.files:upload_file"),
     RouteRow("/v1/files", "GET", f"{_OPENAI}.files:list_files"),
     RouteRow("/v1/files/{file_id}", "GET", f"{_OPENAI}.files:get_file"),
@@ -81,14 +92,21 @@ def create_app(state: AppState) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            if state.open_store is not None:
-                state.store = state.open_store()
+            if state.open_kept is not None:
+                state.kept = state.open_kept()
+            await stack.enter_async_context(_beside(Watch(state).run()))
+            if state.config.canary_interval > 0:
+                state.canary = Canary(state.engine, state.config.canary_interval)
+                await stack.enter_async_context(_beside(state.canary.run()))
             if state.store is not None:
                 await stack.enter_async_context(_batches(state, state.store))
             yield
         if state.on_stop is not None:
             await state.on_stop()
+        await _end_background(state)
+        state.responses.close()
         state.frontend.close()
+        state.keys.close()
 
     app = Starlette(
         routes=[_route(row, state) for row in ROUTES],
@@ -102,6 +120,14 @@ def create_app(state: AppState) -> Starlette:
     return app
 
 
+async def _end_background(state: AppState) -> None:
+    """Responses that nobody waits for are kept as far as they have come."""
+    tasks = list(state.background.values())
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 @asynccontextmanager
 async def _batches(state: AppState, store: Store) -> AsyncIterator[None]:
     """Batch jobs run meanwhile."""
@@ -112,6 +138,24 @@ async def _batches(state: AppState, store: Store) -> AsyncIterator[None]:
     finally:
         await runner.stop()
         store.close()
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Something runs meanwhile, for ever unless it is a bug, which is logged."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(_tell_bug)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _tell_bug(task: asyncio.Task[None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        logger.error("a task of the server ended", exc_info=error)
 
 
 def _route(row: RouteRow, state: AppState) -> Route:

@@ -17,7 +17,7 @@ from msgspec import Raw
 
 from octavo.core.errors import OctavoError
 from octavo.core.log import get_logger
-from octavo.engine.frontend import Caller
+from octavo.server.auth import Guest
 from octavo.server.jobs import lines
 from octavo.server.jobs.shapes import (
     Answer,
@@ -39,7 +39,7 @@ WINDOW = 16
 MAX_JOBS = 8
 """Jobs under way at once, at most one of a tenant."""
 PRIORITY = 1 << 20
-"""Under the priority policy, after everyone who does not ask for less."""
+"""Of the lowest class: after everyone else's who arrives within minutes, where the policy looks at it."""
 OUTPUT_DAYS = 30
 _POLL_S = 0.05
 _RETRY_S = 0.5
@@ -99,15 +99,17 @@ class BatchRunner:
         for tenant, batch in self._store.open_batches():
             if len(self._jobs) >= MAX_JOBS:
                 break
-            if tenant in busy or not self._state.keys.has_tenant(tenant):
+            guest = None if tenant in busy else self._state.keys.guest_of(tenant)
+            if guest is None:
                 continue
             busy.add(tenant)
-            task = asyncio.create_task(self._job(tenant, batch))
+            task = asyncio.create_task(self._job(tenant, batch, guest))
             self._jobs[batch.id] = (tenant, task)
 
-    async def _job(self, tenant: str, batch: Batch) -> None:
+    async def _job(self, tenant: str, batch: Batch, guest: Guest) -> None:
+        guest = guest._replace(caller=guest.caller._replace(priority=PRIORITY))
         try:
-            await _Job(self._state, self._store, self._window, tenant, batch).run()
+            await _Job(self._state, self._store, self._window, guest, batch).run()
         except Exception:  # edge of a task: one broken job must not end the others
             logger.exception("batch %s stopped", batch.id)
             batch = self._store.batch(tenant, batch.id)
@@ -122,14 +124,14 @@ class _Job:
     """One job from the state in which it was found to its end."""
 
     def __init__(
-        self, state: AppState, store: Store, window: asyncio.Semaphore, tenant: str, batch: Batch
+        self, state: AppState, store: Store, window: asyncio.Semaphore, guest: Guest, batch: Batch
     ) -> None:
         self._state = state
         self._store = store
         self._window = window
-        self._tenant = tenant
+        self._guest = guest
+        self._tenant = guest.caller.tenant
         self._batch = batch
-        self._caller = Caller(tenant=tenant, cache_scope=tenant, priority=PRIORITY)
         self._has_expired = False
         self._broken: BaseException | None = None
         """Why a line could not be kept; ends the job."""
@@ -224,7 +226,7 @@ class _Job:
     async def _ask(self, line: Line) -> tuple[Answer, bool]:
         endpoint = self._state.endpoints[line.url]
         while True:
-            inner = await endpoint(bytes(line.body), self._caller)
+            inner = await endpoint(bytes(line.body), self._guest)
             if inner.status not in _LATER:
                 break
             if _now() >= self._batch.expires_at:

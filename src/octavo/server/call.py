@@ -1,13 +1,14 @@
 """One HTTP call as its handler sees it, and the edge at which its errors become answers.
 
-Every route is an `Endpoint`: the key is checked here, behind the routing, so that no spelling of a path can get around
-it. Request ids are minted here; what callers send as an id is never used.
+Every route is an `Endpoint`: the key, its role and its allowance are checked here, behind the routing, so that no
+spelling of a path can get around them. Request ids are minted here; what callers send as an id is never used.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -20,11 +21,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from octavo.core.errors import EngineError, OctavoError, RequestError
 from octavo.core.log import get_logger
 from octavo.engine.frontend import Caller
-from octavo.server.errors import anthropic_error_json, error_json, error_response
+from octavo.server.auth import Guest
+from octavo.server.errors import RoleError, anthropic_error_json, error_json, error_response
+from octavo.server.keys.allowance import Allowance, LimitError
+from octavo.server.keys.rows import Role
 from octavo.server.lenient import Warned, WarningSender
 from octavo.server.limits import ClientGone, read_body
 from octavo.server.parse import Parser
+from octavo.server.protocol import ADMIN_KEY
+from octavo.server.running import Running
 from octavo.server.state import AppState, Inner
+from octavo.server.tickets import Stay
 
 logger = get_logger(__name__)
 
@@ -43,6 +50,8 @@ class RouteRow(NamedTuple):
     public: bool = False
     shape: Literal["openai", "anthropic"] = "openai"
     """How errors are written, and in which header a key may come beside Authorization."""
+    role: Role = "user"
+    """What a key must be, at least. `admin` is never anyone's who came without a key, but through the admin socket."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +61,31 @@ class Call:
     scope: Scope
     receive: Receive
     state: AppState
-    caller: Caller
+    guest: Guest
     id: str
     """Minted by us; 32 hexadecimal digits."""
+    running: Running
+    """The same call as those see it who want to end it."""
     warnings: list[Warned] = field(default_factory=list)
     """What the answer has to say of ignored fields."""
+    began: float = field(default_factory=time.monotonic)
+    """`time.monotonic()` when its headers were read: deadlines count from here."""
+    stay: Stay
+
+    @property
+    def caller(self) -> Caller:
+        """Whose tenant, cache scope and share."""
+        return self.guest.caller
+
+    @property
+    def allowance(self) -> Allowance:
+        """What the key may still use: `begin`, `spend` and `end` go around whatever generates."""
+        return self.guest.allowance
 
     async def body(self, parser: Parser[T]) -> T:
         """The body, checked. Raises RequestError naming the field at fault."""
-        return parser(await read_body(self.receive, Headers(scope=self.scope)), self.refuse)
+        body = await read_body(self.receive, Headers(scope=self.scope), self.stay.hold)
+        return parser(body, self.refuse)
 
     def refuse(self, error: RequestError) -> None:
         """A field that nobody honours: refuse it, or under `--lenient` note for the answer that it is ignored.
@@ -92,8 +117,8 @@ class Endpoint:
         """Authorise, handle, answer. One call may fail; the server goes on."""
         await self._answer(scope, receive, send, None)
 
-    async def inner(self, body: bytes, caller: Caller) -> Inner:
-        """Answer a call that comes from within, as if `caller` had sent `body`."""
+    async def inner(self, body: bytes, guest: Guest) -> Inner:
+        """Answer a call that comes from within, as if `guest` had sent `body`."""
         request_id = secrets.token_hex(16)
         scope = {
             "type": "http",
@@ -116,11 +141,11 @@ class Endpoint:
             status = message.get("status", status)
             parts.append(message.get("body", b""))
 
-        await self._answer(scope, receive, send, caller)
+        await self._answer(scope, receive, send, guest)
         return Inner(status, request_id, b"".join(parts))
 
     async def _answer(
-        self, scope: Scope, receive: Receive, send: Send, caller: Caller | None
+        self, scope: Scope, receive: Receive, send: Send, guest: Guest | None
     ) -> None:
         status = 0
 
@@ -128,28 +153,39 @@ class Endpoint:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if guest is not None:
+                    MutableHeaders(scope=message).update(guest.allowance.headers())
             await send(message)
 
         request_id = scope[_ID_KEY]
         warnings: list[Warned] = []
+        stay = Stay(self._state.admission)
         try:
-            caller = self._caller(scope) if caller is None else caller
+            guest = self._guest(scope) if guest is None else guest
+            if self._row.method == "POST" and not self._row.public:
+                guest.allowance.count_request()
+            running = Running(request_id, guest.caller.tenant, self._row.path)
             call = Call(
                 scope=scope,
                 receive=receive,
                 state=self._state,
-                caller=caller,
+                guest=guest,
                 id=request_id,
+                running=running,
                 warnings=warnings,
+                stay=stay,
             )
-            response = await self._handler(call)
-            await response(
-                scope, receive, WarningSender(watched, warnings) if warnings else watched
-            )
+            with self._state.calls.held(running):
+                with running.interruptible():
+                    response = await self._handler(call)
+                sender = WarningSender(watched, warnings) if warnings else watched
+                await response(scope, receive, sender)
         except ClientGone:
             self._state.metrics.count("octavo:client_disconnects")
             status = status or 499
         except OctavoError as error:
+            if isinstance(error, LimitError):
+                self._state.metrics.count("vllm:admission_rejections", 1, f"key_{error.limit}")
             if error.status == 500:
                 logger.warning("request %s: %s", request_id, error.info().one_line())
             await error_response(error, self._error_body)(scope, receive, watched)
@@ -161,16 +197,36 @@ class Endpoint:
                 hidden = EngineError("internal error; the log has it under this request's id.")
                 await error_response(hidden, self._error_body)(scope, receive, watched)
         finally:
+            stay.close()
             self._state.metrics.count("octavo:http_responses", 1, self._row.path, str(status))
 
-    def _caller(self, scope: Scope) -> Caller:
+    def _guest(self, scope: Scope) -> Guest:
+        """Who calls, if that is enough for this route.
+
+        Raises:
+            AuthError: no key, or none that is known.
+            RoleError: a key that may not do this.
+        """
+        keys, role = self._state.keys, self._row.role
         if self._row.public:
-            return Caller()
+            return Guest(Caller(), "user", Allowance())
         headers = Headers(scope=scope)
         given = headers.getlist("authorization")
         if self._row.shape == "anthropic" and "x-api-key" in headers:
             given = [f"Bearer {key}" for key in headers.getlist("x-api-key")]
-        return self._state.keys.caller(given)
+        is_admin = scope.get(ADMIN_KEY, False)
+        if is_admin and not given:
+            return keys.admin()
+        guest = keys.admit(given)
+        if is_admin:
+            return guest._replace(role="admin")
+        if not guest.may(role):
+            has = "no key is asked for here" if keys.is_open else f"this key's role is {guest.role}"
+            raise RoleError(
+                f"{self._row.path} needs the role {role}; {has}.",
+                fix=f"Take a key made with `octavo keys create --role {role}`, or the admin socket.",
+            )
+        return guest
 
 
 class RequestId:

@@ -6,17 +6,19 @@ A row of `server/app.py: ROUTES` without one here is a bug that a test finds.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import UnionType
 from typing import NamedTuple
 
 import msgspec
 
-from octavo.server import health, schema, schema_pooling
+from octavo.server import admin, health, requests, schema, schema_pooling
 from octavo.server.anthropic import shapes as messages
 from octavo.server.anthropic.schema import CountTokensBody, MessagesBody
 from octavo.server.errors import AnthropicErrorBody, ErrorBody
 from octavo.server.jobs import shapes
 from octavo.server.openai import chat, completions, embeddings, models, pooling, score, tokenize
 from octavo.server.responses import shapes as responses
+from octavo.server.responses.events import ResponseEvent
 from octavo.server.responses.schema import ResponsesBody
 
 
@@ -27,8 +29,8 @@ class Contract(NamedTuple):
     body: type[msgspec.Struct] | None = None
     answer: type[msgspec.Struct] | None = None
     """None: not JSON."""
-    event: type[msgspec.Struct] | None = None
-    """Of each event, where `stream` makes the answer a stream."""
+    event: type[msgspec.Struct] | UnionType | None = None
+    """Of each event, where `stream` makes the answer a stream; events of several types tell by `type` which they are."""
     failures: tuple[int, ...] = ()
     """Statuses beside those that every route with such a body or key can have."""
     form: bool = False
@@ -37,8 +39,6 @@ class Contract(NamedTuple):
     """Of an answer without a type."""
     query: tuple[str, ...] = ()
     """Query parameters."""
-    streams: bool = False
-    """`stream` makes the answer a stream whose events have several shapes."""
     error: type[msgspec.Struct] = ErrorBody
     """Of an answer that says why not."""
 
@@ -60,10 +60,21 @@ CONTRACTS: Mapping[tuple[str, str], Contract] = {
     ("GET", "/livez"): _HEALTH._replace(summary="503 when a restart would help."),
     ("GET", "/readyz"): _HEALTH._replace(summary="Whether a call sent now would be taken."),
     ("GET", "/startupz"): Contract("How far the start is.", answer=health.Startup, failures=(503,)),
+    ("GET", "/healthz"): Contract(
+        "Whether calls are served, and with `deep=1` what that is read from.",
+        answer=health.DeepHealth,
+        failures=(400, 503),
+        query=("deep",),
+    ),
     ("GET", "/version"): Contract("The version.", answer=health.Version),
     ("GET", "/metrics"): Contract("Prometheus text.", media="text/plain"),
     ("GET", "/openapi.json"): Contract("This document."),
     ("GET", "/load"): Contract("Work at hand.", answer=health.Load),
+    ("POST", "/reset_prefix_cache"): Contract(
+        "Forget every cached prefix that no running request uses.",
+        answer=admin.Done,
+        failures=(503,),
+    ),
     ("GET", "/v1/models"): Contract(
         "Names under which the model answers.", answer=models.ModelList, failures=(503,)
     ),
@@ -86,7 +97,7 @@ CONTRACTS: Mapping[tuple[str, str], Contract] = {
         "Answer, and keep the answer to go on from.",
         body=ResponsesBody,
         answer=responses.ResponseObject,
-        streams=True,
+        event=ResponseEvent,
     ),
     ("GET", "/v1/responses/{response_id}"): Contract(
         "A kept answer.", answer=responses.ResponseObject, failures=(400, 404)
@@ -109,7 +120,7 @@ CONTRACTS: Mapping[tuple[str, str], Contract] = {
         "Answer a conversation, in the shape of the Anthropic API.",
         body=MessagesBody,
         answer=messages.MessageObject,
-        streams=True,
+        event=messages.MessageEvent,
         error=AnthropicErrorBody,
     ),
     ("POST", "/v1/messages/count_tokens"): Contract(
@@ -117,6 +128,12 @@ CONTRACTS: Mapping[tuple[str, str], Contract] = {
         body=CountTokensBody,
         answer=messages.TokenCount,
         error=AnthropicErrorBody,
+    ),
+    ("GET", "/v1/requests/{request_id}"): Contract(
+        "How far a call is.", answer=requests.RequestObject, failures=(404,)
+    ),
+    ("DELETE", "/v1/requests/{request_id}"): Contract(
+        "End a call wherever it stands.", answer=requests.RequestObject, failures=(404,)
     ),
     ("POST", "/v1/embeddings"): Contract(
         "A vector for each input.",

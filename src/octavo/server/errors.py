@@ -7,25 +7,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
-from octavo.core.errors import OctavoError, RequestError
+from octavo.core.errors import OctavoError, OverloadError, RequestError
 
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
     408: "timeout_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
+    499: "aborted_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
+    504: "timeout_error",
 }
+
+
+class RoleError(RequestError):
+    """The key is known, and may not do this."""
+
+    status = 403
+    default_code = "insufficient_role"
 
 
 class MethodError(RequestError):
@@ -49,6 +59,16 @@ class TooLargeError(RequestError):
     default_code = "request_too_large"
 
 
+class AbortedError(RequestError):
+    """The call was ended by its id before it had anything to say."""
+
+    status = 499
+    default_code = "request_aborted"
+
+    def __init__(self) -> None:
+        super().__init__("the request was ended by DELETE /v1/requests/{id}.")
+
+
 class MediaTypeError(RequestError):
     """The body is not plain JSON."""
 
@@ -56,13 +76,53 @@ class MediaTypeError(RequestError):
     default_code = "unsupported_media_type"
 
 
-class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
+class Forecast(NamedTuple):
+    """What was predicted of a call that was refused for it."""
+
+    predicted_ttft_ms: float
+    predicted_finish_ms: float | None
+    """None where nothing is known of outputs yet."""
+    interval_ms: tuple[float, float]
+    """In which the first token would come in 80 % of all cases."""
+    queue_tokens: int
+    """Prompt tokens ahead of it."""
+
+
+class WouldMissError(OverloadError):
+    """The call would not be answered in the time that it allows."""
+
+    default_code = "would_miss_deadline"
+
+    def __init__(
+        self, message: str, forecast: Forecast, *, param: str, fix: str, retry_after_s: float
+    ) -> None:
+        super().__init__(message, param=param, fix=fix, retry_after_s=retry_after_s)
+        self.forecast = forecast
+
+
+class Delay(msgspec.Struct, frozen=True, kw_only=True):
+    """What an overloaded server says beside its error."""
+
+    predicted_ttft_ms: float | UnsetType = UNSET
+    """Milliseconds to the first token, had the call been taken."""
+    predicted_finish_ms: float | UnsetType = UNSET
+    interval_ms: tuple[float, float] | UnsetType = UNSET
+    """In which the first token would come in 80 % of all cases."""
+    queue_tokens: int | UnsetType = UNSET
+    """Prompt tokens ahead of the call."""
+    retry_after_s: float | UnsetType = UNSET
+    """Seconds after which it is worth trying again, as fast as the queue goes down."""
+
+
+class ErrorDetail(Delay, frozen=True, kw_only=True):
     """What clients of the OpenAI API read."""
 
     message: str
     type: str
     param: str | None
     code: str
+    phase: str | UnsetType = UNSET
+    """Of a request that made the engine throw: what was being done for it."""
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
@@ -78,8 +138,20 @@ def error_json(error: OctavoError) -> bytes:
         type=_TYPES.get(error.status, "server_error"),
         param=error.param,
         code=error.code,
+        phase=error.phase or UNSET,
+        **_delay(error),
     )
     return msgspec.json.encode(ErrorBody(detail))
+
+
+def _delay(error: OctavoError) -> dict[str, Any]:
+    """The fields of `Delay` that are known."""
+    if error.status != 429 or error.retry_after_s is None:
+        return {}
+    told = {"retry_after_s": round(error.retry_after_s, 3)}
+    if isinstance(error, WouldMissError):
+        told |= {k: v for k, v in error.forecast._asdict().items() if v is not None}
+    return told
 
 
 def error_response(
@@ -99,15 +171,18 @@ def error_response(
 
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",
+    499: "api_error",
     500: "api_error",
     503: "overloaded_error",
+    504: "timeout_error",
 }
 
 
-class AnthropicErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
+class AnthropicErrorDetail(Delay, frozen=True, kw_only=True):
     """What clients of the Anthropic API read, and the field that was wrong."""
 
     type: str
@@ -128,5 +203,6 @@ def anthropic_error_json(error: OctavoError) -> bytes:
         type=_ANTHROPIC_TYPES.get(error.status, "invalid_request_error"),
         message=f"{error.message} {error.fix}".rstrip(),
         param=UNSET if error.param is None else error.param,
+        **_delay(error),
     )
     return msgspec.json.encode(AnthropicErrorBody(error=detail))

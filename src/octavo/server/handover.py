@@ -9,6 +9,7 @@ gets a copy of the listening socket at once, loads its model while the old one s
     READY                  ->     stops accepting, gives up what only one may have (the state folder's lock)
                            <-     YOURS
     SERVING                ->     finishes its calls and ends
+                           <-     the end of the connection: it is gone
 
 Connections that come between the two wait in the socket's backlog. A successor that goes away before it says SERVING
 changes nothing: the server goes on, or takes its place again.
@@ -68,6 +69,7 @@ class Offer:
         self._path = path
         self._sock = sock
         self._leave, self._stay, self._left = leave, stay, left
+        self._connections: list[socket.socket] = []
         try:
             self._listener = _listen(path)
         except OSError:
@@ -82,6 +84,8 @@ class Offer:
             await self._task
         self._stop_listening()
         self._sock.close()
+        for connection in self._connections:
+            connection.close()
 
     def _stop_listening(self) -> None:
         if self._listener.fileno() >= 0:
@@ -92,20 +96,21 @@ class Offer:
         loop = asyncio.get_running_loop()
         while self._listener.fileno() >= 0:
             connection, _ = await loop.sock_accept(self._listener)
-            with connection:
-                if not _is_same_user(connection):
-                    continue
-                # A successor that breaks off is no trouble of this server.
-                with contextlib.suppress(OSError):
-                    await self._hand_over(connection)
+            self._connections.append(connection)
+            # A successor that breaks off is no trouble of this server.
+            with contextlib.suppress(OSError):
+                if _is_same_user(connection) and await self._hand_over(connection):
+                    return  # the connection ends with this process
+            connection.close()
 
-    async def _hand_over(self, connection: socket.socket) -> None:
+    async def _hand_over(self, connection: socket.socket) -> bool:
+        """Whether the successor serves now."""
         loop = asyncio.get_running_loop()
         socket.send_fds(connection, [_HELLO], [self._sock.fileno()])
         logger.info("a successor has asked for the port; serving until it is ready")
         if await loop.sock_recv(connection, len(_READY)) != _READY:
             logger.warning("the successor went away before it was ready; nothing changes")
-            return
+            return False
         self._stop_listening()  # the successor offers the port from now on
         await self._leave()
         try:
@@ -115,10 +120,11 @@ class Offer:
             answer = b""
         if answer == _SERVING:
             await self._left()
-            return
+            return True
         logger.error("the successor failed while it took over; this server goes on")
         await self._stay()
         self._listener = _listen(self._path)
+        return False
 
 
 class Takeover:
@@ -171,6 +177,14 @@ class Takeover:
         # It may be gone; then nobody waits for this.
         with contextlib.suppress(OSError):
             await asyncio.get_running_loop().sock_sendall(self._connection, _SERVING)
+
+    async def gone(self) -> None:
+        """Wait until the other server has ended."""
+        with self._connection, contextlib.suppress(OSError):
+            await asyncio.get_running_loop().sock_recv(self._connection, 1)
+
+    def close(self) -> None:
+        """Wait no longer."""
         self._connection.close()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.types import Receive
 
@@ -11,7 +11,11 @@ from octavo.core.errors import RequestError
 from octavo.server.errors import BodyTimeoutError, MediaTypeError, TooLargeError
 
 MAX_BODY_BYTES = 16 << 20
+MAX_HELD_BYTES = 16 * MAX_BODY_BYTES
+"""Of bodies of calls under way, over all callers: what is parsed and rendered of them takes a few times as much."""
 BODY_TIMEOUT_S = 60.0
+MAX_WAIT_MS = 7 * 24 * 3600 * 1000
+"""Longest deadline: a week."""
 MAX_PROMPTS = 1024
 MAX_INPUTS = 2048
 """Texts of one call for embeddings, scores or classes."""
@@ -77,8 +81,10 @@ class ClientGone(Exception):
     """The caller closed the connection; nobody is left to answer."""
 
 
-async def read_body(receive: Receive, headers: Mapping[str, str]) -> bytes:
-    """The whole JSON body of a call.
+async def read_body(
+    receive: Receive, headers: Mapping[str, str], hold: Callable[[int], None] = lambda size: None
+) -> bytes:
+    """The whole JSON body of a call. `hold` is told of each part, before it is kept, and may refuse it.
 
     Raises:
         MediaTypeError: not application/json, or compressed.
@@ -100,12 +106,12 @@ async def read_body(receive: Receive, headers: Mapping[str, str]) -> bytes:
         raise _too_large(announced)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await _collect(receive)
+            return await _collect(receive, hold)
     except TimeoutError as error:
         raise BodyTimeoutError(f"the body was not complete after {BODY_TIMEOUT_S:g} s.") from error
 
 
-async def _collect(receive: Receive) -> bytes:
+async def _collect(receive: Receive, hold: Callable[[int], None]) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
@@ -116,6 +122,7 @@ async def _collect(receive: Receive) -> bytes:
         size += len(part)
         if size > MAX_BODY_BYTES:
             raise _too_large(f"at least {size}")
+        hold(len(part))
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from octavo.core.aio import closable
-from octavo.core.errors import OverloadError
+from octavo.core.errors import OctavoError, OverloadError
 from octavo.core.log import get_logger
 from octavo.core.request import Request
 from octavo.core.result import RequestTiming
@@ -22,6 +22,7 @@ from octavo.server.call import Call
 logger = get_logger(__name__)
 
 Item = tuple[int, Delta]
+ABORTED = "octavo:aborted_tokens"
 
 
 async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerator[Item, None]:
@@ -30,30 +31,50 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
     Raises:
         OctavoError: a request failed; the others of the call are cancelled.
     """
-    state = call.state
+    state, account = call.state, call.allowance
+    account.begin(sum(generation.usage.prompt_tokens for generation in generations))
     books = {
         (prompt_index, request.index): _Book(state.metrics, request, generation)
         for prompt_index, generation in enumerate(generations)
         for request in generation.requests
     }
+    ticket = call.stay.take()
+    for request in (request for generation in generations for request in generation.requests):
+        ticket.hand_over(request.id)
     state.begin_call()
-    reason = "error"
+    reason, cause = "error", ""
+    running = call.running
     try:
-        async with aclosing(_merged(generations)) as items:
-            async for item in items:
-                books[item[0], item[1].index].take(item[1])
-                state.metrics.observe_stats(state.engine.stats)
-                yield item
+        with state.calls.held(running), running.generating(generations):
+            async with aclosing(_merged(generations)) as items:
+                async for item in items:
+                    book = books[item[0], item[1].index]
+                    book.take(item[1])
+                    account.spend(len(item[1].token_ids))
+                    if item[1].token_ids or item[1].finish_reason is not None:
+                        ticket.begin(book.request.id)
+                    stats = state.engine.stats
+                    state.metrics.observe_stats(stats)
+                    state.admission.observe(stats)
+                    yield item
+        ticket.end([book.num_output for book in books.values()])
     except (asyncio.CancelledError, GeneratorExit):
-        reason = "abort"
+        reason, cause = "abort", "disconnect"
         raise
-    except OverloadError:
-        state.metrics.count("vllm:admission_rejections", 1, "queue_full")
+    except OverloadError as error:
+        state.admission.refused_by_engine(error)
+        raise
+    except OctavoError as error:
+        cause = "deadline" if error.code.startswith("deadline") else ""
         raise
     finally:
+        ticket.close()
+        account.end()
         state.end_call()
+        cause = "api" if running.is_ended else cause
         for book in books.values():
             book.close(reason)
+            book.count_waste(cause)
         if state.config.enable_log_requests:
             _log(call.id, list(books.values()))
 
@@ -113,7 +134,9 @@ class _Book:
             self._last = now
             self.num_output += len(delta.token_ids)
         if delta.finish_reason is not None:
-            self._timing, self._num_preemptions = delta.timing, delta.num_preemptions
+            if delta.timing is not None and delta.timing.admitted is not None:
+                self._timing = delta.timing
+            self._num_preemptions = delta.num_preemptions
             self.close(delta.finish_reason)
 
     def close(self, reason: str) -> None:
@@ -122,7 +145,7 @@ class _Book:
             return
         self.reason = reason
         arrived = self.request.arrived
-        # A stop string, a failure or a caller gone leaves us without the engine's times: ours stand in.
+        # A stop string, a failure or an abort leaves us without the engine's times: ours stand in.
         own = RequestTiming(
             arrived=arrived, admitted=None, first_token=self._first, last_token=self._last
         )
@@ -135,6 +158,16 @@ class _Book:
             ended=time.monotonic(),
         )
         self._metrics.observe_finished(self.request, outcome)
+
+    def count_waste(self, cause: str) -> None:
+        """Book the tokens of a request that ended before its own end."""
+        if self.reason != "abort" and cause != "deadline":
+            return
+        cause = cause or "shutdown"
+        # Choices share their prompt.
+        if self._first is not None and self.request.index == 0:
+            self._metrics.count(ABORTED, self.request.num_prompt, cause, "prompt")
+        self._metrics.count(ABORTED, self.num_output, cause, "output")
 
 
 def _log(call_id: str, books: Sequence[_Book]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
+from types import UnionType
 from typing import Any
 
 import msgspec
@@ -13,22 +14,25 @@ from starlette.responses import Response
 from octavo.server.app import ROUTES
 from octavo.server.call import Call, RouteRow
 from octavo.server.contract import CONTRACTS, Contract
+from octavo.server.errors import ErrorBody
 from octavo.server.openai.pages import MAX_LIMIT
 from octavo.server.state import octavo_version
 from octavo.server.unsupported import NEUTRAL
 
 _REF = "#/components/schemas/{name}"
 _WITH_BODY = (400, 408, 413, 415)
-_GENERATING = (404, 429, 503)
+_GENERATING = (404, 429, 499, 503)
 _REASONS = {
     200: "The answer.",
     400: "The call cannot be honoured as sent; `param` names the field.",
     401: "No key, or one that is not known here.",
+    403: "The key may not do this.",
     404: "No such model, file or job.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is of another type.",
-    429: "Too much is waiting, or kept; come back after Retry-After.",
+    429: "Too much is waiting, or kept, or the key has used up a limit; come back after Retry-After.",
+    499: "Ended by its id before it had anything to say.",
     503: "Loading, shutting down, or out of order.",
 }
 _NAME = {"type": "string", "maxLength": 256}
@@ -37,6 +41,7 @@ _QUERY: Mapping[str, dict[str, Any]] = {
     "order": {"type": "string", "enum": ["asc", "desc"]},
     "after": _NAME,
     "purpose": _NAME,
+    "deep": {"type": "string", "enum": ["0", "1"]},
 }
 _FORM = {
     "type": "object",
@@ -63,7 +68,7 @@ def _encoded() -> bytes:
 
 def document() -> dict[str, Any]:
     """OpenAPI 3.1 of all routes."""
-    kinds: dict[type, None] = {}
+    kinds: dict[Any, None] = {}
     for one in CONTRACTS.values():
         found = (one.body, one.answer, one.event, one.error)
         kinds |= {kind: None for kind in found if kind is not None}
@@ -102,7 +107,7 @@ def _close(schema: dict[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> No
 
 
 def _operation(
-    row: RouteRow, path: str, contract: Contract, by_kind: Mapping[type, dict[str, Any]]
+    row: RouteRow, path: str, contract: Contract, by_kind: Mapping[Any, dict[str, Any]]
 ) -> dict[str, Any]:
     name = re.sub(r"\W+", "_", f"{row.method.lower()}{path}").strip("_")
     operation: dict[str, Any] = {
@@ -132,26 +137,23 @@ def _parameters(path: str, contract: Contract) -> list[dict[str, Any]]:
 
 
 def _responses(
-    row: RouteRow, contract: Contract, by_kind: Mapping[type, dict[str, Any]]
+    row: RouteRow, contract: Contract, by_kind: Mapping[Any, dict[str, Any]]
 ) -> dict[str, Any]:
     statuses = {*contract.failures}
     if contract.body is not None or contract.form:
         statuses |= {*_WITH_BODY, *_GENERATING}
     if not row.public:
         statuses.add(401)
+    if row.role != "user":
+        statuses.add(403)
+    if row.method == "POST" and not row.public:
+        statuses.add(429)
     if contract.answer is None:
         content: dict[str, Any] = {contract.media: {}}
     else:
         content = {"application/json": {"schema": by_kind[contract.answer]}}
     if contract.event is not None:
-        content["text/event-stream"] = {
-            "schema": {
-                "type": "string",
-                "description": f"Events: {by_kind[contract.event]['$ref']}",
-            }
-        }
-    if contract.streams:
-        content["text/event-stream"] = {}
+        content["text/event-stream"] = {"itemSchema": _event(contract.event, by_kind)}
     answers: dict[str, Any] = {"200": {"description": _REASONS[200], "content": content}}
     for status in sorted(statuses):
         # A health answer that says no has the shape of one that says yes.
@@ -162,6 +164,27 @@ def _responses(
             "content": {"application/json": {"schema": by_kind[kind]}},
         }
     return answers
+
+
+def _event(kind: Any, by_kind: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:
+    """One event of a stream, in the words of OpenAPI 3.2, which readers of 3.1 pass over.
+
+    Events of one type have no name; an error may stand among them, and a word that is no JSON ends them.
+    """
+    is_named = isinstance(kind, UnionType)
+    payload = by_kind[kind] if is_named else {"anyOf": [by_kind[kind], by_kind[ErrorBody]]}
+    data: dict[str, Any] = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": payload,
+    }
+    if not is_named:
+        data = {"anyOf": [data, {"const": "[DONE]"}]}
+    return {
+        "type": "object",
+        "required": ["event", "data"] if is_named else ["data"],
+        "properties": {"event": {"type": "string"}, "data": data},
+    }
 
 
 def _required(media: str, schema: Mapping[str, Any]) -> dict[str, Any]:

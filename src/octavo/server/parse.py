@@ -130,13 +130,9 @@ def _split(body: bytes) -> dict[str, Raw]:
     if not body.strip():
         raise RequestError("the body is empty; expected a JSON object.", code="invalid_json")
     try:
-        body.decode()
-    except UnicodeDecodeError as error:
-        raise RequestError(
-            f"the body is not UTF-8 at byte {error.start}.", code="invalid_json"
-        ) from error
-    try:
         fields = _top_level.decode(body)
+    except UnicodeDecodeError as error:
+        raise RequestError("a field's name is not UTF-8.", code="invalid_json") from error
     except msgspec.ValidationError as error:
         raise RequestError("the body is not a JSON object.", code="invalid_json") from error
     except (msgspec.DecodeError, RecursionError) as error:
@@ -201,6 +197,8 @@ def _decode(
             raise complaint from error
         refuse(complaint)
         rest = _without(raw, str(error))
+        if rest is None:
+            raise complaint from error
         return _decode(name, rest, decode, below, refuse)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"{name} is not valid JSON: {error}.", param=name) from error
@@ -208,16 +206,23 @@ def _decode(
         raise RequestError(f"{name} is nested too deeply.", param=name) from error
 
 
-def _without(raw: Raw, reason: str) -> Raw:
-    """The JSON without the unknown field that msgspec complained of; one field fewer each time."""
+def _without(raw: Raw, reason: str) -> Raw | None:
+    """The JSON without the unknown field that msgspec complained of; one field fewer each time.
+
+    None where the complaint does not tell which: a caller may name a field so that it reads like another complaint.
+    """
     value = msgspec.json.decode(raw)
     field = re.search(r"unknown field `(.*?)`", reason)
     _, _, path = reason.partition(" - at `$")
     holder = value
-    for key in re.findall(r"\.(\w+)|\[(\d+)\]", path):
-        holder = holder[key[0]] if key[0] else holder[int(key[1])]
-    assert field is not None
-    del holder[field[1]]
+    try:
+        for key in re.findall(r"\.(\w+)|\[(\d+)\]", path):
+            holder = holder[key[0]] if key[0] else holder[int(key[1])]
+        if field is None:
+            return None
+        del holder[field[1]]
+    except (LookupError, TypeError):
+        return None
     return Raw(msgspec.json.encode(value))
 
 

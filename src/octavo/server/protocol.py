@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD_BYTES = 64 << 10
+ADMIN_KEY = "octavo.admin"
+"""In the scope of calls that came through the admin socket."""
 
 
 class Protocol(HttpToolsProtocol):
@@ -44,3 +48,12 @@ class Protocol(HttpToolsProtocol):
         """Its body is over; the next head follows."""
         self._is_in_head, self._head_bytes = True, 0
         super().on_message_complete()
+
+
+class AdminProtocol(Protocol):
+    """A connection to the admin socket. No header and no path makes a call one: only the listener does."""
+
+    def on_message_begin(self) -> None:
+        """A call begins."""
+        super().on_message_begin()
+        cast("dict[str, Any]", self.scope)[ADMIN_KEY] = True

@@ -48,6 +48,7 @@ from octavo.server.limits import (
     MAX_PROMPTS,
     MAX_STRUCTURES,
     MAX_TOOLS,
+    MAX_WAIT_MS,
 )
 
 Name = Annotated[str, Meta(max_length=MAX_NAME_CHARS)]
@@ -60,6 +61,7 @@ Bias = Annotated[float, LOGIT_BIAS]
 TokenKey = Annotated[str, Meta(pattern="^[0-9]{1,10}$", max_length=10)]
 """A token id as the key of a JSON object."""
 LogitBias = Annotated[dict[TokenKey, Bias], Meta(max_length=MAX_LOGIT_BIAS)]
+Milliseconds = Annotated[int, Meta(ge=1, le=MAX_WAIT_MS)]
 Stops = StopText | Annotated[list[StopText], Meta(max_length=MAX_STOPS)]
 StopIds = Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKEN_IDS)]
 Temperature = Annotated[float, NUMBERS["temperature"]]
@@ -115,6 +117,13 @@ class ResponseFormat(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_f
     triggers: Annotated[list[StopText], Meta(max_length=MAX_STRUCTURES)] | None = None
 
 
+Labels = Annotated[
+    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]],
+    Meta(max_length=16),
+]
+"""A caller's own names for a call."""
+
+
 class StructuredBody(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """`StructuredOutputs` as callers send it; that checks it."""
 
@@ -152,6 +161,11 @@ class GenerateBody(msgspec.Struct, kw_only=True, frozen=True):
     prompt_cache_key: Name | None = None
     """A hint which calls share a prefix; here prefixes are found by their tokens alone."""
     priority: Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)] | None = None
+    deadline_ms: Milliseconds | None = None
+    """Milliseconds from the call's arrival after which its answer is worth nothing: it is refused where it would come
+    later, and ended where it turns out to."""
+    ttft_slo_ms: Milliseconds | None = None
+    """Milliseconds in which the first token is wanted: the call is refused where that would not be kept."""
     request_id: Annotated[str, Meta(pattern="^[A-Za-z0-9_.:-]{1,64}$", max_length=64)] | None = None
     """Becomes the `id` of the answer. Inside the server a call has an id of its own."""
     cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)] | None = None
@@ -223,6 +237,8 @@ class ChatBody(GenerateBody, kw_only=True, frozen=True):
     """POST /v1/chat/completions."""
 
     messages: Messages
+    metadata: Labels | None = None
+    """Labels of a stored completion, and none is stored: as `user`, it changes nothing by definition."""
     max_completion_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
     """Wins over max_tokens; without either, generation runs to the context limit."""
     logprobs: bool | None = None
@@ -275,16 +291,7 @@ class BatchBody(msgspec.Struct, kw_only=True, frozen=True):
     endpoint: Name
     completion_window: Annotated[str, Meta(pattern="^[1-9][0-9]{0,4}[smhd]$", max_length=6)]
     """Such as 24h: what has not been answered by then is not."""
-    metadata: (
-        Annotated[
-            dict[
-                Annotated[str, Meta(max_length=64)],
-                Annotated[str, Meta(max_length=512)],
-            ],
-            Meta(max_length=16),
-        ]
-        | None
-    ) = None
+    metadata: Labels | None = None
 
 
 class DetokenizeBody(msgspec.Struct, kw_only=True, frozen=True):

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from octavo.core.params import MAX_TOKENS, PoolingTask
 from octavo.server.limits import MAX_INPUTS, MAX_NAME_CHARS, MAX_PROMPT_TOKENS
-from octavo.server.schema import Name
+from octavo.server.schema import Milliseconds, Name
 from octavo.server.schema import PromptText as Text
 
 Documents = Annotated[list[Any], Meta(min_length=1, max_length=MAX_INPUTS)]
@@ -23,6 +23,8 @@ class PoolingBase(msgspec.Struct, kw_only=True, frozen=True):
     user: Name | None = None
     """Accepted for those who send it; it changes nothing by definition."""
     priority: Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)] | None = None
+    deadline_ms: Milliseconds | None = None
+    """Milliseconds from the call's arrival after which its answer is worth nothing."""
     cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)] | None = None
     """Cached prefixes are shared only with calls of the same key and the same salt."""
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=MAX_TOKENS)] | None = None

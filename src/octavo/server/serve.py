@@ -23,9 +23,12 @@ from octavo.core import env
 from octavo.core.config import ServerConfig
 from octavo.core.errors import ConfigError
 from octavo.core.log import get_logger
+from octavo.server.admin_socket import AdminSocket, admin_path
+from octavo.server.exposure import is_loopback
 from octavo.server.handover import Offer, Takeover, offer_path
-from octavo.server.protocol import Protocol
+from octavo.server.protocol import AdminProtocol, Protocol
 from octavo.server.state import AppState
+from octavo.server.tls import tls_context
 
 logger = get_logger(__name__)
 
@@ -85,12 +88,20 @@ def run_server(
     Raises:
         Exception: what `on_start` raised; the server has stopped by then.
     """
-    server = Server(app, config, takeover)
-    if server.state.keys.is_open and not _is_loopback(config.host):
+    path = admin_path(config)
+    if path is None and config.state_dir is not None:
+        logger.warning("--state-dir has too long a name for an admin socket; see --admin-socket")
+    admin = None if path is None else AdminSocket(path)
+    server = Server(app, config, takeover, admin)
+    if server.state.keys.is_open and not is_loopback(config.host):
         logger.warning(
             "listening on %s without an API key: anyone may use this server", config.host
         )
-    server.run(sockets=[sock])
+    try:
+        server.run(sockets=[sock])
+    finally:
+        if admin is not None:
+            admin.remove()
     if server.state.failure is not None:
         raise server.state.failure
 
@@ -99,7 +110,11 @@ class Server(uvicorn.Server):
     """uvicorn that drains before it exits. Owner: `run_server`, or a test in a thread of its own."""
 
     def __init__(
-        self, app: Starlette, config: ServerConfig, takeover: Takeover | None = None
+        self,
+        app: Starlette,
+        config: ServerConfig,
+        takeover: Takeover | None = None,
+        admin: AdminSocket | None = None,
     ) -> None:
         state: AppState = app.state.octavo
         self.state = state
@@ -110,8 +125,11 @@ class Server(uvicorn.Server):
         self._starting: asyncio.Task[None] | None = None
         self._takeover = takeover
         self._offer: Offer | None = None
+        self._alone: asyncio.Task[None] | None = None
         self._quiet = (0, 0.0)
         """Calls so far, and since when there were no more."""
+        self._admin = admin
+        tls = tls_context(config)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -125,6 +143,7 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_LAST_SECONDS,
                 ws="none",
+                ssl_context_factory=None if tls is None else (lambda *_: tls),
             )
         )
 
@@ -150,11 +169,22 @@ class Server(uvicorn.Server):
         if self._takeover is not None:
             await self._takeover.arrive()
         await super().startup(sockets)
+        if self._admin is not None:
+            loop = asyncio.get_running_loop()
+            self.servers.append(
+                await loop.create_unix_server(self._admin_protocol, sock=self._admin.sock)
+            )
         if self._takeover is not None:
             await self._takeover.confirm()
+            self._alone = asyncio.create_task(self._when_alone(self._takeover))
         if self.state.on_start is not None and not starts_first:
             self._starting = asyncio.create_task(self._start())
         self._offer_place(sockets or [])
+
+    async def _when_alone(self, takeover: Takeover) -> None:
+        """What the other server was making when it ended is nobody's."""
+        await takeover.gone()
+        self.state.responses.fail_abandoned()
 
     async def _start_first(self) -> bool:
         """Start the engine before anything is accepted. False when told to stop meanwhile."""
@@ -219,6 +249,10 @@ class Server(uvicorn.Server):
         self._drain_until = time.monotonic() + self._grace_s
         self.state.is_leaving = True
 
+    def _admin_protocol(self) -> AdminProtocol:
+        """One connection of the admin socket: without TLS, which has nothing to hide there."""
+        return AdminProtocol(self.config, self.server_state, self.lifespan.state)
+
     async def _start(self) -> None:
         assert self.state.on_start is not None
         try:
@@ -261,8 +295,9 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, end what is left."""
-        if self._offer is not None:
-            await self._offer.close()
+        if self._alone is not None:
+            self._alone.cancel()
+            await asyncio.gather(self._alone, return_exceptions=True)
         if self._starting is not None:
             self._starting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -271,7 +306,5 @@ class Server(uvicorn.Server):
             # First the engine: what still runs then ends with an error that says so, not in mid-air.
             await self.state.on_stop()
         await super().shutdown(sockets)
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
+        if self._offer is not None:
+            await self._offer.close()

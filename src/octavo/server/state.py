@@ -15,18 +15,18 @@ from octavo.core.request import Request
 from octavo.core.result import EngineStats, Event
 from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.client import EngineStatus
-from octavo.engine.frontend import Caller, Frontend
+from octavo.engine.frontend import Frontend
 from octavo.engine.ipc import Ready
 from octavo.meter.metrics import Metrics
-from octavo.server.auth import KeyRing
+from octavo.scheduler.policies.registry import POLICIES
+from octavo.server.admission import Admission, Bounds
+from octavo.server.auth import Guest, KeyRing
+from octavo.server.canary import Canary
 from octavo.server.jobs.store import Store
 from octavo.server.response_store import ResponseStore
+from octavo.server.running import Calls
 from octavo.text.chat import ChatTemplate
 from octavo.text.parsers.output import Formats
-
-STALL_S = 30.0
-"""Work is there and nothing moved for so long, and for 50 times the last step: the engine hangs."""
-_STALL_STEPS = 50.0
 
 
 class Inner(NamedTuple):
@@ -53,6 +53,15 @@ class Batches(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What outlives the server, where it has a --state-dir."""
+
+    store: Store | None = None
+    """Files and batch jobs."""
+    responses: ResponseStore = field(default_factory=ResponseStore)
+
+
 class EngineHandle(Protocol):
     """What the server needs of an engine client, which may still be starting."""
 
@@ -70,12 +79,24 @@ class EngineHandle(Protocol):
         """How the engine is; never waits."""
         ...
 
+    def restart(self, reason: str) -> bool:
+        """End an engine that hangs; another one goes on with what is open. False where there is none to restart."""
+        ...
+
     def generate(self, request: Request) -> AsyncIterator[Event]:
         """Submit, then yield events up to one Finished or Failed. Closing it early cancels."""
         ...
 
+    def cancel(self, request_id: str) -> None:
+        """End a request: its events end with a Finished that says abort. Unknown ids are ignored."""
+        ...
+
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Tell the engine, once, what grammars are built for."""
+        ...
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached prefixes that nobody is using."""
         ...
 
 
@@ -100,17 +121,20 @@ class AppState:
     """Names under which the model answers; at least one, the first is used in answers."""
     metrics: Metrics
     scheduling_policy: str
+    bounds: Bounds = Bounds()
+    """Of what may wait."""
+    admission: Admission = field(init=False)
     keys: KeyRing = field(default_factory=KeyRing)
     formats: Formats = Formats()
     """How the model writes its reasoning and its tool calls."""
-    responses: ResponseStore = field(default_factory=ResponseStore)
+    calls: Calls = field(default_factory=Calls)
+    """What is under way, by id."""
     background: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     """Responses that are made with no caller waiting, by tenant and id."""
-    store: Store | None = None
-    """Files and batch jobs; None without --state-dir."""
-    open_store: Callable[[], Store] | None = None
+    kept: Kept = field(default_factory=Kept)
+    open_kept: Callable[[], Kept] | None = None
     """Opens it when the server begins to listen; where another server has it until then."""
-    endpoints: dict[str, Callable[[bytes, Caller], Awaitable[Inner]]] = field(default_factory=dict)
+    endpoints: dict[str, Callable[[bytes, Guest], Awaitable[Inner]]] = field(default_factory=dict)
     """POST routes by path, for calls from within; filled by the application."""
     batches: Batches | None = None
     """What runs the jobs of `store`, while the application does."""
@@ -125,10 +149,24 @@ class AppState:
     """A successor accepts the connections: what comes on those that are open is answered, and they close with it."""
     num_in_flight: int = 0
     """Generating calls under way."""
-    busy_since: float = 0.0
-    """`time.monotonic()` when that last rose from zero."""
     failure: Exception | None = None
     """Why `on_start` failed."""
+    canary: Canary | None = None
+    """Asks the engine what it knows the answer to; None: nobody does."""
+
+    @property
+    def store(self) -> Store | None:
+        """Files and batch jobs; None without --state-dir."""
+        return self.kept.store
+
+    @property
+    def responses(self) -> ResponseStore:
+        """Answers that later calls may go on from."""
+        return self.kept.responses
+
+    def __post_init__(self) -> None:
+        policy = POLICIES.load(self.scheduling_policy)()
+        self.admission = Admission(self.engine, self.metrics, self.bounds, policy)
 
     @property
     def default_sampling(self) -> Mapping[str, float | int]:
@@ -174,19 +212,8 @@ class AppState:
 
     def begin_call(self) -> None:
         """A generating call is under way."""
-        if self.num_in_flight == 0:
-            self.busy_since = time.monotonic()
         self.num_in_flight += 1
 
     def end_call(self) -> None:
         """A generating call has ended."""
         self.num_in_flight -= 1
-
-    def stalled_for(self) -> float | None:
-        """Seconds without progress if the engine has work and hangs, else None."""
-        if self.num_in_flight == 0:
-            return None
-        # An engine that was idle for an hour has not hung for an hour when the next call comes.
-        idle = self.engine.status().seconds_since_progress
-        idle = min(idle, time.monotonic() - self.busy_since)
-        return idle if idle > max(STALL_S, _STALL_STEPS * self.engine.stats.last_step_s) else None

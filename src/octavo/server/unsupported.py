@@ -47,13 +47,12 @@ _CHAT: Mapping[str, tuple[Any, ...]] = {
     "chat_template": (),
     "function_call": ("none",),
     "functions": ([],),
-    "metadata": ({},),
     "modalities": (["text"],),
     "prediction": (),
     "return_prompt_text": _FALSE,
     "service_tier": ("auto", "default"),
     "store": _FALSE,
-    "verbosity": (),
+    "verbosity": ("medium",),
     "web_search_options": (),
 }
 

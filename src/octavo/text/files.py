@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ SPECIAL_NAMES = (
     "cls_token",
     "mask_token",
 )
+_TOKEN_FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
+_HAS_PREFIX = re.compile(r'"continuing_subword_prefix"\s*:\s*"[^"]')
 # Sampling defaults that a model's author may set; anything else in the file is not for a server to follow.
 _SAMPLING_TYPES: dict[str, type] = {
     "temperature": float,
@@ -58,7 +61,7 @@ def read_object(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(
             f"{path} is not valid JSON: {error}.", code="E-TOK-01", fix="Download the file again."
         ) from error
@@ -93,7 +96,7 @@ def declared_tokens(config: dict[str, Any], path: Path) -> list[tuple[int, dict[
     table = config.get("added_tokens_decoder") or {}
     rows = table.items() if isinstance(table, dict) else [("?", table)]
     for key, row in rows:
-        if not key.isdecimal() or not isinstance(row, dict) or not row.get("content"):
+        if not key.isdecimal() or not isinstance(row, dict) or not _is_token(row):
             raise ModelError(
                 f"added_tokens_decoder in {path} holds {key!r}: {row!r}; expected ids and tokens.",
                 code="E-TOK-01",
@@ -102,12 +105,51 @@ def declared_tokens(config: dict[str, Any], path: Path) -> list[tuple[int, dict[
     return sorted(((int(key), row) for key, row in rows), key=lambda pair: pair[0])
 
 
+def _is_token(row: dict[str, Any]) -> bool:
+    content = row.get("content")
+    flags = (row.get(name, False) for name in _TOKEN_FLAGS)
+    return (
+        isinstance(content, str) and content != "" and all(isinstance(flag, bool) for flag in flags)
+    )
+
+
+def check_merges(text: str, path: Path) -> None:
+    """Refuse merges that do not go on with the prefix that the same tokenizer.json says they do.
+
+    The library would cut that many bytes off each, out of bounds or within a character, and end the process.
+
+    Raises:
+        ModelError: there is one.
+    """
+    if _HAS_PREFIX.search(text) is None:
+        return
+    try:
+        model = json.loads(text).get("model")
+        prefix, merges = model["continuing_subword_prefix"], model.get("merges") or ()
+        pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges]
+        wrong = next((pair for pair in pairs if not pair[1].startswith(prefix)), None)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return  # of another shape, of which the library complains
+    if wrong is not None:
+        raise ModelError(
+            f"{path} has the merge {wrong!r:.80}, which does not continue with {prefix!r:.40}.",
+            code="E-TOK-01",
+            fix="Download the file again.",
+        )
+
+
 def extra_special_tokens(config: dict[str, Any], special_map: dict[str, Any]) -> list[str]:
-    """Special tokens without a name of their own."""
+    """Special tokens without a name of their own. Raises ModelError for what is no list of tokens."""
     found: list[str] = []
     for source in (config, special_map):
         for name in ("additional_special_tokens", "extra_special_tokens"):
             values = source.get(name) or []
+            if not isinstance(values, list | dict):
+                raise ModelError(
+                    f"{name} is {values!r:.80}; expected a list of tokens.",
+                    code="E-TOK-01",
+                    fix="Correct it in tokenizer_config.json or special_tokens_map.json.",
+                )
             for value in values.values() if isinstance(values, dict) else values:
                 content = value.get("content") if isinstance(value, dict) else value
                 if isinstance(content, str) and content and content not in found:

@@ -122,7 +122,7 @@ def _tool_call(call: object, where: str) -> object:
     if isinstance(arguments, str) and arguments:
         try:
             arguments = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             # The model itself wrote it so; it has to see what it wrote.
             arguments = function["arguments"]
     return {**call, "function": {**function, "arguments": arguments or {}}}

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as Backend
 
 from octavo.core.errors import ModelError, RequestError
 from octavo.text import files
 from octavo.text.pieces import Pieces, TextStream
+
+_BRIEF_CHARS = 8192
+"""Text up to this length takes a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +112,7 @@ class Tokenizer:
             RequestError: `text` holds half a surrogate pair, which no UTF-8 text can.
         """
         _check_unicode(text)
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        ids = self._encoding(text, add_special_tokens=add_special_tokens).ids
         return self._with_ends(ids) if add_special_tokens else ids
 
     def encode_within(
@@ -129,11 +132,11 @@ class Tokenizer:
             RequestError: half a surrogate pair, or fewer tokens allowed than the special ones are.
         """
         _check_unicode(text)
-        first = self._backend.encode(text, add_special_tokens=False)
+        first = self._encoding(text)
         second = None
         if pair is not None:
             _check_unicode(pair)
-            second = self._backend.encode(pair, add_special_tokens=False)
+            second = self._encoding(pair)
         if max_tokens is not None:
             room = max_tokens
             if add_special_tokens:
@@ -157,10 +160,20 @@ class Tokenizer:
         ended = self._with_ends(ids)
         return Encoded(ended, start + len(self._bos.adds) - self._bos.drops if start else 0)
 
+    def _encoding(self, text: str, *, add_special_tokens: bool = False) -> Encoding:
+        """What the library makes of a text, without offsets where it is long.
+
+        For one text it holds the interpreter's lock all the while, a second per million characters in which no other
+        thread answers a call; for a batch it lets go of it.
+        """
+        if len(text) <= _BRIEF_CHARS:
+            return self._backend.encode(text, add_special_tokens=add_special_tokens)
+        return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+
     def first_tokens(self, text: str, max_tokens: int) -> str:
         """`text` up to the end of its first `max_tokens` tokens; all of it when it has no more."""
         _check_unicode(text)
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        encoding = self._backend.encode_batch([text], add_special_tokens=False)[0]
         if len(encoding.ids) <= max_tokens:
             return text
         return text[: encoding.offsets[max_tokens - 1][1]]
@@ -307,9 +320,14 @@ def _load_backend(folder: Path) -> Backend:
             else "Point to the folder that holds config.json and tokenizer.json, or download the file.",
         )
     text = files.read_text(path)
+    files.check_merges(text, path)
     try:
         backend: Backend = Backend.from_str(text)
-    except Exception as error:  # the library raises nothing narrower than Exception
+    except (
+        BaseException
+    ) as error:  # the library raises nothing narrower, and its panics are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         raise ModelError(
             f"{path} cannot be loaded: {error}.",
             code="E-TOK-01",

@@ -36,6 +36,12 @@ VERBS: dict[str, Verb] = {
     "bench throughput": Verb("octavo.tools.bench.throughput", "Tokens per second, offline."),
     "bench latency": Verb("octavo.tools.bench.latency", "Time per token of one batch, offline."),
     "bench serve": Verb("octavo.tools.bench.serve", "Load a running server and judge the answer."),
+    "keys create": Verb("octavo.tools.keys.create", "Make an API key and print it, once."),
+    "keys list": Verb(
+        "octavo.tools.keys.list", "Show the API keys: what each may do, not the key."
+    ),
+    "keys revoke": Verb("octavo.tools.keys.revoke", "End an API key."),
+    "keys rotate": Verb("octavo.tools.keys.rotate", "Put a new API key in place of one."),
     "doctor": Verb("octavo.tools.doctor", "Check this machine and say what to fix."),
 }
 ALIASES = {"complete": "generate", "run-batch": "batch"}

@@ -18,7 +18,7 @@ import msgspec
 
 from octavo.core.assets import bundled, model_folder
 from octavo.core.config import BUNDLED_MODEL
-from octavo.core.errors import ModelError
+from octavo.core.errors import ConfigError, ModelError
 from octavo.tools import output
 from octavo.tools.parser import Parser, number
 from octavo.tools.tables import bytes_text, table
@@ -47,13 +47,29 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="Port that is to be free [8000].",
     )
+    parser.add_argument(
+        "--security",
+        nargs="?",
+        const="",
+        metavar="URL",
+        help="Say what a server exposes instead: the one at URL, else those of this user that run.",
+    )
+    parser.add_argument(
+        "--flags",
+        metavar="TEXT",
+        help="With --security: flags of `octavo serve`, as one text, to judge before they are used.",
+    )
     output.add_json_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings: 1 when one of them is a failure."""
-    checks = examine(args.model, args.port)
-    output.show(args.json, lambda: to_text(checks), lambda: to_json(checks))
+    if args.security is None and args.flags is None:
+        checks = examine(args.model, args.port)
+        output.show(args.json, lambda: to_text(checks), lambda: to_json(checks))
+    else:
+        checks = examine_security(args.security, args.flags)
+        output.show(args.json, lambda: security_text(checks), lambda: to_json(checks))
     return int(any(check.status == "fail" for check in checks))
 
 
@@ -71,10 +87,39 @@ def examine(model: str, port: int) -> list[Check]:
     return [check() for check in checks]
 
 
-def to_text(checks: list[Check]) -> str:
+def examine_security(url: str | None, flags: str | None) -> list[Check]:
+    """What is exposed: by the server at `url`, by the one that `flags` would start, or by those that run.
+
+    Raises:
+        ConfigError: both are given, or one of them makes no sense.
+    """
+    # lazy: the server's libraries, which no other check needs
+    from octavo.tools import security
+
+    if url:
+        if flags is not None:
+            raise ConfigError("--flags does not go with a URL.", fix="Give one of them.")
+        return [Check(*finding) for finding in security.probe(url)]
+    checks = []
+    for subject in security.subjects(flags):
+        checks.append(Check("server", "ok", subject.name))
+        checks += [Check(*finding) for finding in security.judge(subject)]
+    return checks
+
+
+def security_text(checks: list[Check]) -> str:
     """A table, then one line per thing to do."""
+    return "\n\n".join(_table(checks))
+
+
+def _table(checks: list[Check]) -> list[str]:
     lines = [table(("check", "status", "found"), [(c.name, c.status, c.detail) for c in checks])]
-    lines += [f"{c.status}: {c.name}: {c.fix}" for c in checks if c.fix]
+    return lines + [f"{c.status}: {c.name}: {c.fix}" for c in checks if c.fix]
+
+
+def to_text(checks: list[Check]) -> str:
+    """The same, and what it comes to."""
+    lines = _table(checks)
     worst = "fail" if any(c.status == "fail" for c in checks) else "ok"
     lines.append("This machine can serve." if worst == "ok" else "This machine cannot serve yet.")
     return "\n\n".join(lines)
@@ -209,8 +254,7 @@ def _weights_trouble(file: Path) -> str:
         try:
             header = json.loads(stream.read(length))
             rows = (row for key, row in header.items() if key != "__metadata__")
-            ends = [row["data_offsets"][1] for row in rows]
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            expected = 8 + length + max((row["data_offsets"][1] for row in rows), default=0)
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             return f"{file.name}: malformed header ({type(error).__name__})"
-    expected = 8 + length + max(ends, default=0)
     return "" if expected == size else f"{file.name} has {size} bytes; its header says {expected}"

@@ -32,6 +32,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 """Other spellings that operators already know, beside the one made from the field's name."""
 
+_FOR_TESTS = frozenset({"inject"})
+"""Fields that are no setting: they have a group of their own in the help text."""
+
 _SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 """`--max-model-len 32k` (decimal) and `--kv-cache-memory-bytes 4G` (binary), as in vLLM."""
 
@@ -109,8 +112,9 @@ def add_config_flags(parser: argparse.ArgumentParser, *configs: type[msgspec.Str
     )
     for config in configs:
         group = parser.add_argument_group(config.__name__.removesuffix("Config").lower())
+        tests = parser.add_argument_group("tests of octavo itself")
         for flag in flags_of(config):
-            _add(group, flag)
+            _add(tests if flag.field in _FOR_TESTS else group, flag)
     unsupported.add_arguments(parser)
 
 

@@ -13,18 +13,24 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
+
 from octavo.core import env
 from octavo.core.assets import tokenizer_folder
 from octavo.core.config import ServerConfig
 from octavo.core.errors import ConfigError
+from octavo.core.inject import injections
 from octavo.engine.client import EngineClient
 from octavo.engine.frontend import Frontend
 from octavo.meter.metrics import Metrics
+from octavo.server.admission import Bounds
 from octavo.server.app import create_app
-from octavo.server.auth import KeyRing
+from octavo.server.auth import KeyRing, key_ring
 from octavo.server.jobs.store import Store
+from octavo.server.response_store import ResponseStore
 from octavo.server.serve import Server
-from octavo.server.state import AppState
+from octavo.server.state import AppState, Kept
+from octavo.text import inject
 from octavo.text.chat import ChatTemplate
 from octavo.text.parsers.choose import Chosen, choose
 from octavo.text.tokenizer import Tokenizer
@@ -44,10 +50,10 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
     """
     engine, server = configs
     tokenizer = Tokenizer.load(tokenizer_folder(engine))
+    inject.install(tokenizer, injections(engine.inject))
     names = server.served_model_name or (engine.model,)
-    folder = None if server.state_dir is None else Path(server.state_dir).expanduser()
     template = _chat_template(server, tokenizer)
-    return AppState(
+    state = AppState(
         config=server,
         engine=client,
         frontend=Frontend(client, tokenizer),
@@ -55,11 +61,23 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
         formats=choose_formats(server, template).formats,
         served_names=names,
         metrics=Metrics(names[0]),
-        keys=KeyRing((*server.api_key, *env.api_keys())),
+        keys=key_ring(server, env.api_keys()),
         scheduling_policy=engine.scheduling_policy,
-        store=None if folder is None or server.takeover else Store(folder),
-        open_store=functools.partial(Store, folder) if folder and server.takeover else None,
+        bounds=Bounds(engine.max_num_queued_reqs, server.max_num_queued_tokens),
     )
+    if server.state_dir is not None:
+        folder = Path(server.state_dir).expanduser()
+        if server.takeover:
+            state.open_kept = functools.partial(_open_kept, folder, is_shared=True)
+        else:
+            state.kept = _open_kept(folder)
+    return state
+
+
+def _open_kept(folder: Path, *, is_shared: bool = False) -> Kept:
+    """What is kept in a state folder; `is_shared` while the server that had it ends."""
+    store = Store(folder)
+    return Kept(store, ResponseStore(folder / "responses.sqlite3", is_shared=is_shared))
 
 
 def choose_formats(config: ServerConfig, template: ChatTemplate | None) -> Chosen:
@@ -90,7 +108,9 @@ async def serving(configs: Configs) -> AsyncIterator[Backend]:
     """
     client = EngineClient(configs.engine)
     state = make_state(configs, client)
+    state.keys.close()
     state.keys = KeyRing()
+    state.config = msgspec.structs.replace(state.config, canary_interval=0.0)
     folder = tempfile.mkdtemp(prefix="octavo-")  # mode 0700
     path = str(Path(folder) / "api.sock")
     try:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from octavo.core import env, log
 from octavo.core.config import EngineConfig, ServerConfig
+from octavo.core.inject import injections
 from octavo.engine.ipc import Phase, Ready
 from octavo.tools import startup
 from octavo.tools.flags import Configs, add_config_flags, configs
@@ -32,10 +33,12 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
     entered = process_age_s()
     parsed = configs(args)
+    injections(parsed.engine.inject)  # for its error, before a process is started
     # lazy: asyncio and messages, a tenth of a second that a mistyped flag should not cost
     from octavo.engine.client import EngineClient
 
     log.configure()
+    _check_security(parsed.server)
     client = EngineClient(parsed.engine)
     client.launch()  # the engine loads torch while the server's libraries are loaded here
     launched = process_age_s()
@@ -45,6 +48,16 @@ def run(args: argparse.Namespace) -> int:
         client.abandon()
         raise
     return 0
+
+
+def _check_security(server: ServerConfig) -> None:
+    """Refuse what would be unsafe before anything is started."""
+    # lazy: a mistyped flag should not cost the loading of ssl and sqlite
+    from octavo.server.exposure import check_exposure
+    from octavo.server.tls import tls_context
+
+    check_exposure(server, env.api_keys())
+    tls_context(server)
 
 
 def _serve(parsed: Configs, client: EngineClient, entered: float, launched: float) -> None:
@@ -64,11 +77,14 @@ def _serve(parsed: Configs, client: EngineClient, entered: float, launched: floa
         model=state.served_names[0],
         needs_key=not state.keys.is_open,
         has_keys=len(env.api_keys()) > 1,
+        is_tls=parsed.server.ssl_certfile is not None,
     )
 
     async def start() -> Ready:
         await client.start()
-        return await client.wait_ready()
+        ready = await client.wait_ready()
+        await state.frontend.prepare_grammars()
+        return ready
 
     chosen = choose_formats(parsed.server, state.chat_template).decisions
     state.on_start = announcing(start, address, entered, launched, chosen)

@@ -31,6 +31,7 @@ class Address(NamedTuple):
     needs_key: bool
     has_keys: bool = False
     """Whether OCTAVO_API_KEY holds several keys, of which a caller sends one."""
+    is_tls: bool = False
 
     @property
     def url(self) -> str:
@@ -38,7 +39,7 @@ class Address(NamedTuple):
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(self.host, self.host)
         if ":" in host and not host.startswith("["):
             host = f"[{host}]"
-        return f"http://{host}:{self.port}"
+        return f"http{'s' * self.is_tls}://{host}:{self.port}"
 
 
 def process_age_s() -> float:

@@ -28,7 +28,6 @@ class Row(NamedTuple):
 
 _ONE = ("1",)
 _OWN_CODE = "No code from a model folder ever runs; leave it out."
-_TLS = "Put a TLS proxy in front and leave it out."
 
 ROWS: tuple[Row, ...] = (
     Row(("--tensor-parallel-size", "-tp"), neutral=_ONE, fix="Use 1."),
@@ -53,9 +52,6 @@ ROWS: tuple[Row, ...] = (
     Row(("--kv-offloading-size",), neutral=("0",)),
     Row(("--swap-space",), neutral=("0",)),
     Row(("--cpu-offload-gb",), neutral=("0",)),
-    Row(("--ssl-keyfile",), fix=_TLS),
-    Row(("--ssl-certfile",), fix=_TLS),
-    Row(("--ssl-ca-certs",), fix=_TLS),
     Row(("--revision",), fix="Give the folder of that revision as the model."),
     Row(("--hf-overrides",), fix="Edit config.json in a copy of the model folder."),
     Row(("--tokenizer-mode",), neutral=("auto",), fix="Use auto."),

@@ -87,6 +87,29 @@ def test_compiled_tokens_are_those_of_torch(vocab_size: int) -> None:
             assert np.array_equal(CpuChooser(isa).choose(logits_NV, batch), expected), isa
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=1.0),
+        SamplingParams(temperature=1.0, top_k=20),
+        SamplingParams(temperature=0.7, top_p=0.9, min_p=0.1),
+    ],
+    ids=["greedy", "whole", "top_k", "top_p"],
+)
+def test_one_bad_logit_is_seen_wherever_it_stands(value: float, params: SamplingParams) -> None:
+    """A row for each place of the vocabulary, and a sound one beside each."""
+    vocab_size = 700
+    logits_NV = torch.randn(2 * vocab_size, vocab_size)
+    logits_NV[torch.arange(vocab_size), torch.arange(vocab_size)] = value
+    requests = [request(params, seed=seed) for seed in range(2 * vocab_size)]
+    batch = state_of(requests, 1).batch(range(2 * vocab_size), [2] * (2 * vocab_size))
+    for chooser in (TorchChooser(), *map(CpuChooser, ISAS)):
+        token_ids = chooser.choose(logits_NV, batch)
+        assert (token_ids[:vocab_size] == -1).all() and (token_ids[vocab_size:] >= 0).all()
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_threads_and_neighbours_change_nothing(isa: str) -> None:
     logits_NV = random_logits(100, 5_000, 9)

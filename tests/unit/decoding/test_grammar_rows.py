@@ -2,25 +2,56 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+
 import numpy as np
+import pytest
 
 from octavo.core.params import SamplingParams
 from octavo.core.request import Request
-from octavo.decoding.grammar.base import GrammarError, WordArray
-from octavo.decoding.grammar.rows import GrammarRows, StepMasks
+from octavo.core.structured import StructuredOutputs
+from octavo.decoding.grammar.base import Grammar, GrammarError, WordArray
+from octavo.decoding.grammar.rows import GrammarRows, StepMasks, Taken
 
 EOS = 63
+
+
+class Scripts:
+    """A backend that notes who computes: the loop, in turn, or the thread."""
+
+    def __init__(self) -> None:
+        self.threads: list[str] = []
+
+    def compile(self, wanted: StructuredOutputs) -> str:
+        raise NotImplementedError
+
+    def build(self, source: str) -> Grammar:
+        raise NotImplementedError
+
+    def masks(
+        self, work: Sequence[tuple[Grammar, int]], words_RW: WordArray, *, in_turn: bool
+    ) -> None:
+        assert in_turn == (threading.current_thread() is threading.main_thread())
+        self.threads.append(threading.current_thread().name)
+        for grammar, row in work:
+            assert isinstance(grammar, Script)
+            grammar.failed = not grammar.sets[grammar.at]
+            grammar.mask(words_RW[row])
 
 
 class Script:
     """Allows the sets of a script one after the other; a set of one is forced."""
 
     def __init__(self, *sets: set[int]) -> None:
-        self.sets, self.at = sets, 0
+        self.sets, self.at, self.failed = sets, 0, False
+        self.backend = Scripts()
+
+    def check(self) -> None:
+        if self.failed:
+            raise GrammarError("the script is broken.", code="grammar_limit")
 
     def mask(self, words_W: WordArray) -> None:
-        if not self.sets[self.at]:
-            raise GrammarError("the script is broken.", code="grammar_limit")
         bits = np.zeros(64, np.uint8)
         bits[list(self.sets[self.at])] = 1
         words_W[:] = np.packbits(bits, bitorder="little").view(np.uint32)
@@ -46,7 +77,7 @@ class Script:
 
 
 def rows_of(*scripts: Script, **options: object) -> GrammarRows:
-    rows = GrammarRows(64)
+    rows = GrammarRows(8, 64)
     rows.set_ends((EOS, 999))
     eos = () if options.get("ignore_eos") else (EOS,)
     for row, script in enumerate(scripts):
@@ -61,24 +92,29 @@ def rows_of(*scripts: Script, **options: object) -> GrammarRows:
 
 
 def masks(rows: GrammarRows, *which: int) -> StepMasks:
-    rows.begin(np.array(which, np.int64))
-    found = rows.masks()
+    found = rows.masks(np.array(which, np.int64))
     assert found is not None
     return found
 
 
+def take(rows: GrammarRows, row: int, token_id: int) -> Taken | None:
+    return rows.take(np.array([row]), (token_id,)).get(0)
+
+
 def allowed(found: StepMasks, n: int) -> set[int]:
-    [entry] = [entry for entry in found.entries if entry.n == n]
-    if entry.keep_V is not None:
-        return set(np.flatnonzero(entry.keep_V).tolist())
-    ids = set(entry.ids.tolist())
-    return ids if entry.is_allowed else set(range(64)) - ids
+    assert found.choices is not None and found.choices.of_N[n] >= 0
+    words_W = found.choices.words_MW[found.choices.of_N[n]]
+    return set(np.flatnonzero(np.unpackbits(words_W.view(np.uint8), bitorder="little")).tolist())
 
 
 def test_rows_without_a_grammar_cost_nothing() -> None:
-    rows = GrammarRows(64)
-    rows.begin(np.array([0, 1]))
-    assert rows.masks() is None and rows.take(0, 5) is None and not rows.is_in_use
+    rows = GrammarRows(8, 64)
+    entries = np.array([0, 1])
+    rows.begin(entries)
+    assert rows.masks(entries) is None and not rows.take(entries, (5, 6)) and not rows.is_in_use
+    rows = rows_of(Script({1, 2}))
+    assert masks(rows, 0, 5).choices is not None
+    assert masks(rows, 5) == StepMasks()
 
 
 def test_few_many_and_neither() -> None:
@@ -92,32 +128,68 @@ def test_few_many_and_neither() -> None:
 def test_forced_text_comes_at_once_and_no_further_than_the_limit() -> None:
     rows = rows_of(Script({1, 2}, {3}, {4}, {5, 6}, {7}), max_tokens=16)
     masks(rows, 0)
-    taken = rows.take(0, 2)
+    taken = take(rows, 0, 2)
     assert taken is not None and taken.forced == (3, 4) and not taken.is_finished
     assert allowed(masks(rows, 0), 0) == {5, 6}
-    taken = rows.take(0, 5)
+    taken = take(rows, 0, 5)
     assert taken is not None and taken.forced == (7,) and taken.is_finished
     short = rows_of(Script({1, 2}, {3}, {4}, {5, 6}), max_tokens=2)
-    taken = short.take(0, 1)
+    taken = take(short, 0, 1)
     assert taken is not None and taken.forced == (3,)
 
 
 def test_with_logprobs_forced_text_is_chosen_token_by_token() -> None:
     rows = rows_of(Script({1, 2}, {3}, {4}, {5, 6}), logprobs=0)
     for token_id, after in ((1, {3}), (3, {4}), (4, {5, 6})):
-        taken = rows.take(0, token_id)
-        assert taken is not None and not taken.forced
+        assert take(rows, 0, token_id) is None
         assert allowed(masks(rows, 0), 0) == after
 
 
 def test_a_row_begins_again_with_its_output() -> None:
     rows = rows_of(Script({1, 2}, {3}, {4, 5}, {6, 7}))
-    rows.take(0, 1)
-    rows.take(0, 4)
+    take(rows, 0, 1)
+    take(rows, 0, 4)
     request = rows._known["r0"].request
     rows.remove(0)
     rows.start(3, request, (1, 3, 5))
     assert allowed(masks(rows, 3), 0) == {6, 7}
+
+
+def test_masks_are_begun_when_a_token_is_taken_and_computed_once() -> None:
+    script = Script({1, 2}, {3, 4}, {5, 6})
+    rows = rows_of(script)
+    rows.begin(np.array([0]))
+    assert allowed(masks(rows, 0), 0) == {1, 2}
+    take(rows, 0, 1)
+    for _ in range(2):
+        assert allowed(masks(rows, 0), 0) == {3, 4}
+    assert len(script.backend.threads) == 2
+
+
+def test_what_is_cheap_is_computed_on_the_spot() -> None:
+    script = Script(*[{1, 2}] * 100)
+    rows = rows_of(script)
+    masks(rows, 0)
+    assert "octavo-masks" in script.backend.threads[-1]
+    rows._mask_s = 1e-9
+    take(rows, 0, 1)
+    assert script.backend.threads[-1] == threading.main_thread().name
+    rows._mask_s = 1.0
+    take(rows, 0, 1)
+    masks(rows, 0)
+    assert "octavo-masks" in script.backend.threads[-1]
+
+
+def test_a_computation_that_breaks_is_made_again() -> None:
+    script = Script({1, 2}, {3, 4})
+    rows = rows_of(script)
+    for rows._mask_s in (1.0, 1e-9):
+        sets, script.sets = script.sets, ({1, 2}, {1, 99})
+        script.at = 1
+        with pytest.raises(IndexError):
+            masks(rows, 0)
+        script.sets, script.at = sets, 0
+    assert allowed(masks(rows, 0), 0) == {1, 2}
 
 
 def test_the_end_is_for_the_engine_where_nothing_else_is_allowed() -> None:
@@ -132,7 +204,7 @@ def test_a_broken_grammar_is_its_own_entry_s_failure() -> None:
     found = masks(rows, 0, 1)
     assert [(n, error.code) for n, error in found.failed] == [(0, "grammar_limit")]
     assert allowed(found, 1) == {1, 2}
-    taken = rows.take(1, 9)
+    taken = take(rows, 1, 9)
     assert taken is not None and taken.error is not None and masks(rows, 1).failed
     rows.forget("r1")
     assert "r1" not in rows._known

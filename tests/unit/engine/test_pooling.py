@@ -178,3 +178,76 @@ def test_weights_rounded_at_load(encoder: tuple[Path, Any]) -> None:
     assert 0.99 < cosine < 0.9999999
     weights = [dict(local.ready.memory)["weights"] for local in (exact, rounded)]
     assert weights[1] < 0.6 * weights[0]
+
+
+@pytest.mark.parametrize("which", ["encoder", "decoder"])
+@pytest.mark.parametrize("order", ["kernel", "nan", "swap"])
+def test_an_ordered_fault_is_its_request_s_alone(
+    which: str,
+    order: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OCTAVO_TEST_BUILD", "1")
+    folder, _ = request.getfixturevalue(which)
+    if which == "encoder" and order == "swap":
+        pytest.skip("keeps no blocks")
+    prompts = [[token for token in prompt(n) if token != 9] for n in (3, 40, 17, 60)]
+    good = [ask(f"n{i}", ids) for i, ids in enumerate(prompts)]
+    good.append(ask("rows", prompts[1], task="token_embed", skip_reading_prefix_cache=True))
+    budget = None if which == "encoder" else 24
+    clean = engine(folder, max_num_seqs=8, max_num_batched_tokens=budget)
+    clean.run(good)
+    orders = (f"{order}:token=9",)
+    local = engine(
+        folder,
+        max_num_seqs=8,
+        max_num_batched_tokens=budget,
+        inject=orders,
+        fault_dir=str(tmp_path),
+    )
+    local.run([ask("first", [5, 9]), *good[:2], ask("between", [9] * 30), *good[2:]])
+    for each in good:
+        assert local.pooled[each.id].values == clean.pooled[each.id].values, each.id
+    codes = {"kernel": "request_fault", "nan": "not_finite", "swap": "kv_epoch"}
+    for name in ("first", "between"):
+        end = local.ends[name]
+        assert isinstance(end, Failed) and end.error.code == codes[order]
+    assert len(list(tmp_path.iterdir())) == 2
+    cache = local.engine.scheduler.cache
+    assert cache.num_free == cache.num_blocks
+    local.run([ask("after", prompts[2])])
+    assert local.pooled["after"].values == clean.pooled["n2"].values
+
+
+@pytest.mark.parametrize("which", ["encoder", "decoder"])
+def test_what_throws_while_it_is_pooled_fails_alone(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """After the hidden states were gathered: those of the others must not be gathered twice."""
+    folder, _ = request.getfixturevalue(which)
+    budget = None if which == "encoder" else 24
+    clean = engine(folder, max_num_seqs=8, max_num_batched_tokens=budget)
+    good = [ask(f"n{n}", prompt(n)) for n in (3, 17, 40)]
+    clean.run(good)
+    local = engine(folder, max_num_seqs=8, max_num_batched_tokens=budget, fault_dir=str(tmp_path))
+    pooler: Any = local.engine.runner.pooler  # type: ignore[attr-defined]
+    finish = pooler.finish
+
+    def finishing(hidden_ND: torch.Tensor, params: PoolingParams) -> torch.Tensor:
+        if params.task == "token_embed":
+            raise ValueError("a shape that nobody thought of")
+        result: torch.Tensor = finish(hidden_ND, params)
+        return result
+
+    pooler.finish = finishing
+    bad = ask("bad", prompt(20), task="token_embed", skip_reading_prefix_cache=True)
+    local.run([good[0], bad, *good[1:]])
+    for each in good:
+        assert local.pooled[each.id].values == clean.pooled[each.id].values, each.id
+    end = local.ends["bad"]
+    assert isinstance(end, Failed) and (end.error.code, end.error.phase) == (
+        "request_fault",
+        "pool",
+    )

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from octavo.core.kvspec import BLOCK_SIZE
+from octavo.core.kvspec import BLOCK_SIZE, KVGroup, KVSpec
 from octavo.core.params import SamplingParams
-from octavo.core.plan import SequenceStart, Slice, StepPlan
+from octavo.core.plan import SequenceStart, Slice
 from octavo.core.request import Request
 from octavo.engine.prepare import Rows, Spans
 from octavo.engine.worker import calm_collector
@@ -20,10 +20,14 @@ NUM_ROWS, MAX_LEN, NUM_GROUPS = 12, 200, 2
 CPU = torch.device("cpu")
 
 
+def groups(count: int) -> tuple[KVGroup, ...]:
+    specs = [KVSpec(num_kv_heads=1, head_dim=8 * (i + 1)) for i in range(count)]
+    return tuple(KVGroup(spec=spec, layers=(i,), num_blocks=500) for i, spec in enumerate(specs))
+
+
 def filled_rows(rng: random.Random, *, has_pairs: bool) -> Rows:
     """Every row has all its tokens and blocks."""
-    rows = Rows(NUM_ROWS, MAX_LEN, NUM_GROUPS)
-    starts = []
+    rows = Rows(NUM_ROWS, MAX_LEN, groups(NUM_GROUPS))
     for row in range(NUM_ROWS):
         ids = tuple(rng.randrange(1000) for _ in range(MAX_LEN))
         blocks = tuple(
@@ -38,8 +42,9 @@ def filled_rows(rng: random.Random, *, has_pairs: bool) -> Rows:
             arrived=0.0,
             pair_start=rng.choice((0, MAX_LEN // 3)) if has_pairs else 0,
         )
-        starts.append(SequenceStart(row=row, request=request, token_ids=ids, blocks=blocks))
-    rows.update(StepPlan(step=1, starts=tuple(starts)))
+        rows.start(
+            SequenceStart(row=row, request=request, token_ids=ids, blocks=blocks, epochs=blocks)
+        )
     return rows
 
 
@@ -81,7 +86,7 @@ def test_packed_tensors_are_what_a_loop_says(kind: str, seed: int, has_pairs: bo
 
 
 def test_sampled_tokens_go_behind_the_known_ones_and_none_is_none() -> None:
-    rows = Rows(4, 8, 1)
+    rows = Rows(4, 8, groups(1))
     rows.num_tokens_R[:] = (1, 2, 3, 4)
     rows.append_tokens(np.array([3, 0, 2]), np.array([30, -1, 20]))
     assert rows.num_tokens_R.tolist() == [1, 2, 4, 5]

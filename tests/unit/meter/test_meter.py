@@ -62,7 +62,13 @@ def test_timeline_sums_to_the_whole() -> None:
 
 def plan(step: int, slices: list[Slice], starts: dict[int, str], ended: list[int]) -> StepPlan:
     begun = [
-        SequenceStart(row=row, request=request(name), token_ids=(1, 2, 3, 4), blocks=((1,),))
+        SequenceStart(
+            row=row,
+            request=request(name),
+            token_ids=(1, 2, 3, 4),
+            blocks=((1,),),
+            epochs=((1,),),
+        )
         for row, name in starts.items()
     ]
     return StepPlan(step=step, slices=tuple(slices), starts=tuple(begun), ended=tuple(ended))
@@ -160,12 +166,26 @@ def families() -> dict[str, str]:
 # A name that dashboards read does not change: rows may be added here, not removed.
 SNAPSHOT = {
     "octavo:build_info": "gauge",
+    "octavo:canary_age_seconds": "gauge",
+    "octavo:canary_failures": "counter",
+    "octavo:canary_latency_seconds": "gauge",
+    "octavo:canary_tokens_matched": "gauge",
+    "octavo:aborted_computed_tokens": "counter",
+    "octavo:aborted_tokens": "counter",
     "octavo:client_disconnects": "counter",
+    "octavo:engine_restarts": "counter",
     "octavo:http_responses": "counter",
+    "octavo:kv_epoch_mismatches": "counter",
+    "octavo:request_faults": "counter",
+    "octavo:predicted_ttft_seconds": "histogram",
+    "octavo:promises": "counter",
+    "octavo:promises_broken": "counter",
     "octavo:requests_in_flight": "gauge",
     "octavo:requests_received": "counter",
     "octavo:startup_seconds": "gauge",
     "octavo:tool_parse_errors": "counter",
+    "octavo:ttft_interval_coverage": "gauge",
+    "octavo:ttft_prediction_ratio": "histogram",
     "vllm:admission_rejections": "counter",
     "vllm:cache_config_info": "gauge",
     "vllm:e2e_request_latency_seconds": "histogram",
@@ -175,6 +195,11 @@ SNAPSHOT = {
     "vllm:iteration_tokens_total": "histogram",
     "vllm:kv_cache_usage_perc": "gauge",
     "vllm:num_preemptions": "counter",
+    "octavo:recomputed_tokens": "counter",
+    "octavo:recomputed_seconds": "counter",
+    "octavo:num_queued_tokens": "gauge",
+    "octavo:num_pending_tokens": "gauge",
+    "octavo:step_time_error_ratio": "gauge",
     "vllm:num_requests_running": "gauge",
     "vllm:num_requests_waiting": "gauge",
     "vllm:prefix_cache_hits": "counter",
@@ -202,6 +227,14 @@ SNAPSHOT = {
 def test_metric_names_and_types_snapshot() -> None:
     assert families() == SNAPSHOT
     assert {row.name for row in ROWS} | set(ALIASES) == set(SNAPSHOT)
+
+
+def test_restarts_are_counted_by_what_the_engine_ended_from() -> None:
+    metrics = Metrics("m")
+    metrics.observe_restarts([("signal", 2)])
+    metrics.observe_restarts([("signal", 2), ("fatal", 1)])
+    assert metrics.value("octavo:engine_restarts_total", [("reason", "signal")]) == 2
+    assert metrics.value("octavo:engine_restarts_total", [("reason", "fatal")]) == 1
 
 
 def test_old_names_repeat_the_new_and_labels_are_everywhere() -> None:

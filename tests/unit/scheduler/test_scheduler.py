@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from octavo.cache.groups import KVCache, window_blocks
 from octavo.core.errors import ContextLengthError, OverloadError
@@ -10,10 +11,12 @@ from octavo.core.kvspec import KVGroup, KVSpec
 from octavo.core.params import SamplingParams
 from octavo.core.plan import StepPlan
 from octavo.core.request import Request
-from octavo.core.result import Event, SliceResult, StepResult
-from octavo.scheduler.limits import Limits
+from octavo.core.result import Event, Failed, Finished, SliceResult, StepResult
+from octavo.scheduler.invariants import check
+from octavo.scheduler.limits import MAX_HELD_BACK, MAX_PASSED, Limits
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
+from overcommit import overcommit
 
 
 def make(policy: str = "fcfs", num_blocks: int = 200, **limits: object) -> Scheduler:
@@ -86,7 +89,9 @@ def test_priority_overtakes_in_the_queue_and_fcfs_does_not() -> None:
 
 
 def test_the_youngest_gives_way_and_comes_back_to_its_place() -> None:
-    scheduler = make(num_blocks=6, max_model_len=80)
+    scheduler = make(num_blocks=7, max_model_len=80)
+    for _ in range(50):  # short answers are expected, and long ones come
+        scheduler.room.growth.learn(request("z", 30, max_tokens=40), 2, cut_off=False)
     for name in "ab":
         scheduler.add(request(name, 30, max_tokens=40))
     ends = []
@@ -143,3 +148,147 @@ def test_prompts_that_are_not_looked_up_are_no_queries_of_the_prefix_cache() -> 
     scheduler.add(request("b", 40))
     step(scheduler)
     assert scheduler.stats().prefix_queries == 40
+
+
+def test_a_resumed_request_goes_on_behind_what_its_caller_has() -> None:
+    scheduler = make()
+    assert scheduler.add(request("a", 20, max_tokens=6, resumed=(9, 8, 7, 6), restarts=1)) == []
+    plan, events = step(scheduler)
+    assert plan.starts[0].token_ids[20:] == (9, 8, 7, 6) and plan.slices[0].count == 24
+    assert plan.slices[0].sample and [event.token_ids for event in events] == [(3,)]  # type: ignore[union-attr]
+    _, events = step(scheduler)
+    end = events[-1]
+    assert isinstance(end, Finished) and (end.reason, end.num_output) == ("length", 6)
+    assert scheduler.counters.generation_tokens == 2, "what was resumed was not generated again"
+
+
+@pytest.mark.parametrize(
+    ("resumed", "fields", "reason", "stop_token"),
+    [
+        ((9, 5), {"params": SamplingParams(stop_token_ids=(5,))}, "stop", 5),
+        ((9, 2), {"eos_token_ids": (2,)}, "stop", None),
+        ((9, 9, 9), {"max_tokens": 3}, "length", None),
+    ],
+)
+def test_a_resumed_request_that_was_complete_ends_at_once(
+    resumed: tuple[int, ...], fields: dict, reason: str, stop_token: int | None
+) -> None:
+    scheduler = make()
+    [end] = scheduler.add(request("a", 20, resumed=resumed, restarts=1, **fields))
+    assert isinstance(end, Finished) and (end.reason, end.stop_token) == (reason, stop_token)
+    assert end.num_output == len(resumed) and not scheduler.has_work and not scheduler.by_id
+    assert not check(scheduler)
+
+
+def test_what_was_accepted_once_is_not_refused_by_a_full_queue() -> None:
+    scheduler = make(max_num_waiting=1)
+    scheduler.add(request("a", 4))
+    scheduler.add(request("b", 4, restarts=1))
+    with pytest.raises(OverloadError):
+        scheduler.add(request("c", 4))
+
+
+def test_tokens_found_in_the_cache_count_up_to_the_prompt() -> None:
+    scheduler = make()
+    base = request("a", 20, max_tokens=60)
+    output = tuple(range(100, 145))
+    scheduler.add(replace(base, resumed=output, restarts=1))
+    while scheduler.has_work:
+        step(scheduler)
+    scheduler.add(replace(base, id="b", resumed=output, restarts=1))
+    step(scheduler)
+    assert scheduler.by_id["b"].num_cached == 20
+
+
+def test_steps_are_measured_and_the_fitted_line_goes_out_with_the_statistics() -> None:
+    scheduler = make()
+    scheduler.add(request("a", 40, max_tokens=100))
+    while scheduler.has_work:
+        plan = scheduler.schedule(0.0)
+        assert plan is not None
+        results = tuple(
+            SliceResult(row=piece.row, token_ids=(3,) if piece.sample else ())
+            for piece in plan.slices
+        )
+        elapsed = 0.01 + 0.001 * plan.num_tokens
+        scheduler.apply(plan, StepResult(step=plan.step, slices=results, elapsed_s=elapsed), 0.0)
+    line = scheduler.stats().step_time
+    assert line.num_steps >= 96
+    assert line.predict(1, 80) == pytest.approx(0.011, rel=0.05)
+    assert line.predict(40, 800) == pytest.approx(0.05, rel=0.1)
+
+
+def test_deadlines_end_requests_before_they_run_and_while_they_do() -> None:
+    scheduler = make(max_num_seqs=1)
+    scheduler.add(request("a", 4, deadline=10.0))
+    scheduler.add(request("b", 4, deadline=5.0))
+    scheduler.add(request("c", 4))
+    step(scheduler)
+    assert scheduler.expire(5.0) == []
+    (late,) = scheduler.expire(5.1)
+    assert isinstance(late, Failed) and late.id == "b"
+    assert (late.error.code, late.error.status) == ("deadline_exceeded", 504)
+    assert "while it waited" in late.error.message
+    (late,) = scheduler.expire(11.0)
+    assert isinstance(late, Failed) and late.id == "a" and "while it ran" in late.error.message
+    assert step(scheduler)[0].starts[0].request.id == "c"
+
+
+def test_a_deadline_of_an_ended_request_is_nothing_even_when_its_name_comes_again() -> None:
+    scheduler = make()
+    scheduler.add(request("a", 4, deadline=5.0))
+    scheduler.cancel("a")
+    scheduler.add(request("a", 4))
+    assert scheduler.expire(6.0) == []
+    assert scheduler.has_work
+
+
+def test_what_waits_and_what_is_pending_is_counted() -> None:
+    scheduler = make()
+    scheduler.add(request("a", 100))
+    scheduler.add(request("b", 40))
+    assert scheduler.stats().queued_tokens == 140
+    step(scheduler)
+    stats = scheduler.stats()
+    assert (stats.queued_tokens, stats.pending_tokens) == (40, 36)
+    scheduler.cancel("b")
+    assert scheduler.stats().queued_tokens == 0
+
+
+def test_a_preempted_prompt_is_counted_once_and_the_rest_as_waste() -> None:
+    scheduler = make(num_blocks=7, max_model_len=80)
+    overcommit(scheduler)
+    for name in "ab":
+        scheduler.add(request(name, 30, max_tokens=40))
+    while scheduler.has_work:
+        step(scheduler)
+    stats = scheduler.stats()
+    assert stats.num_preemptions == 1
+    assert stats.prompt_tokens == 60
+    assert stats.recomputed_tokens > 0
+
+
+def test_a_head_that_finds_no_room_is_passed_by_others_so_often_and_then_is_next() -> None:
+    scheduler = make("fair", num_blocks=41, max_num_seqs=8, max_num_batched_tokens=600)
+    overcommit(scheduler)
+    scheduler.add(request("a", 100, max_tokens=200, tenant="x"))
+    step(scheduler)
+    scheduler.add(request("b", 560, max_tokens=2, tenant="y", arrived=99.0))
+    for number in range(60):
+        scheduler.add(request(f"c{number}", 30, max_tokens=3, tenant="z", arrived=100.0 + number))
+    started: list[str] = []
+    while "b" not in started:
+        plan, _ = step(scheduler)
+        started += [start.request.id for start in plan.starts]
+    assert 1 < len(started) <= MAX_PASSED + 4, "some passed it, not all"
+
+
+def test_a_burst_of_equal_prompts_is_not_looked_through_whole_in_every_step() -> None:
+    scheduler = make(max_num_batched_tokens=64)
+    for number in range(200):
+        scheduler.add(replace(request("a", 600), id=f"a{number}", index=number))
+    looked = []
+    match = scheduler.cache.match
+    scheduler.cache.match = lambda sequence: looked.append(1) or match(sequence)  # type: ignore
+    step(scheduler)
+    assert len(looked) <= MAX_HELD_BACK + 3

@@ -19,10 +19,10 @@ TESTS = Path(__file__).parents[2]
 PAGE = TESTS.parent / "docs" / "api.md"
 FOLDERS = ("unit/server", "unit/tools", "e2e")
 REFUSALS = "test_hostile"
-EVERYWHERE = ("test_caps", "test_api_page", "test_routes")
+EVERYWHERE = ("test_caps", "test_api_page", "test_routes", "test_isolation")
 """Name fields without showing what they do."""
 MOST_SHOWN = 2
-FREE = {"user", "safety_identifier", "prompt_cache_key"}
+FREE = {"user", "safety_identifier", "prompt_cache_key", "metadata"}
 """Change nothing by definition, which `test_hostile` shows."""
 
 

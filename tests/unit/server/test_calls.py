@@ -95,9 +95,13 @@ def test_chat_template_and_its_arguments() -> None:
 def test_priority_needs_the_policy() -> None:
     engine = FakeEngine()
     state = make_state(engine)
-    state.scheduling_policy = "priority"
-    InProcess(state).post(COMPLETIONS, {"prompt": "a", "priority": -3})
-    assert engine.submitted[0].priority == -3
+    for policy in ("priority", "fair"):
+        state.scheduling_policy = policy
+        InProcess(state).post(COMPLETIONS, {"prompt": "a", "priority": -3})
+        assert engine.submitted[-1].priority == -3
+    state.scheduling_policy = "fcfs"
+    refused = InProcess(state).post(COMPLETIONS, {"prompt": "a", "priority": -3})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "priority")
     assert server(engine).post(COMPLETIONS, {"prompt": "a", "priority": 0}).status_code == 200
 
 
@@ -172,7 +176,7 @@ def test_overload_is_429_with_retry_after(stream: bool) -> None:
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
     assert answer.json()["error"]["type"] == "rate_limit_error"
     metrics = calls.state.metrics
-    rejected = metrics.value("vllm:admission_rejections_total", [("reason", "queue_full")])
+    rejected = metrics.value("vllm:admission_rejections_total", [("reason", "queued_reqs")])
     assert (rejected, calls.state.num_in_flight) == (1, 0)
 
 

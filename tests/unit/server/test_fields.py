@@ -290,3 +290,21 @@ def test_lenient_still_refuses_bad_values() -> None:
     for body in ({"prompt": "a", "n": 0, "x": 1}, {"x": 1}, {"prompt": "a", "stream_options": 1}):
         answer = calls.post(COMPLETIONS, body)
         assert answer.status_code == 400 and "warnings" not in answer.json()
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a`b", "a` - at `$.x", "`", "x.y", "a[0]"])
+def test_lenient_takes_or_refuses_a_field_that_is_named_like_a_complaint(name: str) -> None:
+    options = {"include_usage": True, name: 1}
+    body = {"prompt": "a", "stream": True, "stream_options": options, "max_tokens": 1}
+    assert server(lenient=True).post(COMPLETIONS, body).status_code in (200, 400)
+
+
+def test_arguments_of_a_call_that_are_nested_without_end_stay_text() -> None:
+    call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "[" * 100_000}}
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "x", "content": "b"},
+    ]
+    answer = server().post(CHATS, {"messages": messages, "max_tokens": 1})
+    assert answer.status_code in (200, 400)

@@ -64,6 +64,7 @@ def test_the_successor_gets_the_same_socket_and_the_server_leaves_once_it_serves
             while seen != ["leave", "left"]:
                 await asyncio.sleep(0)
             takeover.sock.close()
+            takeover.close()
 
     asyncio.run(asyncio.wait_for(run(), 20))
 
@@ -88,6 +89,7 @@ def test_a_successor_that_goes_away_leaves_the_server_in_its_place(said: bytes) 
             while seen[-1] != "left":
                 await asyncio.sleep(0)
             takeover.sock.close()
+            takeover.close()
 
     asyncio.run(asyncio.wait_for(run(), 20))
 

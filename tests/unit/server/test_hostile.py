@@ -107,7 +107,7 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"user": "x" * 257}, "user"),
     ({"user": 1}, "user"),
-    ({"priority": 1}, "priority"),
+    ({"priority": 1.5}, "priority"),
     ({"priority": 1 << 40}, "priority"),
     ({"model": "x" * 257}, "model"),
     ({"ignore_eos": 1}, "ignore_eos"),
@@ -190,7 +190,6 @@ UNSUPPORTED_CHAT: dict[str, Any] = {
     "prediction": {"type": "content"},
     "service_tier": "priority",
     "store": True,
-    "metadata": {"a": "b"},
     "web_search_options": {},
     "verbosity": "low",
     "best_of": 2,
@@ -242,6 +241,12 @@ BAD_POOLING: list[tuple[str, dict[str, Any], str]] = [
         for path in POOLING_INPUT
         for name, value in UNSUPPORTED_POOLING.items()
     ),
+    *(
+        (path, {"deadline_ms": bad}, "deadline_ms")
+        for path in POOLING_INPUT
+        for bad in (0, "5", 1e9)
+    ),
+    *((path, {"ttft_slo_ms": 5}, "ttft_slo_ms") for path in POOLING_INPUT),
     ("/v1/embeddings", {"messages": [USER]}, "messages"),
     ("/pooling", {"softmax": True}, "softmax"),
     ("/pooling", {"data": {"a": 1}}, "data"),
@@ -268,6 +273,8 @@ NEUTRAL_CHAT: dict[str, Any] = {
     "user": "someone",
     "safety_identifier": "someone",
     "prompt_cache_key": "a",
+    "metadata": {"a": "b"},
+    "verbosity": "medium",
     "stream": True,
     "stream_options": {"include_obfuscation": False},
     "top_logprobs": 0,

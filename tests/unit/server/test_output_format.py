@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from fakes import EOS, VOCAB_SIZE, FakeEngine, InProcess, make_state
+from fakes import EOS, VOCAB_SIZE, FakeEngine, InProcess, byte_tokenizer, make_state
+from octavo.engine.frontend import Frontend
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
@@ -53,6 +55,15 @@ def test_a_demand_reaches_the_engine_compiled(
     assert expected in written and first.grammar == second.grammar
     assert engine.vocabulary.vocab_size == VOCAB_SIZE
     assert engine.vocabulary.eos_token_ids == (EOS,)
+
+
+def test_the_engine_can_be_told_the_vocabulary_before_anybody_demands_a_shape() -> None:
+    engine = FakeEngine()
+    frontend = Frontend(engine, byte_tokenizer())  # type: ignore[arg-type]  # a fake
+    asyncio.run(frontend.prepare_grammars())
+    assert engine.vocabulary.vocab_size == VOCAB_SIZE
+    assert engine.vocabulary is frontend.grammars.vocabulary
+    frontend.close()
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
+import time
+from pathlib import Path
 
 import pytest
 
-from octavo.core.errors import NotFoundError, RequestError
-from octavo.server.response_store import MAX_CHAIN, ResponseStore, Stored
+from octavo.core.errors import ConfigError, EngineError, NotFoundError, RequestError
+from octavo.server.response_store import MAX_CHAIN, RESTARTED, ResponseStore, Stored
 
 
 def row(name: str, previous: str | None = None, size: int = 10) -> Stored:
@@ -87,7 +90,48 @@ def test_a_chain_is_bounded_and_names_what_is_gone() -> None:
     assert error.value.param == "previous_response_id"
 
 
-def test_a_file_lasts(tmp_path: object) -> None:
-    path = f"{tmp_path}/responses.db"
-    ResponseStore(path).put("a", row("r"))
-    assert ResponseStore(path).get("a", "r").id == "r"
+def test_a_file_lasts_and_is_private(tmp_path: Path) -> None:
+    path = tmp_path / "responses.sqlite3"
+    store = ResponseStore(path)
+    store.put("a", row("r"))
+    store.put("a", row("s", previous="r"))
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
+    again = ResponseStore(path, max_tenant_rows=2)  # nobody closed the other one
+    assert [one.id for one in again.chain("a", "s")] == ["r", "s"]
+    again.put("a", row("t"))
+    assert [name for name in "rst" if has(again, "a", name)] == ["s", "t"]
+
+
+def test_what_was_being_made_is_failed_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "responses.sqlite3"
+    payload = b'{"id":"r","status":"in_progress","output":[],"error":null}'
+    ResponseStore(path).put("a", Stored("r", None, b"[]", payload, is_open=True))
+    store = ResponseStore(path)
+    found = json.loads(store.get("a", "r").response)
+    assert found["status"] == "failed" and found["error"]["code"] == RESTARTED
+    assert not store.get("a", "r").is_open
+
+
+def test_old_ones_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ResponseStore(max_age_s=100.0)
+    store.put("a", row("r"))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 99)
+    store.put("a", row("s"))
+    assert has(store, "a", "r")
+    monkeypatch.setattr(time, "time", lambda: now + 101)
+    assert not has(store, "a", "r") and has(store, "a", "s")
+    store.put("b", row("t"))
+    with pytest.raises(NotFoundError):
+        store.delete("a", "r")
+
+
+def test_what_cannot_be_written_says_so(tmp_path: Path) -> None:
+    store = ResponseStore(tmp_path / "responses.sqlite3")
+    store.close()
+    with pytest.raises(EngineError) as error:
+        store.put("a", row("r"))
+    assert error.value.code == "storage_failed"
+    (tmp_path / "broken").write_bytes(b"no database" * 100)
+    with pytest.raises(ConfigError, match="broken"):
+        ResponseStore(tmp_path / "broken")

@@ -20,9 +20,10 @@ OPEN = InProcess(make_state())
 # A new route changes this on purpose: method, path, public.
 SNAPSHOT = {
     ("GET", "/health", True),
+    ("GET", "/healthz", True),
     ("GET", "/livez", True),
     ("GET", "/load", False),
-    ("GET", "/metrics", True),
+    ("GET", "/metrics", False),
     ("GET", "/openapi.json", False),
     ("GET", "/ping", True),
     ("GET", "/readyz", True),
@@ -38,7 +39,8 @@ SNAPSHOT = {
     ("POST", "/v1/files", False),
     ("GET", "/v1/models", False),
     ("GET", "/v1/models/{model:path}", False),
-    ("GET", "/version", True),
+    ("GET", "/version", False),
+    ("POST", "/reset_prefix_cache", False),
     ("GET", "/tokenizer_info", False),
     ("POST", "/classify", False),
     ("POST", "/detokenize", False),
@@ -48,6 +50,8 @@ SNAPSHOT = {
     ("DELETE", "/v1/responses/{response_id}", False),
     ("POST", "/v1/responses/{response_id}/cancel", False),
     ("GET", "/v1/responses/{response_id}/input_items", False),
+    ("GET", "/v1/requests/{request_id}", False),
+    ("DELETE", "/v1/requests/{request_id}", False),
     ("POST", "/v1/messages", False),
     ("POST", "/v1/messages/count_tokens", False),
     ("POST", "/pooling", False),
@@ -60,6 +64,12 @@ SNAPSHOT = {
     ("POST", "/v1/rerank", False),
     ("POST", "/v1/score", False),
     ("POST", "/v2/rerank", False),
+}
+# And so does one that asks for more than a user's key.
+ROLES = {
+    ("GET", "/load"): "operator",
+    ("GET", "/metrics"): "operator",
+    ("POST", "/reset_prefix_cache"): "admin",
 }
 USER = {"role": "user", "content": "a"}
 STORED = "resp_0"
@@ -81,12 +91,15 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 KEEPS = ("/v1/files", "/v1/batches")
 """Refused on this server, after the key has been looked at: it keeps no files."""
+LOOKS_UP = "/v1/requests"
+"""Finds nothing under way."""
 POOLING = ("/v1/embeddings", "/pooling", "/classify", "score", "rerank")
 """Endpoints that the model behind these servers, which generates, refuses with 400."""
 
 
 def test_route_table_snapshot() -> None:
     assert {(row.method, row.path, row.public) for row in ROUTES} == SNAPSHOT
+    assert {(row.method, row.path): row.role for row in ROUTES if row.role != "user"} == ROLES
     served = {
         (method, route.path)  # type: ignore[attr-defined]  # all routes are Route
         for route in SERVER.app.routes
@@ -113,7 +126,16 @@ def test_every_route_with_every_key(method: str, path: str, public: bool) -> Non
         headers = [] if authorization is None else [(b"authorization", authorization.encode())]
         return SERVER.call(method, url, headers=headers, **body).status_code
 
-    passed = 400 if path.startswith(KEEPS) or path.endswith(POOLING) else 200
+    if ROLES.get((method, path)) == "admin":
+        assert (status("Bearer right-key"), status(None)) == (403, 401)
+        return
+    passed = (
+        404
+        if path.startswith(LOOKS_UP)
+        else 400
+        if path.startswith(KEEPS) or path.endswith(POOLING)
+        else 200
+    )
     assert status("Bearer right-key") == passed
     assert status("bearer other-key") == passed
     assert status("Bearer clé") == passed

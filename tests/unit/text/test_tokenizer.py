@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,28 @@ def test_threads_agree():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_long_text_does_not_stop_other_threads():
+    """A server answers its probes while it tokenizes a prompt of a million characters."""
+    tokenizer = fakes_text.byte_level()
+    text = "hello world <|end|> 你好 " * 15_000
+    expected = tokenizer._backend.encode(text).ids
+    found = []
+    thread = threading.Thread(target=lambda: found.append(tokenizer.encode(text)))
+    begun = last = time.monotonic()
+    longest = 0.0
+    thread.start()
+    while thread.is_alive():
+        now = time.monotonic()
+        longest, last = max(longest, now - last), now
+    longest = max(longest, time.monotonic() - last)
+    assert found == [expected]
+    assert longest < (time.monotonic() - begun) / 2, "the other thread stood still"
+    assert (
+        tokenizer.encode_within(text, max_tokens=9, add_special_tokens=False).token_ids
+        == expected[:9]
+    )
 
 
 @pytest.mark.skipif(not (MINI / "tokenizer.json").is_file(), reason="octavo-mini is not built yet")

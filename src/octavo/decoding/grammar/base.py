@@ -1,11 +1,12 @@
 """What structured output is to the engine: a grammar per request, and a backend that makes them. No torch here, because
 the front end and the compiling process stand on this, too.
 
-Shape letters: W words of 32 tokens each.
+Shape letters: R rows, W words of 32 tokens each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -40,6 +41,10 @@ class Grammar(Protocol):
     Every method but `rollback` raises `GrammarError` when a limit is passed; the grammar is of no use after that.
     """
 
+    @property
+    def backend(self) -> GrammarBackend:
+        """Who made it."""
+
     def mask(self, words_W: WordArray) -> None:
         """Write which tokens may come next: bit t % 32 of word t // 32. Other threads may run meanwhile.
 
@@ -57,6 +62,9 @@ class Grammar(Protocol):
 
     def is_finished(self) -> bool:
         """Whether nothing can follow but the end."""
+
+    def check(self) -> None:
+        """Raise what `GrammarBackend.masks` could not."""
 
 
 class GrammarBackend(Protocol):
@@ -76,4 +84,13 @@ class GrammarBackend(Protocol):
 
         Raises:
             GrammarError: it does not build after all.
+        """
+
+    def masks(
+        self, work: Sequence[tuple[Grammar, int]], words_RW: WordArray, *, in_turn: bool
+    ) -> None:
+        """As `Grammar.mask` for several, each into its row of `words_RW`; afterwards `Grammar.check` is to be asked.
+
+        Other threads may run meanwhile. They are computed at once where cores are spare, unless `in_turn`, which is
+        quicker where each takes microseconds.
         """

@@ -56,6 +56,10 @@ class GrammarCompiler:
         """What grammars are compiled for; None before the first."""
         return self._vocabulary
 
+    async def learn(self) -> Vocabulary:
+        """The vocabulary, read off the event loop unless it was before."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool(), self._learn)
+
     async def compile(self, wanted: StructuredOutputs) -> str:
         """The constraint in the words of the engine's backend.
 
@@ -90,12 +94,21 @@ class GrammarCompiler:
                 param="structured_outputs",
                 fix="Try again later.",
             )
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._max_at_once, "octavo-grammar")
-        job = asyncio.get_running_loop().run_in_executor(self._threads, self._run, key)
+        job = asyncio.get_running_loop().run_in_executor(self._pool(), self._run, key)
         self._under_way[key] = job
         job.add_done_callback(lambda done: self._finish(key, done))
         return job
+
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._max_at_once, "octavo-grammar")
+        return self._threads
+
+    def _learn(self) -> Vocabulary:
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = self._make_vocabulary()
+            return self._vocabulary
 
     def _finish(self, key: bytes, done: asyncio.Future[Outcome]) -> None:
         del self._under_way[key]
@@ -119,17 +132,16 @@ class GrammarCompiler:
 
     def _process(self) -> WorkerProcess:
         """One that has nothing to do, or a new one."""
+        vocabulary = self._learn()
         while True:
             with self._lock:
                 process = self._idle.pop() if self._idle else None
-                if self._vocabulary is None:
-                    self._vocabulary = self._make_vocabulary()
             if process is None:
                 break
             if process.is_alive:
                 return process
             process.close()
         try:
-            return WorkerProcess(self._vocabulary, self._limits, self._backend)
+            return WorkerProcess(vocabulary, self._limits, self._backend)
         except OSError as error:
             raise EngineError(f"{error}.", code="grammar_unavailable") from error

@@ -6,11 +6,13 @@ request.
 from __future__ import annotations
 
 import json
+import os
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
 from octavo.core.structured import StructuredOutputs
@@ -23,6 +25,10 @@ _CACHE_BYTES = 64 << 20
 _MATCHER_BYTES = 256 << 10
 """What a grammar of a small schema takes beside its source; larger ones take more in proportion to it."""
 _BYTES_PER_CHAR = 64
+
+_MAX_THREADS = 8
+_CORES_PER_THREAD = 4
+"""The model needs the others. Grammars of one source take turns in any case, for they share a lexer."""
 
 _NOTHING = "it allows no output at all"
 
@@ -60,6 +66,7 @@ class Backend:
         self._lark = Lark(vocabulary)
         self._cache: BytesLRU[str, LLMatcher] = BytesLRU(_CACHE_BYTES)
         self._lock = threading.Lock()
+        self._executor: LLExecutor | None = None
 
     def compile(self, wanted: StructuredOutputs) -> str:
         """As `GrammarBackend.compile`."""
@@ -83,7 +90,23 @@ class Backend:
             size = _MATCHER_BYTES + _BYTES_PER_CHAR * len(source)
             with self._lock:
                 self._cache.put(source, known, size)
-        return _Matching(known.deep_copy())
+        return _Matching(known.deep_copy(), self)
+
+    def masks(
+        self, work: Sequence[tuple[Grammar, int]], words_RW: WordArray, *, in_turn: bool
+    ) -> None:
+        """As `GrammarBackend.masks`."""
+        place: int = words_RW.__array_interface__["data"][0]
+        num_rows, num_words = words_RW.shape
+        matchers = [(_matcher_of(grammar), row) for grammar, row in work]
+        if in_turn or len(matchers) == 1:
+            for matcher, row in matchers:
+                matcher.unsafe_compute_mask_ptr(place + row * num_words * 4, num_words * 4)
+            return
+        if self._executor is None:
+            cores = len(os.sched_getaffinity(0))
+            self._executor = LLExecutor(min(_MAX_THREADS, max(1, cores // _CORES_PER_THREAD)))
+        self._executor.unsafe_compute_mask_ptr(matchers, place, num_words * 4, num_rows)
 
     def _matcher(self, source: str) -> LLMatcher:
         return LLMatcher(self._tokenizer, source, log_level=0, limits=limits())
@@ -138,40 +161,50 @@ class Backend:
 class _Matching:
     """A grammar in use."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: LLMatcher, backend: Backend) -> None:
+        self.matcher = matcher
+        self.backend = backend
 
     def mask(self, words_W: WordArray) -> None:
         """As `Grammar.mask`."""
         place: int = words_W.__array_interface__["data"][0]
-        self._matcher.unsafe_compute_mask_ptr(place, words_W.nbytes)
-        if self._matcher.is_error():
+        self.matcher.unsafe_compute_mask_ptr(place, words_W.nbytes)
+        self.check()
+
+    def check(self) -> None:
+        """As `Grammar.check`."""
+        if self.matcher.is_error():
             raise self._failure()
 
     def advance(self, token_id: int) -> None:
         """As `Grammar.advance`."""
-        if not self._matcher.consume_token(token_id):
+        if not self.matcher.consume_token(token_id):
             raise self._failure()
 
     def rollback(self, num_tokens: int) -> None:
         """As `Grammar.rollback`."""
-        self._matcher.rollback(num_tokens)
+        self.matcher.rollback(num_tokens)
 
     def forced(self) -> tuple[int, ...]:
         """As `Grammar.forced`."""
-        return tuple(self._matcher.compute_ff_tokens())
+        return tuple(self.matcher.compute_ff_tokens())
 
     def is_finished(self) -> bool:
         """As `Grammar.is_finished`."""
-        if not self._matcher.is_stopped():
+        if not self.matcher.is_stopped():
             return False
-        if self._matcher.is_error():
+        if self.matcher.is_error():
             raise self._failure()
         return True
 
     def _failure(self) -> GrammarError:
-        reason = _first_line(self._matcher.get_error())
+        reason = _first_line(self.matcher.get_error())
         return GrammarError(f"the grammar of this request gave up: {reason}.", code="grammar_limit")
+
+
+def _matcher_of(grammar: Grammar) -> LLMatcher:
+    assert isinstance(grammar, _Matching), "made by this backend"
+    return grammar.matcher
 
 
 def _json_grammar(schema: Any, wanted: StructuredOutputs) -> str:

@@ -1,17 +1,20 @@
-"""The grammars of the running rows, and which tokens a step may choose. No torch: masks leave here as token ids.
+"""The grammars of the running rows, and which tokens a step may choose. No torch: masks leave here as words of bits.
 
-Masks depend on tokens that are known when a step begins, so a thread computes them while the model runs. Where a grammar
-leaves one text only, its tokens are those that the tokenizer would write: the mask allows the first of them alone, and
-`take` hands out the rest at once, so that jumping over them and choosing them one by one come to the same.
+The masks of a step depend on tokens that are known when the step before it ends. They are begun there, and a thread
+computes them while the loop reports, plans and runs the model; what costs less than handing it over is computed on the
+spot. Where a grammar leaves one text only, its tokens are those that the tokenizer would write: the mask allows the first
+of them alone, and `take` hands out the rest at once, so that jumping over them and choosing them one by one come to the
+same.
 
-Shape letters: M masks of one step, W words of 32 tokens, V vocabulary.
+Shape letters: R rows, M masks of one computation, W words of 32 tokens, N entries of a step, E end tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,32 +22,25 @@ import numpy.typing as npt
 from octavo.core.errors import ErrorInfo
 from octavo.core.request import Request
 from octavo.decoding.grammar.base import Grammar, GrammarError, WordArray
+from octavo.kernels.sampling import RowMasks
 
 IdArray = npt.NDArray[np.int64]
+R = TypeVar("R")
 
 NO_IDS: IdArray = np.empty(0, np.int64)
-_FEW_SHIFT = 5
-"""Ids are few below a 32nd of the vocabulary: of 151,936, editing by ids took 530 us with 40 % of them, by words 53."""
-
 MAX_JUMP = 64
 """Forced tokens taken in one step."""
-
-
-class MaskedEntry(NamedTuple):
-    """What one entry of a step may choose: by the ids that are few, else by a word for every token."""
-
-    n: int
-    ids: IdArray = NO_IDS
-    is_allowed: bool = True
-    """Whether `ids` are what is allowed, or what is not."""
-    keep_V: npt.NDArray[np.int32] | None = None
-    """All bits set for tokens that are allowed, none for others."""
+_CHEAP_S = 500e-6
+"""Masks of one step that take less are computed by the loop: on two cores the thread, which takes one from the model and
+hands the interpreter to and fro, made a step of 16 rows 750 us longer, grammars in turn 280 (bundled model)."""
+_SMOOTHING = 0.2
 
 
 class StepMasks(NamedTuple):
     """What a step's entries may choose, of those that have a grammar."""
 
-    entries: tuple[MaskedEntry, ...] = ()
+    choices: RowMasks | None = None
+    """None where no entry has a mask."""
     ended: frozenset[int] = frozenset()
     """Entries whose output is complete: nothing is chosen for them."""
     failed: tuple[tuple[int, ErrorInfo], ...] = ()
@@ -59,7 +55,6 @@ class Taken(NamedTuple):
     error: ErrorInfo | None = None
 
 
-_GOES_ON = Taken()
 _FINISHED = Taken(is_finished=True)
 
 
@@ -81,10 +76,15 @@ class _Row:
         self._has_looked = False
         """Whether the queue says what follows; asking costs as much as a mask at times."""
         self.num_taken = 0
+        self.place = -1
+        """Its row."""
+        self.is_ended = False
+        """Whether that mask allows nothing but the end."""
         self.error: ErrorInfo | None = None
 
-    def restart(self, output_ids: Sequence[int]) -> None:
+    def restart(self, place: int, output_ids: Sequence[int]) -> None:
         """Go back to the start, then take the output so far, as it was taken then."""
+        self.place = place
         self.grammar.rollback(self.num_taken)
         self.num_taken, self.queue, self._has_looked = 0, (), False
         for token_id in output_ids:
@@ -105,16 +105,37 @@ class _Row:
         self._has_looked = bool(self.queue)
 
 
+class Guard(Protocol):
+    """Calls what concerns one row alone."""
+
+    def __call__(self, row: int, phase: str, call: Callable[..., R], *args: Any) -> R | None:
+        """`call(*args)`; None where that is the row's fault."""
+
+
+def _unguarded(row: int, phase: str, call: Callable[..., R], *args: Any) -> R | None:
+    return call(*args)
+
+
 class GrammarRows:
     """Owner: the runner of one rank. `learn` and `forget` are the engine's to call."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, max_rows: int, vocab_size: int) -> None:
         self.vocab_size = vocab_size
-        self.eos_ids: IdArray = np.empty(0, np.int64)
+        self._shape = (max_rows, -(-vocab_size // 32))
+        self._words_RW: WordArray = np.empty((0, 0), np.uint32)
         self._known: dict[str, _Row] = {}
         self._rows: dict[int, _Row] = {}
         self._thread: ThreadPoolExecutor | None = None
-        self._pending: Future[StepMasks] | None = None
+        self._pending: list[tuple[list[_Row], Future[None]]] = []
+        self._lacking: set[_Row] = set()
+        """Rows whose mask nobody has begun."""
+        self._mask_of_R: IdArray = np.full(max_rows, -1)
+        """Where a row's mask is, by row; -1 where it has none, or is in one of the next two."""
+        self._ended: set[int] = set()
+        self._failed: dict[int, ErrorInfo] = {}
+        self._mask_s = _CHEAP_S
+        """What a mask took of late."""
+        self.set_ends(())
 
     @property
     def is_in_use(self) -> bool:
@@ -124,7 +145,11 @@ class GrammarRows:
     def set_ends(self, eos_token_ids: Sequence[int]) -> None:
         """Take note of the model's end tokens, before the first grammar comes."""
         known = [token_id for token_id in eos_token_ids if token_id < self.vocab_size]
-        self.eos_ids = np.array(known, np.int64)
+        ids = np.array(known, np.int64)
+        self._end_words_E = ids // 32
+        self._end_bits_E = (1 << (ids % 32)).astype(np.uint32)
+        self._others_W = np.full(self._shape[1], 0xFFFFFFFF, np.uint32)
+        np.bitwise_and.at(self._others_W, self._end_words_E, ~self._end_bits_E)
 
     def learn(self, request: Request, grammar: Grammar) -> None:
         """Keep the grammar of a request until `forget`."""
@@ -138,111 +163,184 @@ class GrammarRows:
         """A row begins, or begins again after a preemption."""
         if not request.grammar:
             return
-        known = self._rows[row] = self._known[request.id]
+        if not len(self._words_RW):
+            self._words_RW = np.zeros(self._shape, np.uint32)
+        known = self._known[request.id]
+        if any(known in work for work, _ in self._pending):
+            self.settle()  # the thread is at work on this very grammar
+        self.remove(row)
+        self._rows[row] = known
         try:
-            known.restart(output_ids)
+            known.restart(row, output_ids)
         except GrammarError as error:
             known.error = error.info()
+        self._lacking.add(known)
 
     def remove(self, row: int) -> None:
         """The row is free."""
-        self._rows.pop(row, None)
+        known = self._rows.pop(row, None)
+        if known is not None:
+            self._lacking.discard(known)
+            self._mask_of_R[row] = -1
+            self._ended.discard(row)
+            self._failed.pop(row, None)
 
     def begin(self, rows: IdArray) -> None:
-        """Start on the masks of the entries that will be chosen in this step."""
+        """Start on the masks of a step's entries that were not started on when their last token was taken."""
+        if self._lacking:
+            known = [self._rows.get(row) for row in rows.tolist()]
+            self._start_on([row for row in known if row is not None and row in self._lacking])
+
+    def masks(self, rows: IdArray) -> StepMasks | None:
+        """Those of a step's entries, once they are done; None when no entry has a grammar."""
         if not self._rows:
-            return
-        self._settle()
-        work = [(n, self._rows[row]) for n, row in enumerate(rows.tolist()) if row in self._rows]
-        if not work:
-            return
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "octavo-masks")
-        self._pending = self._thread.submit(self._masks, work)
-
-    def masks(self) -> StepMasks | None:
-        """What was begun, once it is done; None when no entry has a grammar."""
-        if self._pending is None:
             return None
-        pending, self._pending = self._pending, None
-        return pending.result()
+        self.begin(rows)
+        self.settle()
+        if self._lacking:
+            self._compute_lacking(rows)
+        ended: list[int] = []
+        failed: list[tuple[int, ErrorInfo]] = []
+        if self._ended or self._failed:
+            for n, row in enumerate(rows.tolist()):
+                if row in self._ended:
+                    ended.append(n)
+                elif row in self._failed:
+                    failed.append((n, self._failed[row]))
+        of_N = self._mask_of_R[rows]
+        choices = RowMasks(self._words_RW, of_N) if of_N.max(initial=-1) >= 0 else None
+        return StepMasks(choices, frozenset(ended), tuple(failed))
 
-    def take(self, row: int, token_id: int) -> Taken | None:
-        """A row's new token; None when it has no grammar."""
-        known = self._rows.get(row)
-        if known is None:
-            return None
+    def take(
+        self, rows: IdArray, token_ids: Sequence[int], guard: Guard = _unguarded
+    ) -> dict[int, Taken]:
+        """Entries' new tokens, -1 where there is none: entry -> what follows, where anything does. Begins the masks of
+        what comes next. `guard` calls what concerns one row alone, and gives None where that threw what it may not.
+        """
+        found: dict[int, Taken] = {}
+        going_on: list[_Row] = []
+        for n, (row, token_id) in enumerate(zip(rows.tolist(), token_ids, strict=True)):
+            known = self._rows.get(row)
+            if known is None or token_id < 0:
+                continue
+            taken = guard(row, "grammar", self._take_or_fail, known, token_id)
+            if taken is not None:
+                found[n] = taken
+            if taken is None or not (taken.is_finished or taken.error):
+                going_on.append(known)
+        self._start_on(going_on)
+        return found
+
+    def _take_or_fail(self, row: _Row, token_id: int) -> Taken | None:
         try:
-            return self._take(known, token_id)
+            return self._take(row, token_id)
         except GrammarError as error:
-            known.error = error.info()
-            return Taken(error=known.error)
+            row.error = self._failed[row.place] = error.info()
+            self._mask_of_R[row.place] = -1
+            return Taken(error=row.error)
 
-    def _take(self, row: _Row, token_id: int) -> Taken:
+    def _take(self, row: _Row, token_id: int) -> Taken | None:
         row.take(token_id)
         if row.grammar.is_finished():
             return _FINISHED
         if not row.jumps or row.next_forced() is None:
-            return _GOES_ON
+            return None
         room = min(MAX_JUMP, row.request.max_tokens - row.num_taken)
         forced = row.queue[: max(0, room)]
         for each in forced:
             row.take(each)
         return Taken(forced=forced, is_finished=row.grammar.is_finished())
 
-    def _settle(self) -> None:
-        """A step that failed has left its masks behind; they must not be computed beside this one's."""
-        if self._pending is not None:
-            self._pending.exception()
-            self._pending = None
+    def _start_on(self, work: list[_Row]) -> None:
+        """Masks of these rows: here where that is cheap, else in the thread."""
+        if not work:
+            return
+        for row in work:
+            row.is_ended = False
+        if not self._pending and self._mask_s * len(work) < _CHEAP_S:
+            self._lacking.update(work)
+            try:
+                self._compute(work, in_turn=True)
+            except Exception:  # edge of a step: tokens are kept; it throws again where the step can be run in parts
+                return
+            self._note(work)
+            return
+        self._lacking.difference_update(work)
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "octavo-masks")
+        self._pending.append((work, self._thread.submit(self._compute, work, in_turn=False)))
 
-    def _masks(self, work: list[tuple[int, _Row]]) -> StepMasks:
-        found, ended, failed = [], [], []
-        masked: list[tuple[int, _Row]] = []
-        words_MW = np.zeros((len(work), -(-self.vocab_size // 32)), np.uint32)
-        for n, row in work:
+    def settle(self) -> None:
+        """Wait for the thread. What it threw is computed again with the step that needs it."""
+        pending, self._pending = self._pending, []
+        for work, job in pending:
+            if job.exception() is None:
+                self._note(work)
+            else:
+                self._lacking.update(row for row in work if self._rows.get(row.place) is row)
+
+    def _compute_lacking(self, rows: IdArray) -> None:
+        """Masks that threw when they were begun: once more, and if they throw again it is the step that does."""
+        known = [self._rows.get(row) for row in rows.tolist()]
+        work = [row for row in known if row is not None and row in self._lacking]
+        if work:
+            self._compute(work, in_turn=True)
+            self._note(work)
+
+    def _note(self, done: list[_Row]) -> None:
+        """What came of masks, of rows that are still there."""
+        self._lacking.difference_update(done)
+        for row in done:
+            place = row.place
+            if self._rows.get(place) is not row:
+                continue
+            self._mask_of_R[place] = -1 if row.is_ended or row.error else place
+            if row.error is not None:
+                self._failed[place] = row.error
+            elif row.is_ended:
+                self._ended.add(place)
+
+    def _compute(self, work: list[_Row], *, in_turn: bool) -> None:
+        """Fill in the masks of rows, errors and ends."""
+        asked: list[_Row] = []
+        for row in work:
             try:
                 if row.error is not None:
-                    failed.append((n, row.error))
-                elif row.next_forced() is not None:
-                    found.append(MaskedEntry(n, np.array(row.queue[:1], np.int64)))
+                    continue
+                forced = row.next_forced()
+                if forced is not None:
+                    self._words_RW[row.place] = 0
+                    self._words_RW[row.place, forced // 32] = 1 << (forced % 32)
                 elif row.grammar.is_finished():
-                    ended.append(n)
+                    row.is_ended = True
                 else:
-                    row.grammar.mask(words_MW[len(masked)])
-                    masked.append((n, row))
+                    asked.append(row)
             except GrammarError as error:
                 row.error = error.info()
-                failed.append((n, row.error))
-        for (n, _), entry in zip(
-            masked, self._entries(masked, words_MW[: len(masked)]), strict=True
-        ):
-            if entry is None:
-                ended.append(n)
-            else:
-                found.append(entry)
-        return StepMasks(tuple(found), frozenset(ended), tuple(failed))
+        if not asked:
+            return
+        begun = time.perf_counter()
+        backend = asked[0].grammar.backend
+        backend.masks([(row.grammar, row.place) for row in asked], self._words_RW, in_turn=in_turn)
+        took = (time.perf_counter() - begun) / len(asked)
+        self._mask_s += _SMOOTHING * (took - self._mask_s)
+        for row in asked:
+            try:
+                row.grammar.check()
+            except GrammarError as error:
+                row.error = error.info()
+        self._look_for_ends(asked)
 
-    def _entries(
-        self, masked: list[tuple[int, _Row]], words_MW: WordArray
-    ) -> Iterator[MaskedEntry | None]:
-        """Of each mask; None where nothing but the end is allowed."""
-        bits_MV = np.unpackbits(words_MW.view(np.uint8), axis=1, bitorder="little")
-        bits_MV = bits_MV[:, : self.vocab_size].view(np.bool_)
-        few = self.vocab_size >> _FEW_SHIFT
-        num_allowed_M = np.count_nonzero(bits_MV, axis=1).tolist()
-        num_ends_M = np.count_nonzero(bits_MV[:, self.eos_ids], axis=1).tolist()
-        for (n, row), bits_V, num_allowed, num_ends in zip(
-            masked, bits_MV, num_allowed_M, num_ends_M, strict=True
-        ):
-            if num_allowed == num_ends:
-                yield None
-                continue
-            if num_ends and not row.request.eos_token_ids:
-                bits_V[self.eos_ids] = False  # ends are ignored while there is anything else
-            if num_allowed <= few:
-                yield MaskedEntry(n, np.flatnonzero(bits_V))
-            elif num_allowed >= self.vocab_size - few:
-                yield MaskedEntry(n, np.flatnonzero(~bits_V), is_allowed=False)
-            else:
-                yield MaskedEntry(n, keep_V=np.negative(bits_V.astype(np.int32)))
+    def _look_for_ends(self, asked: list[_Row]) -> None:
+        """Where nothing but an end is allowed, the output is complete; elsewhere a caller may want ends ignored."""
+        words_RW = self._words_RW
+        places_M = np.array([row.place for row in asked])
+        ends_ME = words_RW[places_M[:, None], self._end_words_E] & self._end_bits_E
+        at = np.flatnonzero(ends_ME.any(1))
+        if not len(at):
+            return
+        goes_on = (words_RW[places_M[at]] & self._others_W).any(1)
+        for m, has_others in zip(at.tolist(), goes_on.tolist(), strict=True):
+            asked[m].is_ended = not has_others
+            if has_others and not asked[m].request.eos_token_ids:
+                words_RW[asked[m].place] &= self._others_W

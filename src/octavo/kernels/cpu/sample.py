@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from octavo.kernels.cpu.extension import address, native
-from octavo.kernels.sampling import ROW, RowArray
+from octavo.kernels.sampling import ROW, RowArray, RowMasks
 
 IntArray = npt.NDArray[np.int64]
 
@@ -20,6 +20,7 @@ def sample(
     rows_N: IntArray,
     positions_N: IntArray,
     *,
+    masks: RowMasks | None = None,
     num_threads: int = 1,
     isa: str = "",
 ) -> IntArray:
@@ -30,6 +31,7 @@ def sample(
         params_R: of dtype `ROW`.
         rows_N: which of them each entry has; below R, which is not checked.
         positions_N: of the new tokens; with seed and index, what the random number depends on.
+        masks: what is not allowed counts as -inf.
         num_threads: at most so many.
         isa: forces an instruction set; the empty string takes the best.
 
@@ -46,10 +48,20 @@ def sample(
         _place("token_ids", token_ids_N, (num_rows,), np.int64),
         num_rows,
         vocab_size,
+        *_mask_places(masks, num_rows, vocab_size),
         num_threads,
         isa,
     )
     return token_ids_N
+
+
+def _mask_places(masks: RowMasks | None, num_rows: int, vocab_size: int) -> tuple[int, int, int]:
+    if masks is None:
+        return 0, 0, 0
+    num_masks = len(masks.words_MW)
+    shape = (num_masks, -(-vocab_size // 32))
+    words = _place("masks", masks.words_MW, shape, np.uint32)
+    return words, _place("masks.of_N", masks.of_N, (num_rows,), np.int64), num_masks
 
 
 def _place(name: str, values: npt.NDArray[Any], shape: tuple[int, ...], dtype: Any) -> int:

@@ -1,17 +1,21 @@
-"""First come, first served; the last to come gives way."""
+"""First come, first served, whoever asks."""
 
 from __future__ import annotations
 
-from octavo.core.sequence import Sequence
+from typing import ClassVar
+
+from octavo.core.request import Request
 
 
 class Fcfs:
-    """Order of arrival."""
+    """Order of arrival; one account for all."""
 
-    def order(self, sequence: Sequence) -> tuple[float, ...]:
+    uses_priority: ClassVar[bool] = False
+
+    def account(self, request: Request) -> str:
+        """The same for everyone."""
+        return ""
+
+    def order(self, request: Request) -> tuple[float, ...]:
         """Arrival, then choice index."""
-        return (sequence.request.arrived, sequence.request.index)
-
-    def victim(self, candidates: list[Sequence]) -> Sequence:
-        """The last to arrive."""
-        return max(candidates, key=self.order)
+        return (request.arrived, request.index)

@@ -1,18 +1,22 @@
-"""Lower priority values first, then order of arrival; the least urgent gives way."""
+"""More urgent requests first, whoever asks; those who wait become more urgent."""
 
 from __future__ import annotations
 
-from octavo.core.sequence import Sequence
+from typing import ClassVar
+
+from octavo.core.request import Request
+from octavo.scheduler.policies.base import aged
 
 
 class Priority:
-    """The caller's `priority`, ties by arrival."""
+    """The caller's `priority` with ageing; one account for all."""
 
-    def order(self, sequence: Sequence) -> tuple[float, ...]:
-        """Priority, arrival, choice index."""
-        request = sequence.request
-        return (request.priority, request.arrived, request.index)
+    uses_priority: ClassVar[bool] = True
 
-    def victim(self, candidates: list[Sequence]) -> Sequence:
-        """The least urgent, of those the last to arrive."""
-        return max(candidates, key=self.order)
+    def account(self, request: Request) -> str:
+        """The same for everyone."""
+        return ""
+
+    def order(self, request: Request) -> tuple[float, ...]:
+        """Aged arrival, arrival, choice index."""
+        return (aged(request), request.arrived, request.index)

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from octavo.core.errors import RequestError
 from octavo.server.anthropic.input import chat_body, shape_of
 from octavo.server.anthropic.schema import CountTokensBody, MessagesBody
+from octavo.server.anthropic.shapes import TokenCount
 from octavo.server.anthropic.writer import Writer, error_event
 from octavo.server.call import Call, json_response
 from octavo.server.metered import metered
@@ -56,7 +57,7 @@ async def count_tokens(call: Call) -> Response:
         ids = await prompt_ids(call, chat_body(body, call.state))
     except RequestError as error:
         raise _renamed(error) from error
-    return json_response({"input_tokens": len(ids)})
+    return json_response(TokenCount(input_tokens=len(ids)))
 
 
 def _renamed(error: RequestError) -> RequestError:

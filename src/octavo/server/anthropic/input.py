@@ -45,6 +45,8 @@ def chat_body(body: CountTokensBody, state: AppState) -> ChatBody:
             "temperature": body.temperature,
             "top_p": body.top_p,
             "top_k": body.top_k,
+            "deadline_ms": body.deadline_ms,
+            "ttft_slo_ms": body.ttft_slo_ms,
         }
     return ChatBody(
         model=body.model,

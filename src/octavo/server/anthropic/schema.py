@@ -11,6 +11,7 @@ from octavo.core.params import MAX_STOPS, MAX_TOKENS
 from octavo.server.limits import MAX_CONTENT_PARTS
 from octavo.server.schema import (
     Messages,
+    Milliseconds,
     Name,
     Object,
     PromptText,
@@ -77,6 +78,11 @@ class MessagesBody(CountTokensBody, kw_only=True, frozen=True):
     """POST /v1/messages."""
 
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+    deadline_ms: Milliseconds | None = None
+    """Milliseconds from the call's arrival after which its answer is worth nothing: it is refused where it would come
+    later, and ended where it turns out to."""
+    ttft_slo_ms: Milliseconds | None = None
+    """Milliseconds in which the first token is wanted: the call is refused where that would not be kept."""
     stream: bool | None = None
     metadata: Metadata | None = None
     stop_sequences: Annotated[list[StopText], Meta(max_length=MAX_STOPS)] | None = None

@@ -8,22 +8,19 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from octavo.core.errors import OctavoError
 from octavo.engine.frontend import Delta
+from octavo.server.anthropic import shapes
+from octavo.server.anthropic.shapes import Content, MessageEvent, MessageObject, StopReason
 from octavo.server.blocks import Block, Blocks, Change
 from octavo.server.errors import anthropic_error_json
 from octavo.server.openai.answer import usage_of
 from octavo.server.openai.talk import Talk
 from octavo.server.stream import event
 
-Json = dict[str, Any]
-_DELTAS = {
-    "content": ("text_delta", "text"),
-    "reasoning": ("thinking_delta", "thinking"),
-    "call": ("input_json_delta", "partial_json"),
-}
-_REASONS = {"stop": "end_turn", "length": "max_tokens", "abort": "end_turn"}
+_REASONS: dict[str, StopReason] = {"stop": "end_turn", "length": "max_tokens", "abort": "abort"}
 
 
 class Writer:
@@ -34,12 +31,12 @@ class Writer:
         self._talk = talk
         self._blocks = Blocks()
         self._ids: list[str] = []
-        self._reason: str | None = None
+        self._reason: StopReason | None = None
         self._stop: str | None = None
 
     def begin(self) -> list[bytes]:
         """The first events."""
-        return [_event("message_start", message=self.message()), _event("ping")]
+        return [_written(shapes.MessageStart(message=self.message())), _written(shapes.Ping())]
 
     def take(self, delta: Delta) -> list[bytes]:
         """The events of a delta; with the last delta those of the end."""
@@ -52,74 +49,76 @@ class Writer:
             self._reason = "tool_use"
         elif isinstance(delta.stop_reason, str):
             self._reason, self._stop = "stop_sequence", delta.stop_reason
-        said: Json = {"stop_reason": self._reason, "stop_sequence": self._stop}
-        if self._blocks.flaw:
-            said["tool_parse_error"] = self._blocks.flaw
+        said = shapes.EndSaid(
+            stop_reason=self._reason,
+            stop_sequence=self._stop,
+            tool_parse_error=self._blocks.flaw or UNSET,
+        )
         return [
             *events,
-            _event("message_delta", delta=said, usage=self._usage()),
-            _event("message_stop"),
+            _written(shapes.MessageDelta(delta=said, usage=self._usage())),
+            _written(shapes.MessageStop()),
         ]
 
-    def message(self) -> Json:
+    def message(self) -> MessageObject:
         """The message as far as it has come."""
-        whole: Json = {
-            "id": self._id,
-            "type": "message",
-            "role": "assistant",
-            "model": self._talk.model,
-            "content": [self._content(block) for block in self._blocks.all],
-            "stop_reason": self._reason,
-            "stop_sequence": self._stop,
-            "usage": self._usage(),
-        }
-        if self._blocks.flaw:
-            whole["tool_parse_error"] = self._blocks.flaw
-        return whole
+        return MessageObject(
+            id=self._id,
+            model=self._talk.model,
+            content=[self._content(block) for block in self._blocks.all],
+            stop_reason=self._reason,
+            stop_sequence=self._stop,
+            usage=self._usage(),
+            tool_parse_error=self._blocks.flaw or UNSET,
+        )
 
     def _tell(self, changes: Iterable[Change]) -> list[bytes]:
-        events: list[bytes] = []
+        events: list[MessageEvent] = []
         for what, block, text in changes:
             if what == "begin":
                 made = self._talk.reader.new_id() if block.kind == "call" else ""
                 self._ids.append(made.replace("call_", "toolu_") or secrets.token_hex(4))
-                start = (
-                    {**self._content(block), "input": {}}
-                    if block.kind == "call"
-                    else self._content(block)
-                )
-                events.append(_event("content_block_start", index=block.index, content_block=start))
+                start = self._content(block)
+                if isinstance(start, shapes.ToolUseBlock):
+                    start.input = {}
+                events.append(shapes.BlockStart(index=block.index, content_block=start))
             elif what == "delta":
-                kind, field = _DELTAS[block.kind]
-                events.append(_delta(block.index, {"type": kind, field: text}))
+                events.append(shapes.BlockDelta(index=block.index, delta=_added(block, text)))
             else:
                 if block.kind == "reasoning":
-                    signature = {"type": "signature_delta", "signature": ""}
-                    events.append(_delta(block.index, signature))
-                events.append(_event("content_block_stop", index=block.index))
-        return events
+                    signed = shapes.AddedSignature()
+                    events.append(shapes.BlockDelta(index=block.index, delta=signed))
+                events.append(shapes.BlockStop(index=block.index))
+        return [_written(one) for one in events]
 
-    def _content(self, block: Block) -> Json:
+    def _content(self, block: Block) -> Content:
         if block.kind == "content":
-            return {"type": "text", "text": block.text}
+            return shapes.TextBlock(text=block.text)
         if block.kind == "reasoning":
-            # Nothing is signed here: the reasoning is the model's own text.
-            return {"type": "thinking", "thinking": block.text, "signature": ""}
+            return shapes.ThinkingBlock(thinking=block.text)
         call_id = self._ids[block.index]
-        return {"type": "tool_use", "id": call_id, "name": block.name, "input": _input(block)}
+        return shapes.ToolUseBlock(id=call_id, name=block.name, input=_input(block))
 
-    def _usage(self) -> Json:
+    def _usage(self) -> shapes.MessageUsage:
         usage = usage_of([self._talk.generation])
         cached = usage.prompt_tokens_details.cached_tokens
-        return {
-            "input_tokens": usage.prompt_tokens - cached,
-            "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": cached,
-            "output_tokens": usage.completion_tokens,
-        }
+        return shapes.MessageUsage(
+            input_tokens=usage.prompt_tokens - cached,
+            cache_creation_input_tokens=0,
+            cache_read_input_tokens=cached,
+            output_tokens=usage.completion_tokens,
+        )
 
 
-def _input(block: Block) -> Json:
+def _added(block: Block, text: str) -> shapes.Added:
+    if block.kind == "content":
+        return shapes.AddedText(text=text)
+    if block.kind == "reasoning":
+        return shapes.AddedThinking(thinking=text)
+    return shapes.AddedInput(partial_json=text)
+
+
+def _input(block: Block) -> dict[str, Any]:
     """The arguments of a call; as text under one name where they are no JSON object."""
     try:
         value = json.loads(block.text)
@@ -128,12 +127,8 @@ def _input(block: Block) -> Json:
     return value if isinstance(value, dict) else {"unparsed_arguments": block.text}
 
 
-def _delta(index: int, delta: Json) -> bytes:
-    return _event("content_block_delta", index=index, delta=delta)
-
-
-def _event(kind: str, **fields: Any) -> bytes:
-    return event(msgspec.json.encode({"type": kind, **fields}), kind)
+def _written(what: MessageEvent) -> bytes:
+    return event(msgspec.json.encode(what), str(what.__struct_config__.tag))
 
 
 def error_event(error: OctavoError) -> bytes:

@@ -53,7 +53,9 @@ class Store:
         self._folder = folder
         self._guard = threading.Lock()
         try:
-            (folder / "files").mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (folder / "files").mkdir(mode=0o700, exist_ok=True)
+            (folder / "octavo.sqlite3").touch(mode=0o600)  # its journals get the same mode
             self._lock = _locked(folder / "lock")
             self._db = sqlite3.connect(
                 folder / "octavo.sqlite3", isolation_level=None, check_same_thread=False

@@ -73,10 +73,11 @@ async def completions(call: Call) -> ASGIApp:
     # Before anything costly: what can be refused by looking at the body alone.
     _check_combinations(body)
     params = _params(body, state.default_sampling)
-    caller = caller_of(call.caller, body, state)
+    caller = caller_of(call, body)
     check_body(body, 1)
     check_beams(body)
     ready = state.check_accepting()
+    call.stay.glance(caller)
     await check_output_format(state.frontend, body, params)
     adds = body.add_special_tokens is not False
     prompts = await completion_prompts(
@@ -95,6 +96,8 @@ async def completions(call: Call) -> ASGIApp:
         name = f"cmpl-{call.id}" if len(prompts) == 1 else f"cmpl-{call.id}-{index}"
         generation = begin(state, ids, num_cut, body, params, caller=caller, request_id=name)
         generations.append(PromptOnly(generation) if body.max_tokens == 0 else generation)
+    requests = [request for generation in generations for request in generation.requests]
+    call.stay.enter(caller, requests, is_searched=bool(body.use_beam_search))
     form = _Form(answer_id(call, body, "cmpl"), model, state.frontend.tokenizer, body, generations)
     return respond(call, body, generations, form)
 
@@ -204,7 +207,8 @@ class _Form:
         if not is_first:
             return
         piece.text = echo.text + piece.text
-        if self._body.logprobs is not None:
+        # One that was ended before its prompt was computed has no logprobs to tell.
+        if self._body.logprobs is not None and delta.finish_reason != "abort":
             shown = echo.logprobs(delta.prompt_logprobs or (), self._body.logprobs, self._name)
             own = [] if piece.logprobs is None else [piece.logprobs]
             piece.logprobs = _join_logprobs([shown, *own])

@@ -58,6 +58,10 @@ class PromptOnly(Generation):
         self.requests = generation.requests
         self._generation = generation
 
+    def abort(self) -> None:
+        """End the one that is answered from."""
+        self._generation.abort()
+
     @property
     def usage(self) -> Usage:  # type: ignore[override]  # an attribute there
         """The usage without that token."""
@@ -67,7 +71,7 @@ class PromptOnly(Generation):
         """Deltas without text and tokens."""
         async with aclosing(closable(self._generation)) as deltas:
             async for delta in deltas:
-                reason = delta.finish_reason and "length"
+                reason = "length" if delta.finish_reason == "stop" else delta.finish_reason
                 yield replace(
                     delta,
                     text="",

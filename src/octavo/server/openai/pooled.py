@@ -51,8 +51,9 @@ class Work:
     def __init__(self, call: Call, body: PoolingBase, wanted: str) -> None:
         self.call = call
         self.model = call.state.check_model(body.model)
-        self.caller = caller_of(call.caller, body, call.state)
+        self.caller = caller_of(call, body)
         call.state.check_accepting()
+        call.stay.glance(self.caller)
         self.frontend = PoolingFrontend(call.state.frontend)
         self.facts: PoolingFacts = self.frontend.facts(wanted)
         if body.truncation_side is not None and body.truncate_prompt_tokens is None:
@@ -117,9 +118,10 @@ class Work:
                 for (text, pair), name in zip(texts, names, strict=True)
             ]
 
-        if sum(len(text) + len(pair or "") for text, pair in texts) <= _INLINE_CHARS:
+        num_chars = sum(len(text) + len(pair or "") for text, pair in texts)
+        if num_chars <= _INLINE_CHARS:
             return all_of_them()
-        return await asyncio.to_thread(all_of_them)
+        return await self.call.state.frontend.aside(all_of_them, num_chars)
 
     def params(
         self, task: PoolingTask | None = None, dimensions: int | None = None
@@ -130,9 +132,9 @@ class Work:
     def requests(
         self, prompts: Sequence[Prompt], params: PoolingParams, task: PoolingTask
     ) -> list[Request]:
-        """Requests of the call: all are checked before any runs."""
+        """Requests of the call: all are checked before any runs. Raises OverloadError."""
         name, many = self.call.id, len(prompts) > 1
-        return [
+        requests = [
             self.frontend.request(
                 prompt,
                 params,
@@ -142,18 +144,23 @@ class Work:
             )
             for index, prompt in enumerate(prompts)
         ]
+        self.call.stay.enter(self.caller, requests)
+        return requests
 
     async def answers(self, requests: Sequence[Request]) -> list[Answer]:
         """What comes of them, in their order."""
-        state = self.call.state
+        self.call.running.requests = requests
+        state, account = self.call.state, self.call.allowance
+        account.begin(sum(request.num_prompt for request in requests))
         state.begin_call()
         try:
             limit = _FILL * state.engine.ready.max_num_seqs
             found = await all_of(requests, self._booked, limit)
-        except OverloadError:
-            state.metrics.count("vllm:admission_rejections", 1, "queue_full")
+        except OverloadError as error:
+            state.admission.refused_by_engine(error)
             raise
         finally:
+            account.end()
             state.end_call()
         self.usage.prompt_tokens += sum(answer.num_prompt for answer in found)
         self.usage.total_tokens = self.usage.prompt_tokens
@@ -161,11 +168,13 @@ class Work:
         return found
 
     async def _booked(self, request: Request) -> Answer:
-        state = self.call.state
+        state, ticket = self.call.state, self.call.stay.ticket
         state.metrics.observe_started(request)
         reason, answer = "error", None
         try:
+            ticket.hand_over(request.id)
             answer = await self.frontend.answer(request)
+            ticket.begin(request.id)
             reason = "stop"
             state.metrics.observe_stats(state.engine.stats)
         except asyncio.CancelledError:
@@ -202,10 +211,11 @@ class Later:
         """Work, then answer."""
 
         async def body() -> bytes:
-            build = await self._make()
-            if self._work.num_bytes <= _INLINE_BYTES:
-                return msgspec.json.encode(build())
-            return await asyncio.to_thread(lambda: msgspec.json.encode(build()))
+            with self._work.call.running.interruptible():
+                build = await self._make()
+                if self._work.num_bytes <= _INLINE_BYTES:
+                    return msgspec.json.encode(build())
+                return await asyncio.to_thread(lambda: msgspec.json.encode(build()))
 
         payload = await unless_gone(receive, body())
         await Response(payload, media_type="application/json")(scope, receive, send)

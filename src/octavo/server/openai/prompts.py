@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,7 +74,9 @@ async def encode(frontend: Frontend, text: str, *, add_special_tokens: bool) -> 
     """Text to ids, off the event loop when it is long. Raises as `Frontend.encode`."""
     if len(text) <= _INLINE_CHARS:
         return frontend.encode(text, add_special_tokens=add_special_tokens)
-    return await asyncio.to_thread(frontend.encode, text, add_special_tokens=add_special_tokens)
+    return await frontend.aside(
+        lambda: frontend.encode(text, add_special_tokens=add_special_tokens), len(text)
+    )
 
 
 async def chat_prompt(
@@ -131,7 +132,9 @@ async def chat_prompt(
     if num_chars <= _INLINE_CHARS and not kwargs and not tools:
         text = template.render(messages, **arguments)
     else:
-        text = await asyncio.to_thread(template.render, messages, **arguments)
+        text = await frontend.aside(
+            lambda: template.render(messages, **arguments), num_chars, has_template=True
+        )
     return await encode(frontend, text, add_special_tokens=bool(body.add_special_tokens))
 
 

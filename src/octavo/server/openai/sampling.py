@@ -9,10 +9,11 @@ from typing import Any
 from octavo.core.errors import RequestError
 from octavo.core.params import SamplingParams
 from octavo.engine.frontend import Caller
+from octavo.scheduler.policies.registry import POLICIES
+from octavo.server.call import Call
 from octavo.server.openai.output_format import output_format
 from octavo.server.schema import GenerateBody
 from octavo.server.schema_pooling import PoolingBase
-from octavo.server.state import AppState
 
 _PLAIN = (
     "n",
@@ -69,20 +70,25 @@ def salted(scope: str, salt: str) -> str:
     return hashlib.sha256(f"{len(scope)}:{scope}{salt}".encode()).hexdigest()
 
 
-def caller_of(caller: Caller, body: GenerateBody | PoolingBase, state: AppState) -> Caller:
-    """The caller with the priority and the cache salt that the body asks for.
+def caller_of(call: Call, body: GenerateBody | PoolingBase) -> Caller:
+    """The caller with the priority, the cache salt and the times that the body asks for.
 
     Raises:
         RequestError: a priority, where the scheduler would not look at it.
     """
+    caller, state = call.caller, call.state
+    if body.deadline_ms is not None:
+        caller = caller._replace(deadline=call.began + body.deadline_ms / 1000)
+    if isinstance(body, GenerateBody) and body.ttft_slo_ms is not None:
+        caller = caller._replace(first_token_by=call.began + body.ttft_slo_ms / 1000)
     if body.cache_salt is not None:
         caller = caller._replace(cache_scope=salted(caller.cache_scope, body.cache_salt))
     if not body.priority:
         return caller
-    if state.scheduling_policy != "priority":
+    if not POLICIES.load(state.scheduling_policy).uses_priority:
         raise RequestError(
             f"priority is {body.priority}, and this server schedules by {state.scheduling_policy!r}.",
             param="priority",
-            fix="Leave it out, or start the server with --scheduling-policy priority.",
+            fix="Leave it out, or start the server with another --scheduling-policy.",
         )
     return caller._replace(priority=caller.priority + body.priority)

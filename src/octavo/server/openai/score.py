@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -198,7 +197,10 @@ async def cohere_rerank(call: Call) -> ASGIApp:
     work = Work(call, body, "rerank")
     texts = _documents(body.documents)
     if body.max_tokens_per_doc is not None:
-        texts = await asyncio.to_thread(_shortened, work, texts, body.max_tokens_per_doc)
+        whole, most = texts, body.max_tokens_per_doc
+        texts = await call.state.frontend.aside(
+            lambda: _shortened(work, whole, most), sum(map(len, whole))
+        )
     scorer = await _Scorer.of(work, [(body.query, text) for text in texts], "documents")
 
     async def make() -> Build:

@@ -26,6 +26,7 @@ _NO_BEAMS: dict[str, tuple[object, ...]] = {
     "min_tokens": (0,),
     "stop": ([],),
     "prompt_logprobs": (),
+    "ttft_slo_ms": (),
 }
 """What a beam search cannot honour, and the values that ask for nothing. A seed changes nothing where nothing is drawn."""
 

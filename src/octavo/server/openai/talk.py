@@ -72,12 +72,13 @@ async def begin(
     # Before anything costly: what can be refused by looking at the body alone.
     defaults = state.default_sampling
     params = sampling_params(body, defaults, logprobs=logprobs, max_tokens=asked)
-    caller = caller_of(call.caller, body, state)
+    caller = caller_of(call, body)
     check_body(body, 1)
     check_beams(body)
     tools = asked_tools(body)
     formats = _formats(state, tools, body)
     ready = state.check_accepting()
+    call.stay.glance(caller)
     await check_output_format(state.frontend, body, params)
     rendered = await _render(call, body, tools)
     ids, num_cut = truncated(rendered, body, asked, ready.max_model_len)
@@ -100,6 +101,7 @@ async def begin(
     generation = start(
         state, ids, num_cut, body, params, caller=caller, request_id=answer_id, kept=special
     )
+    call.stay.enter(caller, generation.requests, is_searched=bool(body.use_beam_search))
     reader = Reader(formats, tools, opening, special, state.metrics)
     return Talk(generation, model, reader)
 

@@ -21,6 +21,7 @@ from octavo.server.parse import Parser
 from octavo.server.response_store import Stored
 from octavo.server.responses.input import chat_body, items_of, messages_of, shape_of
 from octavo.server.responses.schema import ResponsesBody
+from octavo.server.responses.shapes import ResponseDeleted
 from octavo.server.responses.writer import Writer
 from octavo.server.stream import EventStream, unless_gone
 
@@ -57,6 +58,7 @@ async def create(call: Call) -> ASGIApp:
                 body.previous_response_id,
                 msgspec.json.encode(items),
                 msgspec.json.encode(writer.response),
+                is_open=writer.response.status in _UNDER_WAY,
             )
             call.state.responses.put(call.caller.tenant, row)
 
@@ -130,7 +132,7 @@ async def _frames(
     call: Call, talk: Talk, writer: Writer, keep: Callable[[], None]
 ) -> AsyncGenerator[bytes, None]:
     async for events in _deltas(call, talk, writer):
-        if writer.response["status"] != "in_progress":
+        if writer.response.status != "in_progress":
             keep()
         if events:
             yield b"".join(events)
@@ -165,12 +167,15 @@ class _Whole:
 
 async def _start(call: Call, talk: Talk, writer: Writer, keep: Callable[[], None]) -> None:
     """Go on without a caller who waits."""
-    key = _key(call, writer.response["id"])
+    key = _key(call, writer.response.id)
 
     async def work() -> None:
+        is_begun = False
         try:
             async for _ in _deltas(call, talk, writer):
-                pass
+                if not is_begun:
+                    is_begun = True
+                    keep()  # it is no longer queued
         except asyncio.CancelledError:
             writer.cancel()
         except OctavoError as error:
@@ -203,7 +208,7 @@ async def delete(call: Call) -> Response:
     response_id = _id_of(call)
     await _stop(call, response_id)
     call.state.responses.delete(call.caller.tenant, response_id)
-    return json_response({"id": response_id, "object": "response", "deleted": True})
+    return json_response(ResponseDeleted(id=response_id))
 
 
 async def cancel(call: Call) -> Response:

@@ -10,7 +10,9 @@ from msgspec import Meta
 from octavo.core.params import INTEGERS, MAX_TOKENS, NUMBERS
 from octavo.server.limits import MAX_MESSAGES
 from octavo.server.schema import (
+    Labels,
     LogitBias,
+    Milliseconds,
     Name,
     Object,
     PromptText,
@@ -23,21 +25,21 @@ from octavo.server.schema import (
     TopP,
 )
 
-MAX_METADATA = 16
-_Key = Annotated[str, Meta(max_length=64)]
-_Value = Annotated[str, Meta(max_length=512)]
-
 
 class ReasoningOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """How much is thought."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    summary: Literal["auto"] | None = None
+    """auto: where there is one. There is none here: the reasoning itself is in the answer."""
 
 
 class TextOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """The shape of the text."""
 
     format: Object | None = None
+    verbosity: Literal["medium"] | None = None
+    """What is said without being told otherwise."""
 
 
 class ResponseStreamOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -57,7 +59,7 @@ class ResponsesBody(msgspec.Struct, kw_only=True, frozen=True):
     background: bool | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
-    metadata: Annotated[dict[_Key, _Value], Meta(max_length=MAX_METADATA)] | None = None
+    metadata: Labels | None = None
     max_output_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
     tools: ToolList | None = None
     tool_choice: Literal["none", "auto", "required"] | Object | None = None
@@ -69,6 +71,11 @@ class ResponsesBody(msgspec.Struct, kw_only=True, frozen=True):
     safety_identifier: Name | None = None
     prompt_cache_key: Name | None = None
     priority: Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)] | None = None
+    deadline_ms: Milliseconds | None = None
+    """Milliseconds from the call's arrival after which its answer is worth nothing: it is refused where it would come
+    later, and ended where it turns out to."""
+    ttft_slo_ms: Milliseconds | None = None
+    """Milliseconds in which the first token is wanted: the call is refused where that would not be kept."""
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
@@ -92,6 +99,8 @@ SAME_IN_CHAT = (
     "safety_identifier",
     "prompt_cache_key",
     "priority",
+    "deadline_ms",
+    "ttft_slo_ms",
     "temperature",
     "top_p",
     "top_k",

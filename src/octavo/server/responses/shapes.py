@@ -1,4 +1,4 @@
-"""What /v1/responses answers, for the API document. Writers make plain objects; tests hold those to these types."""
+"""What /v1/responses answers, and what the API document says of it; the events of a stream are in `events.py`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from msgspec import UNSET, UnsetType
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
-class OutputText(msgspec.Struct, kw_only=True):
+class OutputText(msgspec.Struct, kw_only=True, tag="output_text"):
     """A part of a message."""
 
-    type: Literal["output_text"]
     text: str
     annotations: list[Any]
     logprobs: list[Any]
@@ -24,14 +23,13 @@ class MessageItem(msgspec.Struct, kw_only=True, tag="message"):
 
     id: str
     status: ItemStatus
-    role: Literal["assistant"]
+    role: Literal["assistant"] = "assistant"
     content: list[OutputText]
 
 
-class ReasoningText(msgspec.Struct, kw_only=True):
+class ReasoningText(msgspec.Struct, kw_only=True, tag="reasoning_text"):
     """A part of a reasoning."""
 
-    type: Literal["reasoning_text"]
     text: str
 
 
@@ -54,10 +52,15 @@ class FunctionCallItem(msgspec.Struct, kw_only=True, tag="function_call"):
     arguments: str
 
 
+Item = MessageItem | ReasoningItem | FunctionCallItem
+
+
 class CachedTokens(msgspec.Struct, kw_only=True):
     """Where input tokens came from."""
 
     cached_tokens: int
+    cache_write_tokens: int = 0
+    """Tokens charged for being kept; keeping them is free here."""
 
 
 class ReasoningTokens(msgspec.Struct, kw_only=True):
@@ -102,13 +105,16 @@ class ResponseText(msgspec.Struct, kw_only=True):
     format: dict[str, Any]
 
 
+ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+
+
 class ResponseObject(msgspec.Struct, kw_only=True):
     """A response."""
 
     id: str
-    object: Literal["response"]
+    object: Literal["response"] = "response"
     created_at: int
-    status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+    status: ResponseStatus
     background: bool
     error: ResponseError | None
     incomplete_details: IncompleteDetails | None
@@ -116,7 +122,7 @@ class ResponseObject(msgspec.Struct, kw_only=True):
     max_output_tokens: int | None
     metadata: dict[str, str]
     model: str
-    output: list[MessageItem | ReasoningItem | FunctionCallItem]
+    output: list[Item]
     parallel_tool_calls: bool
     previous_response_id: str | None
     reasoning: ReasoningSaid
@@ -127,7 +133,7 @@ class ResponseObject(msgspec.Struct, kw_only=True):
     tool_choice: str | dict[str, Any]
     tools: list[dict[str, Any]]
     top_p: float
-    truncation: Literal["disabled"]
+    truncation: Literal["disabled"] = "disabled"
     usage: ResponseUsage | None
     user: str | None
     tool_parse_error: str | UnsetType = UNSET
@@ -137,8 +143,8 @@ class ResponseDeleted(msgspec.Struct, kw_only=True):
     """A response is forgotten."""
 
     id: str
-    object: Literal["response"]
-    deleted: bool
+    object: Literal["response"] = "response"
+    deleted: bool = True
 
 
 class InputItems(msgspec.Struct, kw_only=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable
-from typing import Any
 
 import msgspec
 
@@ -14,12 +13,41 @@ from octavo.engine.frontend import Delta
 from octavo.server.blocks import Block, Blocks, Change
 from octavo.server.openai.answer import usage_of
 from octavo.server.openai.talk import Talk
+from octavo.server.responses import events as ev
 from octavo.server.responses.schema import ResponsesBody
+from octavo.server.responses.shapes import (
+    CachedTokens,
+    FunctionCallItem,
+    IncompleteDetails,
+    Item,
+    ItemStatus,
+    MessageItem,
+    OutputText,
+    ReasoningItem,
+    ReasoningSaid,
+    ReasoningText,
+    ReasoningTokens,
+    ResponseError,
+    ResponseObject,
+    ResponseStatus,
+    ResponseText,
+    ResponseUsage,
+)
 from octavo.server.stream import event
 
-Json = dict[str, Any]
 _PREFIX = {"content": "msg", "reasoning": "rs", "call": "fc"}
-_PART = {"content": "output_text", "reasoning": "reasoning_text"}
+_STATUS: dict[str, ResponseStatus] = {
+    "stop": "completed",
+    "length": "incomplete",
+    "abort": "cancelled",
+}
+_LAST: dict[ResponseStatus, type[ev.Completed] | type[ev.Incomplete] | type[ev.Broken]] = {
+    "completed": ev.Completed,
+    "incomplete": ev.Incomplete,
+    "cancelled": ev.Incomplete,
+    "failed": ev.Broken,
+}
+"""By status. The API has no event of a response that was cancelled: its stream ends as one that was cut off."""
 
 
 class Writer:
@@ -36,10 +64,10 @@ class Writer:
 
     def begin(self) -> list[bytes]:
         """The first events."""
-        self.response["status"] = "in_progress"
+        self.response.status = "in_progress"
         return [
-            self._event("response.created", response=self.response),
-            self._event("response.in_progress", response=self.response),
+            _written(ev.Created(response=self.response, sequence_number=self._next())),
+            _written(ev.InProgress(response=self.response, sequence_number=self._next())),
         ]
 
     def take(self, delta: Delta) -> list[bytes]:
@@ -49,39 +77,41 @@ class Writer:
             pieces = [piece for piece in pieces if piece.kind != "reasoning"]
         events = self._tell(self._blocks.take(pieces))
         if delta.finish_reason is not None:
-            is_cut = delta.finish_reason == "length"
             events += self._tell(self._blocks.end())
-            events.append(self._finish("incomplete" if is_cut else "completed"))
+            events.append(self._finish(_STATUS[delta.finish_reason]))
         return events
 
     def fail(self, error: OctavoError) -> bytes:
         """The event of an error, which ends the response."""
-        self.response["error"] = {"code": "server_error", "message": error.message}
+        self.response.error = ResponseError(code="server_error", message=error.message)
         return self._finish("failed")
 
     def cancel(self) -> None:
         """Nobody waits for it any more."""
         self._finish("cancelled")
 
-    def _finish(self, status: str) -> bytes:
+    def _finish(self, status: ResponseStatus) -> bytes:
         response = self.response
-        response["status"] = status
+        response.status = status
         is_whole = status == "completed"
-        response["output"] = [self._item(block, is_whole) for block in self._blocks.all]
-        response["usage"] = _usage(self._talk)
+        response.output = [
+            self._item(block, _end_of(block) if is_whole else "incomplete")
+            for block in self._blocks.all
+        ]
+        response.usage = _usage(self._talk)
         if status == "incomplete":
-            response["incomplete_details"] = {"reason": "max_output_tokens"}
+            response.incomplete_details = IncompleteDetails(reason="max_output_tokens")
         if self._blocks.flaw:
-            response["tool_parse_error"] = self._blocks.flaw
-        return self._event(f"response.{status}", response=response)
+            response.tool_parse_error = self._blocks.flaw
+        return _written(_LAST[status](response=response, sequence_number=self._next()))
 
-    def _event(self, kind: str, **fields: Any) -> bytes:
-        payload = {"type": kind, "sequence_number": self._number, **fields}
+    def _next(self) -> int:
+        number = self._number
         self._number += 1
-        return event(msgspec.json.encode(payload), kind)
+        return number
 
     def _tell(self, changes: Iterable[Change]) -> list[bytes]:
-        events: list[bytes] = []
+        events: list[ev.ResponseEvent] = []
         for what, block, text in changes:
             if what == "begin":
                 prefix = _PREFIX[block.kind]
@@ -92,131 +122,136 @@ class Writer:
                 events.append(self._delta(block, text))
             else:
                 events += self._end(block)
-        return events
+        return [_written(one) for one in events]
 
-    def _begin(self, block: Block) -> list[bytes]:
-        item = self._item(block, False, status="in_progress")
-        if "content" in item:
-            item["content"] = []
-        added = [
-            self._event("response.output_item.added", output_index=block.index, item=item),
+    def _begin(self, block: Block) -> list[ev.ResponseEvent]:
+        item = self._item(block, "in_progress")
+        if not isinstance(item, FunctionCallItem):
+            item.content = []
+        at = block.index
+        added = ev.ItemAdded(output_index=at, item=item, sequence_number=self._next())
+        if block.kind == "call":
+            return [added]
+        part = _part(block, "")
+        return [
+            added,
+            ev.PartAdded(item_id=item.id, output_index=at, part=part, sequence_number=self._next()),
         ]
-        if block.kind != "call":
-            part = _part(block, "")
-            added.append(
-                self._event("response.content_part.added", part=part, **self._place(block))
-            )
-        return added
 
-    def _delta(self, block: Block, text: str) -> bytes:
-        if block.kind == "call":
-            kind = "response.function_call_arguments.delta"
-            item_id = self._ids[block.index][0]
-            return self._event(kind, item_id=item_id, output_index=block.index, delta=text)
-        extra: Json = {"logprobs": []} if block.kind == "content" else {}
-        kind = f"response.{_PART[block.kind]}.delta"
-        return self._event(kind, delta=text, **self._place(block), **extra)
+    def _delta(self, block: Block, text: str) -> ev.ResponseEvent:
+        kinds: dict[str, type[ev.ArgumentsDelta | ev.TextDelta | ev.ReasoningDelta]] = {
+            "call": ev.ArgumentsDelta,
+            "content": ev.TextDelta,
+            "reasoning": ev.ReasoningDelta,
+        }
+        return kinds[block.kind](
+            item_id=self._ids[block.index][0],
+            output_index=block.index,
+            delta=text,
+            sequence_number=self._next(),
+        )
 
-    def _end(self, block: Block) -> list[bytes]:
-        item_id = self._ids[block.index][0]
+    def _end(self, block: Block) -> list[ev.ResponseEvent]:
+        item_id, at = self._ids[block.index][0], block.index
+        events: list[ev.ResponseEvent]
         if block.kind == "call":
-            said = {"item_id": item_id, "name": block.name, "arguments": block.text}
-            kind = "response.function_call_arguments.done"
-            ended = [self._event(kind, output_index=block.index, **said)]
-        else:
-            extra: Json = {"logprobs": []} if block.kind == "content" else {}
-            place = self._place(block)
-            kind = f"response.{_PART[block.kind]}.done"
-            part = _part(block, block.text)
-            ended = [
-                self._event(kind, text=block.text, **place, **extra),
-                self._event("response.content_part.done", part=part, **place),
+            events = [
+                ev.ArgumentsDone(
+                    item_id=item_id,
+                    output_index=at,
+                    name=block.name,
+                    arguments=block.text,
+                    sequence_number=self._next(),
+                )
             ]
-        item = self._item(block, True)
-        done = self._event("response.output_item.done", output_index=block.index, item=item)
-        return [*ended, done]
+        else:
+            done = ev.TextDone if block.kind == "content" else ev.ReasoningDone
+            part = _part(block, block.text)
+            events = [
+                done(
+                    item_id=item_id,
+                    output_index=at,
+                    text=block.text,
+                    sequence_number=self._next(),
+                ),
+                ev.PartDone(
+                    item_id=item_id, output_index=at, part=part, sequence_number=self._next()
+                ),
+            ]
+        item = self._item(block, _end_of(block))
+        return [*events, ev.ItemDone(output_index=at, item=item, sequence_number=self._next())]
 
-    def _place(self, block: Block) -> Json:
-        return {
-            "item_id": self._ids[block.index][0],
-            "output_index": block.index,
-            "content_index": 0,
-        }
-
-    def _item(self, block: Block, is_whole: bool, status: str = "") -> Json:
+    def _item(self, block: Block, status: ItemStatus) -> Item:
         item_id, call_id = self._ids[block.index]
-        status = status or ("completed" if is_whole and not block.flaw else "incomplete")
         if block.kind == "call":
-            return {
-                "id": item_id,
-                "type": "function_call",
-                "status": status,
-                "call_id": call_id,
-                "name": block.name,
-                "arguments": block.text,
-            }
-        content = [_part(block, block.text)]
+            return FunctionCallItem(
+                id=item_id,
+                status=status,
+                call_id=call_id,
+                name=block.name,
+                arguments=block.text,
+            )
         if block.kind == "reasoning":
-            return {
-                "id": item_id,
-                "type": "reasoning",
-                "status": status,
-                "summary": [],
-                "content": content,
-            }
-        return {
-            "id": item_id,
-            "type": "message",
-            "status": status,
-            "role": "assistant",
-            "content": content,
-        }
+            thought = ReasoningText(text=block.text)
+            return ReasoningItem(id=item_id, status=status, summary=[], content=[thought])
+        return MessageItem(id=item_id, status=status, content=[_output_text(block.text)])
 
 
-def _part(block: Block, text: str) -> Json:
-    if block.kind == "reasoning":
-        return {"type": "reasoning_text", "text": text}
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _written(what: ev.ResponseEvent) -> bytes:
+    return event(msgspec.json.encode(what), str(what.__struct_config__.tag))
 
 
-def _usage(talk: Talk) -> Json:
+def _end_of(block: Block) -> ItemStatus:
+    return "incomplete" if block.flaw else "completed"
+
+
+def _part(block: Block, text: str) -> OutputText | ReasoningText:
+    return ReasoningText(text=text) if block.kind == "reasoning" else _output_text(text)
+
+
+def _output_text(text: str) -> OutputText:
+    return OutputText(text=text, annotations=[], logprobs=[])
+
+
+def _usage(talk: Talk) -> ResponseUsage:
     usage = usage_of([talk.generation])
-    return {
-        "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.prompt_tokens_details.cached_tokens},
-        "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": talk.reader.num_reasoning_tokens},
-        "total_tokens": usage.total_tokens,
-    }
+    cached = usage.prompt_tokens_details.cached_tokens
+    reasoning = talk.reader.num_reasoning_tokens
+    return ResponseUsage(
+        input_tokens=usage.prompt_tokens,
+        input_tokens_details=CachedTokens(cached_tokens=cached),
+        output_tokens=usage.completion_tokens,
+        output_tokens_details=ReasoningTokens(reasoning_tokens=reasoning),
+        total_tokens=usage.total_tokens,
+    )
 
 
-def _head(response_id: str, body: ResponsesBody, talk: Talk) -> Json:
+def _head(response_id: str, body: ResponsesBody, talk: Talk) -> ResponseObject:
     """All of a response that is known from the start."""
     params = talk.generation.requests[0].params
-    return {
-        "id": response_id,
-        "object": "response",
-        "created_at": int(time.time()),
-        "status": "queued" if body.background else "in_progress",
-        "background": bool(body.background),
-        "error": None,
-        "incomplete_details": None,
-        "instructions": body.instructions,
-        "max_output_tokens": body.max_output_tokens,
-        "metadata": body.metadata or {},
-        "model": talk.model,
-        "output": [],
-        "parallel_tool_calls": body.parallel_tool_calls is not False,
-        "previous_response_id": body.previous_response_id,
-        "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
-        "service_tier": "default",
-        "store": body.store is not False,
-        "temperature": params.temperature,
-        "text": {"format": (body.text.format if body.text else None) or {"type": "text"}},
-        "tool_choice": body.tool_choice or "auto",
-        "tools": body.tools or [],
-        "top_p": params.top_p,
-        "truncation": "disabled",
-        "usage": None,
-        "user": body.user,
-    }
+    effort = body.reasoning.effort if body.reasoning else None
+    return ResponseObject(
+        id=response_id,
+        created_at=int(time.time()),
+        status="queued" if body.background else "in_progress",
+        background=bool(body.background),
+        error=None,
+        incomplete_details=None,
+        instructions=body.instructions,
+        max_output_tokens=body.max_output_tokens,
+        metadata=body.metadata or {},
+        model=talk.model,
+        output=[],
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        previous_response_id=body.previous_response_id,
+        reasoning=ReasoningSaid(effort=effort, summary=None),
+        service_tier="default",
+        store=body.store is not False,
+        temperature=params.temperature,
+        text=ResponseText(format=(body.text.format if body.text else None) or {"type": "text"}),
+        tool_choice=body.tool_choice or "auto",
+        tools=body.tools or [],
+        top_p=params.top_p,
+        usage=None,
+        user=body.user,
+    )

@@ -64,7 +64,8 @@ def _serve(parsed: Configs, client: EngineClient, entered: float, launched: floa
     # lazy: the server's libraries take a quarter of a second, during which the engine loads its own
     from octavo.server.app import create_app
     from octavo.server.handover import Takeover
-    from octavo.server.serve import bind, run_server
+    from octavo.server.listening import bind
+    from octavo.server.serve import run_server
     from octavo.tools.local import choose_formats, make_state
 
     wants = parsed.server.takeover

@@ -201,7 +201,9 @@ class Endpoint:
                 await error_response(hidden, self._error_body)(scope, receive, watched)
         finally:
             stay.close()
-            self._state.metrics.count("octavo:http_responses", 1, self._row.path, str(status))
+            # Cut off from within before there was an answer, as a line of a batch that is cancelled.
+            told = str(status or 499)
+            self._state.metrics.count("octavo:http_responses", 1, self._row.path, told)
 
     def _guest(self, scope: Scope) -> Guest:
         """Who calls, if that is enough for this route.

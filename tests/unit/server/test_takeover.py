@@ -14,7 +14,7 @@ import httpx
 import msgspec
 import pytest
 
-from fakes import FakeEngine, ServerThread, make_state
+from fakes import FakeEngine, InProcess, ServerThread, make_state
 from octavo.core.errors import ConfigError
 from octavo.server import handover
 from octavo.server.admin_socket import AdminSocket
@@ -151,3 +151,17 @@ def test_a_successor_that_cannot_open_the_state_folder_says_so_and_leaves_the_pl
         takeover.close()
         assert httpx.get(f"{server.url}/version").status_code == 200
         assert not server.state.is_leaving
+
+
+def test_the_successor_cancels_what_the_other_still_makes(tmp_path: Path) -> None:
+    file = tmp_path / "responses.sqlite3"
+    other = ResponseStore(file)
+    row = msgspec.json.encode({"id": "resp_0", "status": "in_progress", "background": True})
+    other.put("", Stored("resp_0", None, b"[]", row, is_open=True))
+    state = make_state(FakeEngine())
+    state.kept = Kept(None, ResponseStore(file, is_shared=True))
+    calls = InProcess(state)
+    answer = calls.call("POST", "/v1/responses/resp_0/cancel")
+    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+    assert calls.call("GET", "/v1/responses/resp_0").json()["status"] == "cancelled"
+    other.close()

@@ -51,6 +51,9 @@ from octavo.scheduler.stats import Counters
 from octavo.scheduler.steptime import StepTimeFit, context_of
 from octavo.scheduler.turns import Stuck, Turns
 
+_MOST_ENDED = 64
+"""Deadlines of ended requests that are kept beside as many as are open."""
+
 
 class _Verdict(enum.Enum):
     """What became of the head of a queue."""
@@ -79,7 +82,7 @@ class Scheduler:
         self._rows: list[int] = list(range(limits.max_num_seqs - 1, -1, -1))
         self._by_row: dict[int, Sequence] = {}
         self._ended_rows: list[int] = []
-        self._deadlines: list[tuple[float, str, Sequence]] = []  # a heap; ended ones stay until due
+        self._deadlines: list[tuple[float, str]] = []  # a heap; some of those who ended are in it
         self._stuck = Stuck()
         self._starts: dict[int, SequenceStart] = {}  # of this step, by row
         self._row_taken_at = 0
@@ -120,7 +123,7 @@ class Scheduler:
         self.by_id[request.id] = sequence
         self._enqueue(sequence)
         if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, request.id, sequence))
+            self._note_deadline(request.deadline, request.id)
         end = end_of(sequence, request.resumed[-1]) if request.resumed else None
         return [] if end is None else [self._finish(sequence, *end)]
 
@@ -128,17 +131,28 @@ class Scheduler:
         """End what is worth nothing any more, waiting or running. O(1) when nothing is; call it before `schedule`."""
         events: list[Event] = []
         while self._deadlines and self._deadlines[0][0] < now:
-            _, _, sequence = heapq.heappop(self._deadlines)
-            if sequence.state is not SequenceState.FINISHED:
-                events.append(self._fail(sequence, expired(sequence, now)))
+            deadline, request_id = heapq.heappop(self._deadlines)
+            sequence = self.by_id.get(request_id)
+            if sequence is not None and sequence.request.deadline == deadline:
+                late = expired(sequence, now)
+                self._drop(sequence)  # no fault: what it computed stays good
+                events.append(Failed(id=request_id, error=late))
         return events
+
+    def _note_deadline(self, deadline: float, request_id: str) -> None:
+        heapq.heappush(self._deadlines, (deadline, request_id))
+        if len(self._deadlines) > 2 * len(self.by_id) + _MOST_ENDED:
+            known = [(s.request.deadline, s.id) for s in self.by_id.values()]
+            self._deadlines = [(due, name) for due, name in known if due is not None]
+            heapq.heapify(self._deadlines)
 
     def cancel(self, request_id: str, reason: FinishReason = "abort") -> list[Event]:
         """End a request now, wherever it stands; [] when it is not (or no longer) known."""
         sequence = self.by_id.get(request_id)
         if sequence is None:
             return []
-        self.counters.aborted_tokens += max(0, sequence.num_computed - sequence.num_cached)
+        computed = max(sequence.num_computed, sequence.num_computed_before)
+        self.counters.aborted_tokens += max(0, computed - sequence.num_cached)
         return [self._finish(sequence, reason, None)]
 
     # -- plan ----------------------------------------------------------------------------------------------------

@@ -243,6 +243,39 @@ def test_a_deadline_of_an_ended_request_is_nothing_even_when_its_name_comes_agai
     assert scheduler.has_work
 
 
+def test_a_passed_deadline_is_no_fault_and_leaves_cached_prefixes_as_they_are() -> None:
+    scheduler = make()
+    ids = tuple(range(2, 66))
+    scheduler.add(request("a", 4, deadline=10.0))
+    scheduler.add(replace(request("b", 1, deadline=10.0), token_ids=ids))
+    step(scheduler)
+    step(scheduler)
+    assert len(scheduler.expire(11.0)) == 2
+    assert scheduler.stats().faults == ()
+    scheduler.add(replace(request("c", 1), token_ids=(*ids, 5)))
+    assert step(scheduler)[0].slices[0].start == 64
+    assert check(scheduler) == []
+
+
+def test_deadlines_of_ended_requests_are_not_kept() -> None:
+    scheduler = make()
+    for number in range(1000):
+        scheduler.add(request(f"r{number}", 4, deadline=1e9))
+        scheduler.cancel(f"r{number}")
+    assert len(scheduler._deadlines) < 100
+    scheduler.add(request("a", 4, deadline=5.0))
+    assert [event.id for event in scheduler.expire(6.0)] == ["a"]
+
+
+def test_tokens_computed_before_a_preemption_are_aborted_with_the_rest() -> None:
+    scheduler = make()
+    scheduler.add(request("a", 40))
+    step(scheduler)
+    scheduler._preempt(scheduler.by_id["a"])
+    scheduler.cancel("a")
+    assert scheduler.stats().aborted_tokens == 40
+
+
 def test_what_waits_and_what_is_pending_is_counted() -> None:
     scheduler = make()
     scheduler.add(request("a", 100))

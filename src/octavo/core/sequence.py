@@ -51,6 +51,8 @@ class Sequence:
     """Requests that started while it waited for blocks at the head of its queue."""
     queued_tokens: int = 0
     """While it waits: tokens that no prefix covered when it began to."""
+    context_at_0: int = 0
+    """While it runs: what its account counts as its context, less one for each step that was planned so far."""
     admitted_at: float | None = None
     """When it first ran, on the scheduler's clock."""
     first_token_at: float | None = None

@@ -39,7 +39,7 @@ class Sequence:
     room: int = 0
     """Tokens that the tables in `blocks` hold, null blocks counted; all tables are equally long."""
     hashes: list[bytes] = field(default_factory=list)
-    """Chained 128-bit hashes of the full blocks so far."""
+    """Chained 128-bit hashes of the first full blocks, as many as were asked for."""
     num_published: int = 0
     """Full blocks offered to the prefix index so far."""
     num_preemptions: int = 0

@@ -44,7 +44,7 @@ from octavo.scheduler import victims
 from octavo.scheduler.accounts import Account, Accounts
 from octavo.scheduler.budget import PrefillBudget, fits_row
 from octavo.scheduler.ends import end_of, expired, finished
-from octavo.scheduler.limits import MANY_ROWS, MAX_HELD_BACK, Limits
+from octavo.scheduler.limits import MANY_ROWS, MAX_IN_VAIN, Limits
 from octavo.scheduler.policies.base import Policy
 from octavo.scheduler.room import Room
 from octavo.scheduler.stats import Counters
@@ -210,8 +210,8 @@ class Scheduler:
         turns = Turns(accounts, [s for s in chunks if s.state is SequenceState.RUNNING])
         self.room.begin()
         starved: Account | None = None
-        held_back = 0
-        while budget.tokens > 0:
+        in_vain = 0
+        while budget.most(0) > 0:
             due = self._stuck.due() if admitting else None
             account = accounts.of(due.request) if due else turns.next(admitting=admitting)
             if account is None:
@@ -224,18 +224,8 @@ class Scheduler:
             verdict = self._start_head(account, turns, budget, slices, now)
             if verdict in (_Verdict.NO_ROW, _Verdict.NO_ROOM):
                 starved = starved or account
-            held_back += verdict is _Verdict.HELD_BACK
-            if (
-                verdict is _Verdict.LAST_ROW
-                and due is None
-                or verdict is _Verdict.NO_ROOM
-                and self._stuck.may_be_passed(turns.head(account))
-            ):
-                turns.pass_over(account)
-            elif verdict is _Verdict.HELD_BACK and due is None and held_back <= MAX_HELD_BACK:
-                pass
-            elif verdict is not _Verdict.STARTED:
-                admitting = False
+            in_vain += verdict is not _Verdict.STARTED
+            admitting = in_vain <= MAX_IN_VAIN and self._goes_on(verdict, account, turns, due)
         turns.end()
         for sequence in chunks:
             if sequence.state is SequenceState.RUNNING:
@@ -244,6 +234,20 @@ class Scheduler:
                 self._pending += max(0, left - 1)
         if starved is not None:
             self._take_row_for(starved, slices, now)
+
+    def _goes_on(
+        self, verdict: _Verdict, account: Account, turns: Turns, due: Sequence | None
+    ) -> bool:
+        """Whether heads are looked at after this one, which had the verdict; `due`: it was the turn of that one."""
+        if verdict is _Verdict.STARTED:
+            return True
+        if verdict is _Verdict.NO_ROOM and self._stuck.may_be_passed(turns.head(account)):
+            turns.pass_over(account)
+            return True
+        if verdict is _Verdict.LAST_ROW and due is None:
+            turns.pass_over(account)
+            return True
+        return verdict is _Verdict.HELD_BACK and due is None
 
     def _run_chunk(
         self, chunk: Sequence, account: Account, budget: PrefillBudget, slices: dict[int, Slice]

@@ -13,7 +13,7 @@ from octavo.core.plan import StepPlan
 from octavo.core.request import Request
 from octavo.core.result import Event, Failed, Finished, SliceResult, StepResult
 from octavo.scheduler.invariants import check
-from octavo.scheduler.limits import MAX_HELD_BACK, MAX_PASSED, Limits
+from octavo.scheduler.limits import MAX_IN_VAIN, MAX_PASSED, Limits
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
 from overcommit import overcommit
@@ -324,4 +324,38 @@ def test_a_burst_of_equal_prompts_is_not_looked_through_whole_in_every_step() ->
     match = scheduler.cache.match
     scheduler.cache.match = lambda sequence: looked.append(1) or match(sequence)  # type: ignore
     step(scheduler)
-    assert len(looked) <= MAX_HELD_BACK + 3
+    assert len(looked) <= MAX_IN_VAIN + 3
+
+
+def test_of_many_accounts_without_room_a_step_looks_at_a_few() -> None:
+    scheduler = make("fair", num_blocks=41, max_num_seqs=8, max_num_batched_tokens=600)
+    overcommit(scheduler)
+    scheduler.add(request("a", 100, max_tokens=200))
+    step(scheduler)
+    for number in range(200):
+        scheduler.add(request(f"b{number}", 560, max_tokens=2, tenant=f"t{number}"))
+    looked = []
+    match = scheduler.cache.match
+    scheduler.cache.match = lambda sequence: looked.append(1) or match(sequence)  # type: ignore
+    plan, _ = step(scheduler)
+    assert not plan.starts
+    assert len(looked) == MAX_IN_VAIN + 1
+
+
+def test_a_full_step_does_not_go_through_the_chunks_that_are_left() -> None:
+    scheduler = make("fair", max_num_batched_tokens=64, num_blocks=400)
+    scheduler.add(request("a", 4, max_tokens=200))
+    for number in range(30):
+        step(scheduler)
+        scheduler.step_time.observe(10 + number, 100 * number, 0.01 + 0.001 * number)
+    for number in range(6):
+        scheduler.add(request(f"b{number}", 600, tenant=f"t{number}"))
+        step(scheduler)
+    while scheduler.waiting:
+        step(scheduler)
+    ran = []
+    run_chunk = scheduler._run_chunk
+    scheduler._run_chunk = lambda *given: ran.append(1) or run_chunk(*given)  # type: ignore
+    plan, _ = step(scheduler)
+    assert len([s for s in scheduler.running if s.num_pending > 1]) > 1
+    assert len(ran) == len([piece for piece in plan.slices if piece.count > 1]) < 3

@@ -343,7 +343,7 @@ def test_of_many_accounts_without_room_a_step_looks_at_a_few() -> None:
 
 
 def test_a_full_step_does_not_go_through_the_chunks_that_are_left() -> None:
-    scheduler = make("fair", max_num_batched_tokens=64, num_blocks=400)
+    scheduler = make("fair", max_itl_s=1e-4, num_blocks=400)
     scheduler.add(request("a", 4, max_tokens=200))
     for number in range(30):
         step(scheduler)

@@ -271,7 +271,7 @@ def test_tokens_computed_before_a_preemption_are_aborted_with_the_rest() -> None
     scheduler = make()
     scheduler.add(request("a", 40))
     step(scheduler)
-    scheduler._preempt(scheduler.by_id["a"])
+    scheduler.places.preempt(scheduler.by_id["a"])
     scheduler.cancel("a")
     assert scheduler.stats().aborted_tokens == 40
 

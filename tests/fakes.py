@@ -41,7 +41,8 @@ from octavo.server.admission import Bounds
 from octavo.server.app import create_app
 from octavo.server.auth import KeyRing
 from octavo.server.jobs.store import Store
-from octavo.server.serve import Server, bind
+from octavo.server.listening import bind
+from octavo.server.serve import Server
 from octavo.server.state import AppState, Kept
 from octavo.text.chat import ChatTemplate
 from octavo.text.parsers.output import Formats

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,14 @@ import pytest
 from fakes import FakeEngine, InProcess, ServerThread, make_state, running
 from octavo.core.errors import ConfigError
 from octavo.server import batches as runner
+from octavo.server.auth import KeyRing
 from octavo.server.jobs import lines
 from octavo.server.jobs.shapes import OPEN, Batch, File
 from octavo.server.jobs.store import Store, new_id
+from octavo.server.keys import watch
+from octavo.server.keys.rows import Limits
+from octavo.server.keys.store import KeyStore
+from security.keyed import make_key
 
 CHATS = "/v1/chat/completions"
 HERE = Path(__file__).parent
@@ -236,6 +242,68 @@ def test_lines_wait_while_others_queue(store: WatchedStore) -> None:
         server.on_loop(lambda: engine._count(num_waiting=-1))
         assert store.over.acquire(timeout=20)
     assert len(engine.submitted) == 2
+
+
+@contextmanager
+def keyed(
+    store: WatchedStore, engine: FakeEngine, path: Path, limits: Limits
+) -> Iterator[tuple[ServerThread, str]]:
+    """A server and its one stored key."""
+    with KeyStore(path, create=True) as keys:
+        key = make_key(keys, "alice", tenant="one", limits=limits)
+    state = make_state(engine, store=store)
+    state.keys = KeyRing((), path)
+    with ServerThread(state) as server:
+        yield server, key
+
+
+def test_a_line_is_one_request_of_its_key_however_often_it_is_asked(
+    store: WatchedStore, tmp_path: Path
+) -> None:
+    """Lines that wait for one another leave a key its requests per minute."""
+    limits = Limits(requests_per_minute=20, max_concurrency=1)
+    engine = FakeEngine()
+    engine.pause_after = 1
+    with (
+        keyed(store, engine, tmp_path / "keys", limits) as (server, key),
+        client_of(server, key) as client,
+    ):
+        submit(client, jsonl(*[line(str(i)) for i in range(4)]))
+        assert engine.paused.acquire(timeout=10)
+        refusals = server.state.metrics.render
+        deadline = time.monotonic() + 10
+        while b'reason="key_concurrency"} 6.0' not in refusals():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        engine.pause_after = None
+        server.on_loop(engine.release.set)
+        assert store.over.acquire(timeout=20)
+        answer = client.chat.completions.with_raw_response.create(
+            model="fake-model", messages=[{"role": "user", "content": "now"}], max_tokens=1
+        )
+        # A file, a job, four lines and this.
+        assert int(answer.headers["x-ratelimit-remaining-requests"]) >= 20 - 7
+
+
+def test_a_job_stops_with_its_tenants_last_key(
+    store: WatchedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_LOOK_S", 0.0)
+    monkeypatch.setattr(watch, "LOOK_S", 0.0)
+    engine = FakeEngine()
+    engine.pause_after = 1
+    path = tmp_path / "keys"
+    with keyed(store, engine, path, Limits()) as (server, key), client_of(server, key) as client:
+        job = submit(client, jsonl(*[line(str(i)) for i in range(40)]))
+        assert engine.paused.acquire(timeout=10)
+        with KeyStore(path) as keys:
+            keys.revoke(keys.find("alice").id, 1)
+        deadline = time.monotonic() + 10
+        while engine.aborts:
+            assert time.monotonic() < deadline, "what runs for a revoked key is cut off"
+            time.sleep(0.02)
+        assert len(engine.submitted) <= runner.WINDOW
+        assert store.batch("one", job.id).status == "in_progress", "a new key would go on with it"
 
 
 def test_one_folder_has_one_server(tmp_path: Path) -> None:

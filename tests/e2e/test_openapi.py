@@ -70,3 +70,12 @@ def test_the_document_covers_every_route() -> None:
     told = {(method.upper(), path) for path, one in paths.items() for method in one}
     assert told == {(row.method, row.path.replace(":path}", "}")) for row in ROUTES}
     msgspec.json.encode(paths)
+
+
+def test_calls_with_a_deadline_can_be_too_late() -> None:
+    paths = document()["paths"]
+    late = {
+        path for path, one in paths.items() for each in one.values() if "504" in each["responses"]
+    }
+    assert {"/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"} <= late
+    assert not late & {"/tokenize", "/v1/batches", "/v1/models"}

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from octavo.core.config import ServerConfig
+from octavo.core import env
+from octavo.core.config import EngineConfig, ServerConfig
 from octavo.core.errors import ConfigError
+from octavo.engine.client import EngineClient
 from octavo.server.exposure import check_exposure, is_loopback
 from octavo.server.jobs.store import Store
 from octavo.server.keys.store import KeyStore
+from octavo.tools import serve
 from octavo.tools.cli import main
+from octavo.tools.flags import Configs
 from security.conftest import Live
 
 _LISTENS = "0A"  # state of /proc/net/tcp
@@ -64,7 +68,8 @@ def test_what_listens_is_what_is_documented(live: Live) -> None:
     loopback = f"{int.from_bytes(socket.inet_aton('127.0.0.1'), 'little'):08X}"
     assert internet == [(loopback, live.port)]
     names = {Path(path.removesuffix(".new")).name for path in unix}
-    assert names <= {"admin.sock", "engine.sock"} and "admin.sock" in names, unix
+    documented = {"admin.sock", "engine.sock", f"127.0.0.1-{live.port}.sock"}
+    assert names <= documented and "admin.sock" in names, unix
     for path in map(Path, unix):
         there = path if path.exists() else path.with_name("admin.sock")
         assert stat.S_IMODE(there.stat().st_mode) == 0o600, path
@@ -119,3 +124,27 @@ def test_the_network_gets_in_by_a_key_or_not_at_all(
 
 def test_the_default_address_is_this_machine() -> None:
     assert ServerConfig().host == "127.0.0.1" and not ServerConfig().allow_open
+
+
+def test_a_socket_that_somebody_else_bound_is_looked_at(tmp_path: Path) -> None:
+    """As systemd passes one: what it listens on counts, and not --host."""
+    with socket.create_server(("0.0.0.0", 0)) as sock:
+        with pytest.raises(ConfigError, match="on 0.0.0.0, lets other machines in") as caught:
+            check_exposure(ServerConfig(), (), sock)
+        assert caught.value.code == "E-SEC-01"
+        check_exposure(ServerConfig(), ("k",), sock)
+        check_exposure(ServerConfig(allow_open=True), (), sock)
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        check_exposure(ServerConfig(), (), sock)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "api.sock"))
+        check_exposure(ServerConfig(), (), sock)
+
+
+def test_serve_refuses_an_open_socket_that_was_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OCTAVO_API_KEY", raising=False)
+    parsed = Configs(EngineConfig(), ServerConfig(port=0))
+    with socket.create_server(("0.0.0.0", 0)) as sock:
+        monkeypatch.setattr(env, "listen_fd", lambda: os.dup(sock.fileno()))
+        with pytest.raises(ConfigError, match="the listening socket, on 0.0.0.0"):
+            serve._serve(parsed, EngineClient(parsed.engine), 0.0, 0.0)

@@ -66,9 +66,15 @@ class AdminSocket:
             fix="Give another --admin-socket.",
         )
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether callers find this one, and not that of a later server or none."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.path.stat().st_ino == self._inode
+        return False
+
     def remove(self) -> None:
         """Take the file away, unless a later server has its own there."""
         self.sock.close()
-        with contextlib.suppress(FileNotFoundError):
-            if self.path.stat().st_ino == self._inode:
-                self.path.unlink()
+        if self.is_in_place:
+            self.path.unlink(missing_ok=True)

@@ -92,8 +92,6 @@ def create_app(state: AppState) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            if state.open_kept is not None:
-                state.kept = state.open_kept()
             await stack.enter_async_context(_beside(Watch(state).run()))
             if state.config.canary_interval > 0:
                 state.canary = Canary(state.engine, state.config.canary_interval)

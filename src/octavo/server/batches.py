@@ -30,6 +30,7 @@ from octavo.server.jobs.shapes import (
     Response,
 )
 from octavo.server.jobs.store import Store, new_id
+from octavo.server.keys.allowance import LimitError
 from octavo.server.state import AppState
 
 logger = get_logger(__name__)
@@ -43,6 +44,8 @@ PRIORITY = 1 << 20
 OUTPUT_DAYS = 30
 _POLL_S = 0.05
 _RETRY_S = 0.5
+_MOST_RETRY_S = 60.0
+_LOOK_S = 1.0
 _PURGE_S = 600.0
 _LATER = (429, 503)
 """Not the line's fault: asked again."""
@@ -107,7 +110,6 @@ class BatchRunner:
             self._jobs[batch.id] = (tenant, task)
 
     async def _job(self, tenant: str, batch: Batch, guest: Guest) -> None:
-        guest = guest._replace(caller=guest.caller._replace(priority=PRIORITY))
         try:
             await _Job(self._state, self._store, self._window, guest, batch).run()
         except Exception:  # edge of a task: one broken job must not end the others
@@ -129,7 +131,9 @@ class _Job:
         self._state = state
         self._store = store
         self._window = window
-        self._guest = guest
+        self._guest: Guest | None = _patient(guest)
+        """None once the tenant has no key any more."""
+        self._looked = time.monotonic()
         self._tenant = guest.caller.tenant
         self._batch = batch
         self._has_expired = False
@@ -152,6 +156,8 @@ class _Job:
             await asyncio.to_thread(self._store.update, batch)
         if batch.status == "in_progress":
             await self._run_lines()
+        if self._guest is None:
+            return  # it is open: it goes on when there is a key again
         if batch.status in ("in_progress", "finalizing", "cancelling"):
             await self._finish()
 
@@ -174,7 +180,7 @@ class _Job:
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 task.add_done_callback(self._ended)
-            while tasks and not self._is_cancelled():
+            while tasks and not self._is_cancelled() and self._has_key():
                 await asyncio.wait(tasks, timeout=_POLL_S)
         finally:
             for task in tasks:
@@ -189,9 +195,9 @@ class _Job:
             self._broken = self._broken or task.exception()
 
     async def _place(self) -> bool:
-        """Take a place in the window once nobody else queues; false when the job has been cancelled meanwhile."""
+        """Take a place in the window once nobody else queues; false when the job is to stop."""
         engine = self._state.engine
-        while not self._is_cancelled():
+        while not self._is_cancelled() and self._has_key():
             if self._broken is not None:
                 raise self._broken
             is_free = engine.status().state == "ready" and engine.stats.num_waiting == 0
@@ -202,6 +208,15 @@ class _Job:
             else:
                 await asyncio.sleep(_POLL_S)
         return False
+
+    def _has_key(self) -> bool:
+        """Whether the tenant still has a key: what it may do now holds, looked at once a second."""
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_S:
+            self._looked = now
+            guest = self._state.keys.guest_of(self._tenant)
+            self._guest = None if guest is None else _patient(guest)
+        return self._guest is not None
 
     def _is_cancelled(self) -> bool:
         if self._batch.status != "cancelling":
@@ -224,15 +239,26 @@ class _Job:
         await _to_the_end(asyncio.to_thread(save, self._batch.id, index, doc, is_good=is_good))
 
     async def _ask(self, line: Line) -> tuple[Answer, bool]:
-        endpoint = self._state.endpoints[line.url]
+        endpoint, guest = self._state.endpoints[line.url], self._guest
+        is_counted = False
         while True:
-            inner = await endpoint(bytes(line.body), self._guest)
-            if inner.status not in _LATER:
-                break
-            if _now() >= self._batch.expires_at:
+            guest = self._guest or guest
+            assert guest is not None, "lines are asked for somebody"
+            try:
+                if not is_counted:  # once, however often it has to be asked
+                    guest.allowance.count_request()
+                    is_counted = True
+                inner = await endpoint(bytes(line.body), guest)
+                if inner.status not in _LATER:
+                    break
+                wait_s = inner.retry_after_s
+            except LimitError as error:
+                wait_s = error.retry_after_s or _RETRY_S
+            left_s = self._batch.expires_at - _now()
+            if left_s <= 0:
                 self._has_expired = True
                 return _expired(line), False
-            await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(max(_RETRY_S, min(wait_s, _MOST_RETRY_S, left_s)))
         response = Response(
             status_code=inner.status, request_id=inner.request_id, body=Raw(inner.body)
         )
@@ -266,6 +292,11 @@ class _Job:
             for part in ("output", "error")
         ]
         await _to_the_end(asyncio.to_thread(self._store.finish, self._tenant, batch, files))
+
+
+def _patient(guest: Guest) -> Guest:
+    """The same with a job's priority."""
+    return guest._replace(caller=guest.caller._replace(priority=PRIORITY))
 
 
 def _expired(line: Line) -> Answer:

@@ -118,7 +118,7 @@ class Endpoint:
         await self._answer(scope, receive, send, None)
 
     async def inner(self, body: bytes, guest: Guest) -> Inner:
-        """Answer a call that comes from within, as if `guest` had sent `body`."""
+        """Answer a call that comes from within, as if `guest` had sent `body`; who makes it counts it as a request."""
         request_id = secrets.token_hex(16)
         scope = {
             "type": "http",
@@ -131,18 +131,20 @@ class Endpoint:
         }
         sent: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
         parts: list[bytes] = []
-        status = 500
+        status, retry_after_s = 500, 0.0
 
         async def receive() -> Message:
             return sent.pop() if sent else await asyncio.get_running_loop().create_future()
 
         async def send(message: Message) -> None:
-            nonlocal status
-            status = message.get("status", status)
+            nonlocal status, retry_after_s
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                retry_after_s = float(MutableHeaders(scope=message).get("retry-after", 0))
             parts.append(message.get("body", b""))
 
         await self._answer(scope, receive, send, guest)
-        return Inner(status, request_id, b"".join(parts))
+        return Inner(status, request_id, b"".join(parts), retry_after_s)
 
     async def _answer(
         self, scope: Scope, receive: Receive, send: Send, guest: Guest | None
@@ -161,9 +163,10 @@ class Endpoint:
         warnings: list[Warned] = []
         stay = Stay(self._state.admission)
         try:
-            guest = self._guest(scope) if guest is None else guest
-            if self._row.method == "POST" and not self._row.public:
-                guest.allowance.count_request()
+            if guest is None:
+                guest = self._guest(scope)
+                if self._row.method == "POST" and not self._row.public:
+                    guest.allowance.count_request()
             running = Running(request_id, guest.caller.tenant, self._row.path)
             call = Call(
                 scope=scope,
@@ -198,7 +201,9 @@ class Endpoint:
                 await error_response(hidden, self._error_body)(scope, receive, watched)
         finally:
             stay.close()
-            self._state.metrics.count("octavo:http_responses", 1, self._row.path, str(status))
+            # Cut off from within before there was an answer, as a line of a batch that is cancelled.
+            told = str(status or 499)
+            self._state.metrics.count("octavo:http_responses", 1, self._row.path, told)
 
     def _guest(self, scope: Scope) -> Guest:
         """Who calls, if that is enough for this route.

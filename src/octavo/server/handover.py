@@ -153,7 +153,7 @@ class Takeover:
             connection.close()
             raise ConfigError(
                 f"--takeover: the server on {host}:{port} speaks another version.",
-                code="E-NET-02",
+                code="E-NET-04",
                 fix="Stop it first, then start this one without --takeover.",
             )
         sock = socket.socket(fileno=fds[0])

@@ -34,6 +34,7 @@ _REASONS = {
     429: "Too much is waiting, or kept, or the key has used up a limit; come back after Retry-After.",
     499: "Ended by its id before it had anything to say.",
     503: "Loading, shutting down, or out of order.",
+    504: "Its deadline was over before it had anything to say.",
 }
 _NAME = {"type": "string", "maxLength": 256}
 _QUERY: Mapping[str, dict[str, Any]] = {
@@ -142,6 +143,8 @@ def _responses(
     statuses = {*contract.failures}
     if contract.body is not None or contract.form:
         statuses |= {*_WITH_BODY, *_GENERATING}
+    if contract.body is not None and "deadline_ms" in contract.body.__struct_fields__:
+        statuses.add(504)
     if not row.public:
         statuses.add(401)
     if row.role != "user":

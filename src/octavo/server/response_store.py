@@ -91,19 +91,19 @@ class ResponseStore:
             self._open_elsewhere = self._db.execute(
                 "SELECT tenant, id FROM responses WHERE is_open"
             ).fetchall()
+            self._used: dict[str, tuple[int, int]] = {}
+            """Tenant -> rows, bytes."""
+            self._count()
             if not is_shared:
                 self.fail_abandoned()
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(
                 f"kept responses, {str(path)!r}: {error}.", code="E-FILE-02"
             ) from error
-        self._used: dict[str, tuple[int, int]] = {
-            tenant: (count, size)
-            for tenant, count, size in self._db.execute(
-                "SELECT tenant, COUNT(*), SUM(num_bytes) FROM responses GROUP BY tenant"
-            )
-        }
-        """Tenant -> rows, bytes."""
+
+    def _count(self) -> None:
+        query = "SELECT tenant, COUNT(*), SUM(num_bytes) FROM responses GROUP BY tenant"
+        self._used = {tenant: (count, size) for tenant, count, size in self._db.execute(query)}
 
     def close(self) -> None:
         """Give the file back."""
@@ -127,9 +127,13 @@ class ResponseStore:
             logger.warning(
                 "%d responses were cut off by the server's end: marked failed", len(found)
             )
+        self._count()  # the other server has kept and dropped some
 
-    def put(self, tenant: str, row: Stored) -> None:
+    def put(self, tenant: str, row: Stored, *, is_again: bool = False) -> None:
         """Keep a response, in place of what had its id before.
+
+        `is_again`: only in place of one that is still being made. Another server (--takeover) may have deleted or ended
+        it meanwhile.
 
         Raises:
             RequestError: it alone is larger than a tenant may store.
@@ -143,7 +147,7 @@ class ResponseStore:
                 fix="Set store to false.",
             )
         try:
-            self._put(tenant, row, size)
+            self._put(tenant, row, size, is_again)
         except sqlite3.Error as error:
             raise EngineError(
                 f"the response could not be stored: {error}.",
@@ -151,10 +155,12 @@ class ResponseStore:
                 fix="Set store to false, or tell the operator.",
             ) from error
 
-    def _put(self, tenant: str, row: Stored, size: int) -> None:
+    def _put(self, tenant: str, row: Stored, size: int, is_again: bool) -> None:
         known = self._db.execute(
-            "SELECT num_bytes FROM responses WHERE tenant = ? AND id = ?", (tenant, row.id)
+            "SELECT num_bytes, is_open FROM responses WHERE tenant = ? AND id = ?", (tenant, row.id)
         ).fetchone()
+        if is_again and (known is None or not known[1]):
+            return
         if known is None:
             self._db.execute(
                 "INSERT INTO responses (tenant, id, previous, created, num_bytes, is_open, input, response)"
@@ -178,7 +184,7 @@ class ResponseStore:
                 (size, row.is_open, row.input, row.response, tenant, row.id),
             )
             self._book(tenant, 0, size - known[0])
-        while self._is_over(self._used[tenant], self._per_tenant):
+        while self._is_over(self._used.get(tenant, (0, 0)), self._per_tenant):
             self._drop_oldest("WHERE tenant = ?", tenant)
         while self._is_over(self._total(), self._all):
             self._drop_oldest("")

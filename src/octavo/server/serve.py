@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import math
 import signal
 import socket
 import time
 from functools import partial
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -26,55 +26,19 @@ from octavo.core.log import get_logger
 from octavo.server.admin_socket import AdminSocket, admin_path
 from octavo.server.exposure import is_loopback
 from octavo.server.handover import Offer, Takeover, offer_path
+from octavo.server.listening import host_of
 from octavo.server.protocol import AdminProtocol, Protocol
 from octavo.server.state import AppState
 from octavo.server.tls import tls_context
 
 logger = get_logger(__name__)
 
-_BACKLOG = 2048
 _KEEP_ALIVE_S = 30
 _TICK_S = 0.1
 _QUIET_S = 3.0
 """A client with a connection to a server that was replaced gets so long to use it; most clients keep them for 5 s."""
 _LAST_SECONDS = 1
 """What connections get to close after the calls on them have ended or were given up."""
-
-
-def bind(config: ServerConfig) -> socket.socket:
-    """A listening socket; its port is known at once, also for port 0. One that a service manager passed is taken.
-
-    Raises:
-        ConfigError: the address cannot be bound.
-    """
-    passed = env.listen_fd()
-    if passed is not None:
-        sock = socket.socket(fileno=passed)
-        sock.setblocking(False)
-        return sock
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((config.host, config.port))
-    except OSError as error:
-        sock.close()
-        raise ConfigError(
-            f"cannot listen on {config.host}:{config.port}: {error.strerror or error}.",
-            code="E-NET-01",
-            fix=_bind_fix(error.errno),
-        ) from error
-    sock.listen(_BACKLOG)
-    sock.setblocking(False)
-    return sock
-
-
-def _bind_fix(number: int | None) -> str:
-    if number == errno.EADDRINUSE:
-        return "Stop the process that has the port, or give another --port (0 takes a free one)."
-    if number == errno.EACCES:
-        return "Give a --port from 1024 up, or the right to use a lower one."
-    return "Give an address of this machine as --host (0.0.0.0 listens on all)."
 
 
 def run_server(
@@ -91,30 +55,27 @@ def run_server(
     path = admin_path(config)
     if path is None and config.state_dir is not None:
         logger.warning("--state-dir has too long a name for an admin socket; see --admin-socket")
-    admin = None if path is None else AdminSocket(path)
-    server = Server(app, config, takeover, admin)
-    if server.state.keys.is_open and not is_loopback(config.host):
-        logger.warning(
-            "listening on %s without an API key: anyone may use this server", config.host
-        )
-    try:
-        server.run(sockets=[sock])
-    finally:
-        if admin is not None:
-            admin.remove()
+    server = Server(app, config, takeover, path)
+    host = host_of(sock)
+    if server.state.keys.is_open and host is not None and not is_loopback(host):
+        logger.warning("listening on %s without an API key: anyone may use this server", host)
+    server.run(sockets=[sock])
     if server.state.failure is not None:
         raise server.state.failure
 
 
 class Server(uvicorn.Server):
-    """uvicorn that drains before it exits. Owner: `run_server`, or a test in a thread of its own."""
+    """uvicorn that drains before it exits. Owner: `run_server`, or a test in a thread of its own.
+
+    `admin` is where an admin socket is to be while this server has the place.
+    """
 
     def __init__(
         self,
         app: Starlette,
         config: ServerConfig,
         takeover: Takeover | None = None,
-        admin: AdminSocket | None = None,
+        admin: Path | None = None,
     ) -> None:
         state: AppState = app.state.octavo
         self.state = state
@@ -128,7 +89,9 @@ class Server(uvicorn.Server):
         self._alone: asyncio.Task[None] | None = None
         self._quiet = (0, 0.0)
         """Calls so far, and since when there were no more."""
-        self._admin = admin
+        self._admin_path = admin
+        self._admin: AdminSocket | None = None
+        self._admin_server: asyncio.Server | None = None
         tls = tls_context(config)
         super().__init__(
             uvicorn.Config(
@@ -160,23 +123,34 @@ class Server(uvicorn.Server):
         else:
             self.drain()
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to stop. However that ends, no admin socket of this server is left."""
+        try:
+            await super().serve(sockets)
+        finally:
+            if self._admin is not None:
+                self._admin.remove()
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen and start the engine beside it. Where connections can wait for it, the engine starts first."""
+        if self._takeover is None:
+            self._bind_admin()
         starts_first = self._takeover is not None or env.listen_fd() is not None
         if starts_first and not await self._start_first():
             self.should_exit = True
             return
         if self._takeover is not None:
             await self._takeover.arrive()
+            self._bind_admin()  # until now it is the other server's
+        if self.state.open_kept is not None:
+            self.state.kept = self.state.open_kept()
         await super().startup(sockets)
-        if self._admin is not None:
-            loop = asyncio.get_running_loop()
-            self.servers.append(
-                await loop.create_unix_server(self._admin_protocol, sock=self._admin.sock)
-            )
+        await self._listen_admin()
         if self._takeover is not None:
             await self._takeover.confirm()
             self._alone = asyncio.create_task(self._when_alone(self._takeover))
+        else:
+            self.state.responses.fail_abandoned()
         if self.state.on_start is not None and not starts_first:
             self._starting = asyncio.create_task(self._start())
         self._offer_place(sockets or [])
@@ -216,18 +190,26 @@ class Server(uvicorn.Server):
 
     async def _leave(self) -> None:
         for server in self.servers:
-            server.close()
+            if server is not self._admin_server:  # its file is replaced in one step
+                server.close()
         if self.state.batches is not None:
             await self.state.batches.stop()
         if self.state.store is not None:
             self.state.store.hand_over()
 
     async def _stay(self, kept: socket.socket) -> None:
-        if self.state.store is not None:
-            self.state.store.take_back()
+        await self._listen(kept.dup())
+        try:
+            if self._admin is not None and not self._admin.is_in_place:
+                self._bind_admin()
+                await self._listen_admin()
+            if self.state.store is not None:
+                self.state.store.take_back()
+        except (ConfigError, OSError) as error:  # calls are answered all the same
+            logger.error("what the successor had was not given back: %s", error)
+            return
         if self.state.batches is not None:
             self.state.batches.start()
-        await self._listen(kept.dup())
 
     async def _listen(self, sock: socket.socket) -> None:
         """Accept connections again, as `uvicorn.Server.startup` does."""
@@ -244,6 +226,22 @@ class Server(uvicorn.Server):
                 backlog=self.config.backlog,
             )
         )
+
+    def _bind_admin(self) -> None:
+        """Take the place of the admin socket, where there is to be one. Raises ConfigError."""
+        if self._admin_path is not None:
+            self._admin = AdminSocket(self._admin_path)
+
+    async def _listen_admin(self) -> None:
+        if self._admin is None:
+            return
+        loop = asyncio.get_running_loop()
+        if self._admin_server is not None:
+            self._admin_server.close()
+        self._admin_server = await loop.create_unix_server(
+            self._admin_protocol, sock=self._admin.sock
+        )
+        self.servers.append(self._admin_server)
 
     async def _left(self) -> None:
         self._drain_until = time.monotonic() + self._grace_s

@@ -35,6 +35,8 @@ class Inner(NamedTuple):
     status: int
     request_id: str
     body: bytes
+    retry_after_s: float
+    """Of a 429 or 503; else 0."""
 
 
 class Batches(Protocol):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from octavo.core import env, log
 from octavo.core.config import EngineConfig, ServerConfig
+from octavo.core.errors import ConfigError
 from octavo.core.inject import injections
 from octavo.engine.ipc import Phase, Ready
 from octavo.tools import startup
@@ -63,13 +64,20 @@ def _check_security(server: ServerConfig) -> None:
 def _serve(parsed: Configs, client: EngineClient, entered: float, launched: float) -> None:
     # lazy: the server's libraries take a quarter of a second, during which the engine loads its own
     from octavo.server.app import create_app
+    from octavo.server.exposure import check_exposure
     from octavo.server.handover import Takeover
-    from octavo.server.serve import bind, run_server
+    from octavo.server.listening import bind
+    from octavo.server.serve import run_server
     from octavo.tools.local import choose_formats, make_state
 
     wants = parsed.server.takeover
     takeover = Takeover.ask(parsed.server.host, parsed.server.port) if wants else None
     sock = bind(parsed.server) if takeover is None else takeover.sock
+    try:
+        check_exposure(parsed.server, env.api_keys(), sock)  # a service manager may have chosen it
+    except ConfigError:
+        sock.close()
+        raise
     state = make_state(parsed, client)
     address = Address(
         host=parsed.server.host,

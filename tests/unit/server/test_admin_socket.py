@@ -26,13 +26,9 @@ def with_admin(path: Path, engine: FakeEngine) -> Iterator[ServerThread]:
     """A server with a key, and an admin socket at `path`."""
     state = make_state(engine, keys=("named",))
     thread = ServerThread(state)
-    admin = AdminSocket(path)
-    thread.server = Server(create_app(state), state.config, admin)
-    try:
-        with thread:
-            yield thread
-    finally:
-        admin.remove()
+    thread.server = Server(create_app(state), state.config, admin=path)
+    with thread:
+        yield thread
 
 
 def call(path: Path, method: str, url: str, **options: object) -> httpx.Response:

@@ -112,6 +112,27 @@ def test_what_was_being_made_is_failed_after_a_restart(tmp_path: Path) -> None:
     assert not store.get("a", "r").is_open
 
 
+def test_two_servers_have_one_file_while_one_takes_over(tmp_path: Path) -> None:
+    """What the new one deleted or ended the old one does not bring back, and both count alike in the end."""
+    path = tmp_path / "responses.sqlite3"
+    old = ResponseStore(path)
+    made = [Stored(name, None, b"[]", b"{}", is_open=True) for name in "rst"]
+    for one in made:
+        old.put("a", one)
+    new = ResponseStore(path, is_shared=True)
+    new.delete("a", "r")
+    new.put("a", made[1]._replace(response=b'{"status":"cancelled"}', is_open=False))
+    for one in made:
+        old.put("a", one._replace(response=b'{"status":"completed"}', is_open=False), is_again=True)
+    assert not has(new, "a", "r")
+    assert new.get("a", "s").response == b'{"status":"cancelled"}'
+    assert new.get("a", "t").response == b'{"status":"completed"}'
+    old.put("b", row("u"))
+    old.close()
+    new.fail_abandoned()
+    assert new._used == ResponseStore(path)._used and set(new._used) == {"a", "b"}
+
+
 def test_old_ones_go(monkeypatch: pytest.MonkeyPatch) -> None:
     store = ResponseStore(max_age_s=100.0)
     store.put("a", row("r"))

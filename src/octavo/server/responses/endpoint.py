@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from octavo.core.errors import ContextLengthError, OctavoError, OverloadError, RequestError
 from octavo.core.log import get_logger
 from octavo.server.call import Call, json_response
+from octavo.server.keys.allowance import LimitError
 from octavo.server.metered import metered
 from octavo.server.openai.talk import Talk, begin
 from octavo.server.parse import Parser
@@ -51,7 +52,10 @@ async def create(call: Call) -> ASGIApp:
         raise _renamed(error) from error
     writer = Writer(response_id, body, talk)
 
+    is_kept = False
+
     def keep() -> None:
+        nonlocal is_kept
         if body.store is not False:
             row = Stored(
                 response_id,
@@ -60,7 +64,8 @@ async def create(call: Call) -> ASGIApp:
                 msgspec.json.encode(writer.response),
                 is_open=writer.response.status in _UNDER_WAY,
             )
-            call.state.responses.put(call.caller.tenant, row)
+            call.state.responses.put(call.caller.tenant, row, is_again=is_kept)
+            is_kept = True
 
     if body.background:
         keep()
@@ -141,10 +146,18 @@ async def _frames(
 def _failing(writer: Writer, keep: Callable[[], None]) -> Callable[[OctavoError], bytes]:
     def fail(error: OctavoError) -> bytes:
         payload = writer.fail(error)
-        keep()
+        _try(keep)
         return payload
 
     return fail
+
+
+def _try(keep: Callable[[], None]) -> None:
+    """Keep a response whose caller cannot be told any more that it is not kept."""
+    try:
+        keep()
+    except OctavoError as error:
+        logger.error("a response is not kept: %s", error.info().one_line())
 
 
 class _Whole:
@@ -166,10 +179,16 @@ class _Whole:
 
 
 async def _start(call: Call, talk: Talk, writer: Writer, keep: Callable[[], None]) -> None:
-    """Go on without a caller who waits."""
+    """Go on without a caller who waits.
+
+    Raises:
+        LimitError: the key may not have it made now.
+    """
     key = _key(call, writer.response.id)
+    refusal: LimitError | None = None
 
     async def work() -> None:
+        nonlocal refusal
         is_begun = False
         try:
             async for _ in _deltas(call, talk, writer):
@@ -178,15 +197,21 @@ async def _start(call: Call, talk: Talk, writer: Writer, keep: Callable[[], None
                     keep()  # it is no longer queued
         except asyncio.CancelledError:
             writer.cancel()
+        except LimitError as error:
+            refusal = error
+            writer.fail(error)
         except OctavoError as error:
             logger.warning("request %s: %s", call.id, error.info().one_line())
             writer.fail(error)
         finally:
             call.state.background.pop(key, None)
-            keep()
+            _try(keep)
 
     call.state.background[key] = asyncio.create_task(work())
     await asyncio.sleep(0)  # it is under way before anybody can cancel it
+    if refusal is not None:
+        call.state.responses.delete(call.caller.tenant, writer.response.id)
+        raise refusal
 
 
 def _key(call: Call, response_id: str) -> str:
@@ -221,7 +246,14 @@ async def cancel(call: Call) -> Response:
             param="response_id",
         )
     await _stop(call, response_id)
-    return _raw(call.state.responses.get(call.caller.tenant, response_id).response)
+    row = call.state.responses.get(call.caller.tenant, response_id)
+    if (
+        row.is_open
+    ):  # a server that this one took over from makes it: what it still says is not kept
+        ended = msgspec.json.decode(row.response) | {"status": "cancelled"}
+        row = row._replace(response=msgspec.json.encode(ended), is_open=False)
+        call.state.responses.put(call.caller.tenant, row)
+    return _raw(row.response)
 
 
 async def _stop(call: Call, response_id: str) -> None:

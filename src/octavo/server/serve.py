@@ -122,11 +122,15 @@ class Server(uvicorn.Server):
             self.drain()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until told to stop. However that ends, no admin socket of this server is left."""
+        """Serve until told to stop. However that ends, no admin socket of this server is left, and a server that waits
+        for this one's first answer knows at once that there will be none.
+        """
         try:
             await super().serve(sockets)
         finally:
             self._admin.leave()
+            if self._takeover is not None:
+                self._takeover.close()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen and start the engine beside it. Where connections can wait for it, the engine starts first."""

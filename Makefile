@@ -14,7 +14,7 @@ CHECK_COMPILER = command -v c++ >/dev/null 2>&1 || command -v g++ >/dev/null 2>&
   { echo 'octavo needs a C++ compiler (c++, g++ or clang++); none is on PATH.' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench format clean
+.PHONY: help run test check bench soak format clean
 # A failed install must not leave a stamp behind.
 .DELETE_ON_ERROR:
 
@@ -37,6 +37,9 @@ check: $(VENV)/.installed-test  ## Format, lint, types, import contracts, house 
 
 bench: $(VENV)/.installed  ## Measure throughput of MODEL (default: the bundled one)
 	@$(BIN)/octavo bench throughput $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
+soak: $(VENV)/.installed-test  ## Kills, replacements, bursts and hostile requests at once, 20 minutes (ARGS="--minutes 5")
+	PYTHONPATH=tests $(BIN)/python -m hostile.soak $(ARGS)
 
 format: $(VENV)/.installed-test  ## Rewrite the sources as ruff wants them
 	$(BIN)/ruff format .

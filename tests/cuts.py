@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 from direct_engine import DirectEngine
 from octavo.engine.frontend import Caller
 from octavo.server.app import create_app
+from octavo.server.auth import Guest
+from octavo.server.keys.allowance import Allowance
 from octavo.server.state import AppState
 
 SOURCE = str(Path(__file__).parents[1] / "src" / "octavo")
@@ -106,7 +108,8 @@ class Bench:
         self.num_calls += 1
         body = json.dumps(case.body).replace(ROUND, str(self.num_calls)).encode()
         if case.method == "WITHIN":
-            inner = await self.state.endpoints[case.path](body, Caller())
+            guest = Guest(Caller(), "operator", Allowance())
+            inner = await self.state.endpoints[case.path](body, guest)
             return inner.status, inner.body
         parts = [
             {"type": "http.request", "body": body[:9], "more_body": True},

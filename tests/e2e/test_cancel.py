@@ -40,6 +40,7 @@ NOT_WAITED = {
     "await _start(send)": "of a stream without a frame",
     "await self._frontend.with_grammar(request)": "compiled before, when the body was checked",
     "await self.grammars.compile(wanted)": "the same",
+    "await self.grammars.learn()": "before the first call",
     "await self._app(scope, receive, send)": "no call but the server's own start and end",
     "await error_response(hidden, self._error_body)(scope, receive, watched)": "a defect of ours",
     "await _more(send, self._on_error(error))": "the engine failed",

@@ -22,6 +22,7 @@ class Served:
 
     process: subprocess.Popen[str]
     port: int
+    flags: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
@@ -32,37 +33,67 @@ class Served:
     def start(cls, *flags: str) -> Iterator[Served]:
         """The bundled model on a free port, with a state folder; SIGTERM and exit 0 at the end."""
         with tempfile.TemporaryDirectory() as folder:
-            given = ("--port", "0", "--disable-access-log", "--state-dir", folder, *flags)
-            process = subprocess.Popen(
-                [sys.executable, "-c", _CODE, "serve", *given], stdout=subprocess.PIPE, text=True
-            )
-            assert process.stdout is not None
+            given = ("--disable-access-log", "--state-dir", folder, *flags)
+            process = _launch("--port", "0", *given)
+            served = cls(process, 0, given)
             try:
-                yield cls(process, _port(process))
-                process.send_signal(signal.SIGTERM)
-                assert process.wait(timeout=60) == 0
+                served.port = _port(process)
+                yield served
+                served.process.send_signal(signal.SIGTERM)
+                assert served.process.wait(timeout=60) == 0
             finally:
-                process.kill()
-                process.wait()
-                process.stdout.close()
+                _end(served.process)
+
+    def replace(self) -> None:
+        """Let a successor take the port over; the old server ends by itself, in order."""
+        successor = _launch("--port", str(self.port), "--takeover", *self.flags)
+        old = self.process
+        try:
+            _port(successor)
+            self.process = successor
+            assert old.wait(timeout=120) == 0
+        finally:
+            _end(old if self.process is successor else successor)
 
     def pids(self) -> set[int]:
         """The server and its engine. Workers that may be killed for taking too long are not among them."""
-        return {self.process.pid, *_engines(self.process.pid)}
+        return {self.process.pid, *self.engines()}
+
+    def engines(self) -> set[int]:
+        """The engine's process, while there is one."""
+        found = set()
+        with contextlib.suppress(OSError):  # processes come and go
+            for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+                for child in (task / "children").read_text().split():
+                    if b"octavo.engine.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                        found.add(int(child))
+        return found
+
+    def server_bytes(self) -> int:
+        """Resident memory of the server without its engine."""
+        return _resident(self.process.pid)
 
     def resident_bytes(self) -> int:
         """Of these processes together."""
-        page = os.sysconf("SC_PAGE_SIZE")
-        return sum(
-            int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page for pid in self.pids()
-        )
+        return sum(map(_resident, self.pids()))
 
 
-def _engines(pid: int) -> Iterator[int]:
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            if b"octavo.engine.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-                yield int(child)
+def _launch(*flags: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _CODE, "serve", *flags], stdout=subprocess.PIPE, text=True
+    )
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def _resident(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _port(process: subprocess.Popen[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import pickle
 import socket
@@ -108,8 +109,10 @@ def test_bombs_at_every_door_of_a_server_go_off_nowhere(live: Live, tmp_path: Pa
                 sock.connect(str(door))
                 sock.sendall(bomb)
                 sock.shutdown(socket.SHUT_WR)
-                while sock.recv(4096):
-                    pass
+                # A door that reads no more than it must hangs up on the rest.
+                with contextlib.suppress(ConnectionResetError):
+                    while sock.recv(4096):
+                        pass
     headers = {"content-type": "application/python-pickle"}
     with live.client() as client:
         for bomb in bombs(marker):

@@ -13,14 +13,16 @@ import random
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 from msgspec.structs import replace
 
 from octavo.cache.groups import KVCache, window_blocks
+from octavo.core.errors import OverloadError
 from octavo.core.kvspec import BLOCK_SIZE, KVGroup, KVSpec
 from octavo.core.params import SamplingParams
 from octavo.core.plan import Slice, StepPlan
 from octavo.core.request import Request
-from octavo.core.result import Failed, Finished, SliceResult, StepResult, TokenOut
+from octavo.core.result import Event, Failed, Finished, SliceResult, StepResult, TokenOut
 from octavo.engine.epochs import BlockEpochs
 from octavo.scheduler import invariants
 from octavo.scheduler.limits import MAX_PREEMPTIONS, PREFILL_SHARE, Limits
@@ -175,10 +177,12 @@ def make_request(rng: random.Random, number: int, max_model_len: int) -> Request
     shared = rng.choice([length, rng.randint(0, length)])
     ids = prefix[:shared] + [rng.randint(20_000, 30_000) for _ in range(length - shared)]
     max_tokens = rng.choice([1, 2, rng.randint(1, max_model_len - length)])
-    return Request(
+    request = Request(
         id=f"r{number}",
         token_ids=tuple(ids),
-        params=SamplingParams(max_tokens=max_tokens),
+        params=SamplingParams(
+            max_tokens=max_tokens, prompt_logprobs=0 if rng.random() < 0.05 else None
+        ),
         max_tokens=max_tokens,
         seed=rng.getrandbits(40),
         arrived=float(number),
@@ -189,6 +193,11 @@ def make_request(rng: random.Random, number: int, max_model_len: int) -> Request
         deadline=number + rng.randint(0, 900) if rng.random() < 0.03 else None,
         cache_scope=rng.choice(["", "a"]),
     )
+    if rng.random() < 0.9:
+        return request
+    output = expected_output(request)
+    had = rng.choice([len(output), rng.randint(0, len(output))])
+    return replace(request, resumed=tuple(output[:had]), restarts=1)
 
 
 def run_workload(seed: int) -> Outcome:
@@ -196,9 +205,13 @@ def run_workload(seed: int) -> Outcome:
     rng = random.Random(seed)
     max_model_len = MAX_BLOCKS * BLOCK_SIZE
     max_num_seqs = rng.choice([1, 4, 8, MAX_ROWS])
+    chunks = rng.random() < 0.8
+    most = [max_num_seqs + 1, max_num_seqs + 16, 64, 512] if chunks else [max_model_len, 512]
     limits = Limits(
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=rng.choice([max_num_seqs + 1, max_num_seqs + 16, 64, 512]),
+        max_num_batched_tokens=rng.choice(most),
+        enable_chunked_prefill=chunks,
+        max_num_waiting=rng.choice([4096, 4096, 3]),
         max_model_len=max_model_len,
         prefill_share=rng.choice([PREFILL_SHARE, 1.0]),
         max_itl_s=rng.choice([None, None, 0.02, 1e-4]),
@@ -216,14 +229,20 @@ def _drive(
     rng: random.Random, scheduler: Scheduler, runner: FakeRunner, pending: list[Request], label: str
 ) -> Outcome:
     requests = {request.id: request for request in pending}
-    output: dict[str, list[int]] = {request.id: [] for request in pending}
+    output = {request.id: list(request.resumed) for request in pending}
     ends: dict[str, Finished | Failed] = {}
     free_at_first = scheduler.cache.num_free
     steps = 0
     while pending or scheduler.has_work:
+        events: list[Event] = []
         while pending and rng.random() < 0.5:
-            scheduler.add(pending.pop(0))
-        events = scheduler.expire(float(steps))
+            is_full = scheduler.accounts.num_waiting >= scheduler.limits.max_num_waiting
+            if is_full and not pending[0].restarts:
+                with pytest.raises(OverloadError):
+                    scheduler.add(pending[0])
+                break
+            events += scheduler.add(pending.pop(0))
+        events += scheduler.expire(float(steps))
         if rng.random() < 0.004 and scheduler.by_id:
             events += scheduler.cancel(rng.choice(sorted(scheduler.by_id)))
         plan = scheduler.schedule(float(steps))

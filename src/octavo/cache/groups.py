@@ -34,6 +34,7 @@ class KVCache:
         self.pools = tuple(BlockPool.for_group(group) for group in groups)
         self.enable_prefix_caching = enable_prefix_caching
         self._has_windows = any(group.spec.kind == "window" for group in groups)
+        self._lead = next((i for i, g in enumerate(groups) if g.spec.kind != "window"), None)
         self._revision = revision
         self._roots: dict[tuple[str, str | None], bytes] = {}
 
@@ -56,10 +57,8 @@ class KVCache:
         empty = Match(0, tuple(() for _ in self.pools))
         if not self.looks_up(sequence):
             return empty
-        self.hash_up_to(sequence, sequence.num_tokens)
-        most = (sequence.num_tokens - 1) // BLOCK_SIZE
-        found = [[pool.lookup(digest) for digest in sequence.hashes[:most]] for pool in self.pools]
-        length = self._longest(found, most)
+        found = self._find(sequence, (sequence.num_tokens - 1) // BLOCK_SIZE)
+        length = self._longest(found, len(found[0]))
         if not length:
             return empty
         firsts = [_first_visible(group, length * BLOCK_SIZE) for group in self.groups]
@@ -68,6 +67,31 @@ class KVCache:
             for row, first in zip(found, firsts, strict=True)
         )
         return Match(length * BLOCK_SIZE, tables)
+
+    def _find(self, sequence: Sequence, most: int) -> list[list[int | None]]:
+        """Per group, the blocks with the contents of the sequence's first `most`.
+
+        Where a group sees everything, what comes after its first gap is of no use: it is neither looked up nor hashed, so
+        that long prompts cost what they share, however often they are asked about.
+        """
+        lead = self._lead
+        if lead is None:
+            self.hash_up_to(sequence, most * BLOCK_SIZE)
+        else:
+            most = self._leading(sequence, self.pools[lead], most)
+        return [[pool.lookup(digest) for digest in sequence.hashes[:most]] for pool in self.pools]
+
+    def _leading(self, sequence: Sequence, pool: BlockPool, most: int) -> int:
+        """How many of the first `most` blocks the pool has, without a gap; the one that it lacks is hashed, too."""
+        count = 0
+        while count < most:
+            if count == len(sequence.hashes):
+                self.hash_up_to(sequence, (count + 1) * BLOCK_SIZE)
+            for digest in sequence.hashes[count:most]:
+                if pool.lookup(digest) is None:
+                    return count
+                count += 1
+        return count
 
     def _longest(self, found: list[list[int | None]], most: int) -> int:
         """The longest usable prefix in blocks."""
@@ -87,6 +111,17 @@ class KVCache:
                 self._roots.clear()  # a cache of hashes, not of keys and values: costs nothing but time
             root = self._roots[key] = root_digest(key[0], self._revision, key[1])
         extend_chain(sequence.hashes, root, sequence.token_ids, num_tokens)
+
+    def is_alike(self, sequence: Sequence, other: Sequence, index: int) -> bool:
+        """Whether both have the same content up to and with block `index`, which `sequence` has named."""
+        if other.num_tokens // BLOCK_SIZE <= index:
+            return False
+        known = min(len(other.hashes), index + 1)
+        for at in range(max(0, known - 1), index + 1):  # a name speaks for all before it
+            self.hash_up_to(other, (at + 1) * BLOCK_SIZE)
+            if other.hashes[at] != sequence.hashes[at]:
+                return False
+        return True
 
     def admission_need(self, sequence: Sequence, match: Match, chunk: int) -> list[int]:
         """Free blocks per group that admitting takes: shared ones nobody holds, plus new ones for all known tokens.

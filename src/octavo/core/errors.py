@@ -25,6 +25,9 @@ from collections.abc import Iterable
 
 import msgspec
 
+NOTHING_WORKS = "E-ENGINE-03"
+"""Code of an engine that ends because requests throw, and so does one token of nobody's."""
+
 
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
     """An error as data: what crosses the process boundary and becomes a response body."""

@@ -39,7 +39,7 @@ class Sequence:
     room: int = 0
     """Tokens that the tables in `blocks` hold, null blocks counted; all tables are equally long."""
     hashes: list[bytes] = field(default_factory=list)
-    """Chained 128-bit hashes of the full blocks so far."""
+    """Chained 128-bit hashes of the first full blocks, as many as were asked for."""
     num_published: int = 0
     """Full blocks offered to the prefix index so far."""
     num_preemptions: int = 0
@@ -51,6 +51,8 @@ class Sequence:
     """Requests that started while it waited for blocks at the head of its queue."""
     queued_tokens: int = 0
     """While it waits: tokens that no prefix covered when it began to."""
+    context_at_0: int = 0
+    """While it runs: what its account counts as its context, less one for each step that was planned so far."""
     admitted_at: float | None = None
     """When it first ran, on the scheduler's clock."""
     first_token_at: float | None = None

@@ -175,7 +175,7 @@ class EngineClient:
         """End a request at once, whatever the engine is doing: its events end with a Finished that says abort. Unknown
         ids are ignored.
         """
-        self._supervisor.streams.abort(request_id)
+        self._supervisor.abort(request_id)
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Tell the engine, once, what grammars are built for; before the first request with a grammar."""

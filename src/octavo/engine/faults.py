@@ -22,7 +22,7 @@ class Fault(NamedTuple):
     """Why a row has no result."""
 
     phase: str
-    """What the engine was doing: start, prepare, forward, logits, sample, grammar, take."""
+    """What the engine was doing: start, prepare, forward, logits, sample, prompt_logprobs, grammar, take; pool."""
     cause: Exception | ErrorInfo
     """What was thrown, or an error that says all."""
 

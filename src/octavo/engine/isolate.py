@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-from octavo.core.errors import EngineError
+from octavo.core.errors import NOTHING_WORKS, EngineError
 from octavo.core.log import get_logger
 from octavo.core.plan import Slice, StepPlan
 from octavo.core.request import Request
@@ -144,7 +144,7 @@ class Isolator:
         raise EngineError(
             f"all {len(plan.slices)} requests of step {plan.step} threw, {_TRIES} times over, and so did one token "
             f"of nobody's: {type(cause).__name__}: {cause}",
-            code="E-ENGINE-03",
+            code=NOTHING_WORKS,
             fix="The model, its kernels or the device are broken, and no request is at fault; the traceback is above.",
         ) from cause
 

@@ -62,6 +62,11 @@ class Stream:
         return bool(self._token_ids)
 
     @property
+    def num_tokens(self) -> int:
+        """What an engine that knows nothing of it has to compute before it says more."""
+        return self.request.num_prompt + len(self._token_ids)
+
+    @property
     def is_suspected(self) -> bool:
         """Whether it may be what engines end from."""
         return self.deaths >= SUSPECT_AFTER
@@ -91,6 +96,19 @@ class Stream:
         elif isinstance(event, Finished) and self.restarts:
             event = self._whole(event)
         self.queue.put_nowait(event)
+
+    def expired(self, now: float) -> ErrorInfo:
+        """Why it is ended, as an engine would have said it."""
+        request = self.request
+        late = max(0.0, now - (request.deadline or now))
+        return ErrorInfo(
+            code="deadline_exceeded",
+            message=f"the request's deadline passed {late:.3f} s ago, while it waited for an engine, "
+            f"{now - request.arrived:.3f} s after it arrived; {len(self._token_ids)} of at most "
+            f"{request.max_tokens} output tokens were made.",
+            status=504,
+            fix="Allow more time, or try again when the engine is back.",
+        )
 
     def _whole(self, event: Finished) -> Finished:
         """An end with the times and counts of the whole request."""
@@ -124,6 +142,11 @@ class Streams:
         return sum(stream.has_begun for stream in self._open.values())
 
     @property
+    def num_tokens(self) -> int:
+        """Of all open requests, those that the next engine has to compute before it says more."""
+        return sum(stream.num_tokens for stream in self._open.values())
+
+    @property
     def has_held(self) -> bool:
         """Whether requests are to be sent yet."""
         return bool(self._held)
@@ -148,6 +171,22 @@ class Streams:
         stream = self._open.get(request_id)
         if stream is not None:
             stream.queue.put_nowait(None)
+
+    @property
+    def deadlines(self) -> list[tuple[float, str]]:
+        """When what is to be sent yet is worth nothing any more, and its id."""
+        return [
+            (stream.request.deadline, request_id)
+            for request_id, stream in self._held.items()
+            if stream.request.deadline is not None
+        ]
+
+    def expire(self, request_id: str, now: float) -> None:
+        """End a request whose deadline has passed if it is to be sent yet; an engine that has it ends it itself."""
+        stream = self._held.pop(request_id, None)
+        if stream is not None:
+            del self._open[request_id]
+            stream.queue.put_nowait(Failed(id=request_id, error=stream.expired(now)))
 
     def due(self) -> list[Request]:
         """What to send to the engine now, in order; a suspect comes alone, and the others wait until it is heard of."""

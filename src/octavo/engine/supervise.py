@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from msgspec.structs import replace
 
 from octavo.core.config import EngineConfig
-from octavo.core.errors import ErrorInfo, OverloadError
+from octavo.core.errors import NOTHING_WORKS, ErrorInfo, OverloadError
 from octavo.core.log import get_logger
 from octavo.core.request import Request
 from octavo.core.result import EngineStats
@@ -60,7 +60,11 @@ _COUNTERS = (
     "prefix_hits",
     "prompt_tokens",
     "generation_tokens",
+    "aborted_tokens",
+    "recomputed_tokens",
+    "recomputed_s",
 )
+"""What of `EngineStats` only grows; `faults` do, too, kind by kind."""
 
 
 class _Unanswered(NamedTuple):
@@ -158,6 +162,8 @@ class Supervisor:
             )
         stream = self.streams.open(request, is_late=is_late)
         self._pump()
+        if request.deadline is not None and not stream.is_sent:
+            self._end_at(request.deadline, request.id)
         return stream
 
     def close_stream(self, request_id: str) -> None:
@@ -165,6 +171,11 @@ class Supervisor:
         if self.streams.close(request_id) and self._life is not None:
             self._life.send(Cancel((request_id,)))
         self._pump()
+
+    def abort(self, request_id: str) -> None:
+        """Its caller ends a request. It is no longer open, however late its caller reads that."""
+        self.streams.abort(request_id)
+        self.close_stream(request_id)
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Tell this engine and all later ones what grammars are built for; the first call counts."""
@@ -177,6 +188,14 @@ class Supervisor:
         """Forget cached prefixes. An engine that has just started has none."""
         if self.state == "ready" and self._life is not None:
             self._life.send(ResetPrefixCache())
+
+    def _end_at(self, deadline: float, request_id: str) -> None:
+        """End a request at its deadline if it waits for an engine then."""
+        left_s = max(0.0, deadline - time.monotonic())
+        asyncio.get_running_loop().call_later(left_s, self._expire, request_id)
+
+    def _expire(self, request_id: str) -> None:
+        self.streams.expire(request_id, time.monotonic())
 
     def _pump(self) -> None:
         if self.state == "ready" and self._life is not None and self.streams.has_held:
@@ -252,11 +271,18 @@ class Supervisor:
         self.restarts[ending.kind] += 1
         self.loading = Loading(phase="process", fraction=0.0)
         lost = self.streams.lose(is_from_outside=ending.is_from_outside)
+        for deadline, request_id in self.streams.deadlines:
+            self._end_at(deadline, request_id)
+        faults = Counter(dict(self.stats.faults))
+        faults.update(["request_fault"] * len(lost.failed))
         self._base = self.stats = replace(
             self.stats,
+            faults=tuple(faults.items()),
             num_running=0,
             num_waiting=len(self.streams),
             num_free_blocks=self.stats.num_blocks,
+            queued_tokens=self.streams.num_tokens,
+            pending_tokens=0,
         )
         logger.warning(
             "engine process %d: %s; %d requests were running, %d waiting; restart %d of %d in a row",
@@ -268,7 +294,8 @@ class Supervisor:
             self.config.max_engine_restarts,
         )
         if lost.failed:
-            self._unanswered.clear()  # what it seems to have ended from is gone
+            if not _is_machine(ending):
+                self._unanswered.clear()  # what it seems to have ended from is gone
             logger.error("request %s fails: engines end when they run it", ", ".join(lost.failed))
 
     async def _pause(self) -> None:
@@ -347,7 +374,7 @@ class Supervisor:
             reasons = "; ".join(dict.fromkeys(one.reason for one in self._unanswered))
             span_s = self._unanswered[-1].at - self._unanswered[0].at
             return ErrorInfo(
-                code="E-ENGINE-03",
+                code="E-ENGINE-04",
                 message=f"the engine ended {len(self._unanswered)} times in {span_s:.0f} s and answered nothing in "
                 f"between ({reasons}); --max-engine-restarts is {self.config.max_engine_restarts}.",
                 status=503,
@@ -356,6 +383,11 @@ class Supervisor:
         return ending.error or ErrorInfo(
             code="E-ENGINE-02", message=f"{ending.reason}.", status=503, fix=fix
         )
+
+
+def _is_machine(ending: Ending) -> bool:
+    """Whether not even a token of nobody's got through, so that the next request may do no better than this one."""
+    return ending.error is not None and ending.error.code == NOTHING_WORKS
 
 
 _NO_PROCESS = Ending("launch", "no engine process can be started")
@@ -368,6 +400,6 @@ def unavailable(cause: ErrorInfo) -> ErrorInfo:
 
 def _onto(base: EngineStats, stats: EngineStats) -> EngineStats:
     """A snapshot of a later process, counted on from those before it."""
-    return replace(
-        stats, **{name: getattr(base, name) + getattr(stats, name) for name in _COUNTERS}
-    )
+    totals = {name: getattr(base, name) + getattr(stats, name) for name in _COUNTERS}
+    faults = Counter(dict(base.faults)) + Counter(dict(stats.faults))
+    return replace(stats, faults=tuple(faults.items()), **totals)

@@ -28,6 +28,8 @@ NOMINAL = StepTime(token_s=1e-4)
 """Until a line is fitted. A few steps in a wrong unit are soon forgotten."""
 RECENT_STEPS = 1024
 """Steps for which an account that went idle is expected back."""
+LEAST_WEIGHT, MOST_WEIGHT = 0.01, 1000.0
+"""Bounds of a weight, also checked where keys are made: a clock that stands still or runs away could not be undone."""
 MOST_IDLE = 1024
 """Accounts without requests whose clocks are remembered; further ones forget what they owe."""
 
@@ -88,9 +90,10 @@ class Accounts:
         """`sequence` waits; `uncached` of its tokens have to be computed as far as one can see."""
         request = sequence.request
         account = self.of(request)
-        account.weight = request.weight
+        self.settle(account)  # what was served was served at the old weight
+        account.weight = min(max(LEAST_WEIGHT, request.weight), MOST_WEIGHT)
         if not account.waiting:
-            account.clock = max(self.settle(account), self._level())
+            account.clock = max(account.clock, self._level())
         bisect.insort(account.waiting, sequence, key=self._order)
         self.num_waiting += 1
         sequence.queued_tokens = uncached
@@ -137,6 +140,15 @@ class Accounts:
         if not account.is_in_heap:
             account.is_in_heap = True
             heapq.heappush(self._heap, (account.clock, next(self._ticket), account))
+            if len(self._heap) > 2 * len(self.live) + MOST_IDLE:
+                self._tidy()
+
+    def _tidy(self) -> None:
+        """Drop accounts that wait no more: those behind one that waits long would never come up."""
+        for _, _, account in self._heap:
+            account.is_in_heap = bool(account.waiting)
+        self._heap = [entry for entry in self._heap if entry[2].waiting]
+        heapq.heapify(self._heap)
 
     def _order(self, sequence: Sequence) -> tuple[float, ...]:
         return self.policy.order(sequence.request)
@@ -185,14 +197,17 @@ class Accounts:
             self.settle(account)
             account.rows += 1
             account.context += sequence.num_tokens
+        sequence.context_at_0 = sequence.num_tokens - self.steps
 
     def leave(self, sequence: Sequence) -> None:
         """`sequence` has no row any more."""
         account = self.of(sequence.request)
+        # As much as it has added: a prompt in chunks has grown by less, and what is left would never go.
+        context = sequence.context_at_0 + self.steps
         for each in (account, self.all):
             self.settle(each)
             each.rows -= 1
-            each.context = max(0.0, each.context - sequence.num_tokens) if each.rows else 0.0
+            each.context -= context
         self._retire(account)
 
     def charge(self, account: Account, start: int, count: int) -> None:

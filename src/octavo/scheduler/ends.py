@@ -1,10 +1,48 @@
-"""How sequences end: by which token, and what is said of it."""
+"""What sampled tokens make of a sequence; how it ends: by which token, and what is said of it."""
 
 from __future__ import annotations
 
 from octavo.core.errors import ErrorInfo
-from octavo.core.result import Finished, FinishReason, RequestTiming
+from octavo.core.result import Finished, FinishReason, RequestTiming, SliceResult, TokenOut
 from octavo.core.sequence import Sequence, SequenceState
+
+End = tuple[FinishReason, int | None]
+"""Why, and the caller's stop token that it was."""
+
+
+def take(
+    sequence: Sequence, outcome: SliceResult, now: float
+) -> tuple[TokenOut | None, End | None]:
+    """Append the accepted tokens up to a stop; what to say of them, and the sequence's end if this is it."""
+    token_ids, known = outcome.token_ids, sequence.token_ids
+    logprobs = outcome.logprobs
+    end: End | None = None
+    for taken, token_id in enumerate(token_ids, 1):
+        known.append(token_id)
+        if token_id in sequence.stop_ids or len(known) >= sequence.most_tokens:
+            end = end_of(sequence, token_id)
+            if end is not None:
+                token_ids = token_ids[:taken]
+                logprobs = None if logprobs is None else logprobs[:taken]
+                break
+    if outcome.is_finished and token_ids == outcome.token_ids:
+        end = end if end is not None and end[0] == "stop" else ("stop", None)
+    num_cached = 0
+    if token_ids:
+        if sequence.first_token_at is None:
+            sequence.first_token_at = now
+            num_cached = sequence.num_cached
+        sequence.last_token_at = now
+    elif outcome.prompt_logprobs is None:
+        return None, end
+    token_out = TokenOut(
+        id=sequence.request.id,
+        token_ids=token_ids,
+        logprobs=logprobs,
+        prompt_logprobs=outcome.prompt_logprobs,
+        num_cached=num_cached,
+    )
+    return token_out, end
 
 
 def finished(sequence: Sequence, reason: FinishReason, stop_token: int | None) -> Finished:
@@ -40,7 +78,7 @@ def expired(sequence: Sequence, now: float) -> ErrorInfo:
     )
 
 
-def end_of(sequence: Sequence, token_id: int) -> tuple[FinishReason, int | None] | None:
+def end_of(sequence: Sequence, token_id: int) -> End | None:
     """Why the sequence ends with this token, if it does. Stop tokens before min_tokens are masked by the sampler."""
     request = sequence.request
     if sequence.num_output >= request.params.min_tokens:

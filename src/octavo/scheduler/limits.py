@@ -25,8 +25,9 @@ MAX_PASSED = 16
 MANY_ROWS = 8
 """Rows from which one is worth keeping for an account that comes back soon."""
 
-MAX_HELD_BACK = 16
-"""Waiting sequences per step that are found to wait for a prefix which another computes; more are not looked at."""
+MAX_IN_VAIN = 16
+"""Heads of queues per step that are looked at and cannot start (no room, or a prefix that another computes): more are not
+looked at, so that a step costs the same however many wait. The least served are looked at first."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

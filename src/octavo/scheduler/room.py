@@ -90,10 +90,7 @@ class Room:
         index = match.num_tokens // BLOCK_SIZE
         if not self.cache.looks_up(sequence) or index >= (sequence.num_tokens - 1) // BLOCK_SIZE:
             return False
-        wanted = sequence.hashes[index]
         return any(
-            len(other.hashes) > index
-            and other.hashes[index] == wanted
-            and other.num_computed <= index * BLOCK_SIZE
+            other.num_computed <= index * BLOCK_SIZE and self.cache.is_alike(sequence, other, index)
             for other in running
         )

@@ -20,10 +20,6 @@ request ends. `tests/sim` drives this against `invariants.check`.
 
 from __future__ import annotations
 
-import bisect
-import enum
-import heapq
-
 from octavo.cache.groups import KVCache, Match
 from octavo.core.errors import ContextLengthError, ErrorInfo, OverloadError
 from octavo.core.plan import SequenceStart, Slice, StepPlan
@@ -35,32 +31,21 @@ from octavo.core.result import (
     Finished,
     FinishReason,
     Pooled,
-    SliceResult,
     StepResult,
-    TokenOut,
 )
 from octavo.core.sequence import Sequence, SequenceState
 from octavo.scheduler import victims
 from octavo.scheduler.accounts import Account, Accounts
 from octavo.scheduler.budget import PrefillBudget, fits_row
-from octavo.scheduler.ends import end_of, expired, finished
-from octavo.scheduler.limits import MANY_ROWS, MAX_HELD_BACK, Limits
+from octavo.scheduler.deadlines import Deadlines
+from octavo.scheduler.ends import end_of, expired, finished, take
+from octavo.scheduler.limits import MANY_ROWS, Limits
+from octavo.scheduler.places import Places
 from octavo.scheduler.policies.base import Policy
 from octavo.scheduler.room import Room
 from octavo.scheduler.stats import Counters
 from octavo.scheduler.steptime import StepTimeFit, context_of
-from octavo.scheduler.turns import Stuck, Turns
-
-
-class _Verdict(enum.Enum):
-    """What became of the head of a queue."""
-
-    STARTED = enum.auto()
-    HELD_BACK = enum.auto()
-    NO_ROW = enum.auto()
-    LAST_ROW = enum.auto()
-    NO_ROOM = enum.auto()
-    NO_BUDGET = enum.auto()
+from octavo.scheduler.turns import Stuck, Turns, Verdict
 
 
 class Scheduler:
@@ -70,16 +55,14 @@ class Scheduler:
         self.limits = limits
         self.cache = cache
         self.policy = policy
-        self.running: list[Sequence] = []  # sorted by policy.order
-        self.by_id: dict[str, Sequence] = {}
         self.accounts = Accounts(policy)
         self.room = Room(cache, limits)
         self.counters = Counters()
+        self.places = Places(limits.max_num_seqs, cache, self.accounts, self.room, self.counters)
+        self.running = self.places.running
+        self.by_id = self.places.by_id
         self.step_time = StepTimeFit()
-        self._rows: list[int] = list(range(limits.max_num_seqs - 1, -1, -1))
-        self._by_row: dict[int, Sequence] = {}
-        self._ended_rows: list[int] = []
-        self._deadlines: list[tuple[float, str, Sequence]] = []  # a heap; ended ones stay until due
+        self._deadlines = Deadlines(self.by_id)
         self._stuck = Stuck()
         self._starts: dict[int, SequenceStart] = {}  # of this step, by row
         self._row_taken_at = 0
@@ -117,20 +100,19 @@ class Scheduler:
                 param="max_tokens",
             )
         sequence = Sequence(request=request, token_ids=[*request.token_ids, *request.resumed])
-        self.by_id[request.id] = sequence
-        self._enqueue(sequence)
+        self.places.enter(sequence)
         if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, request.id, sequence))
+            self._deadlines.add(request.deadline, request.id)
         end = end_of(sequence, request.resumed[-1]) if request.resumed else None
         return [] if end is None else [self._finish(sequence, *end)]
 
     def expire(self, now: float) -> list[Event]:
         """End what is worth nothing any more, waiting or running. O(1) when nothing is; call it before `schedule`."""
         events: list[Event] = []
-        while self._deadlines and self._deadlines[0][0] < now:
-            _, _, sequence = heapq.heappop(self._deadlines)
-            if sequence.state is not SequenceState.FINISHED:
-                events.append(self._fail(sequence, expired(sequence, now)))
+        for sequence in self._deadlines.passed(now):
+            late = expired(sequence, now)
+            self.places.drop(sequence)  # no fault: what it computed stays good
+            events.append(Failed(id=sequence.id, error=late))
         return events
 
     def cancel(self, request_id: str, reason: FinishReason = "abort") -> list[Event]:
@@ -138,7 +120,8 @@ class Scheduler:
         sequence = self.by_id.get(request_id)
         if sequence is None:
             return []
-        self.counters.aborted_tokens += max(0, sequence.num_computed - sequence.num_cached)
+        computed = max(sequence.num_computed, sequence.num_computed_before)
+        self.counters.aborted_tokens += max(0, computed - sequence.num_cached)
         return [self._finish(sequence, reason, None)]
 
     # -- plan ----------------------------------------------------------------------------------------------------
@@ -152,14 +135,13 @@ class Scheduler:
         self._pending = 0  # of running prompts, beyond the one token that every row has pending
         if chunks or (self.accounts.num_waiting and not stalled):
             self._schedule_prompts(slices, chunks, now, admitting=not stalled)
-        if not slices and not self._ended_rows:
+        if not slices and not self.places.ended_rows:
             return None
         self.counters.num_steps += 1
         self.accounts.tick(self.step_time.line if self.step_time.is_fitted else None)
-        ended, self._ended_rows = tuple(self._ended_rows), []
         return StepPlan(
             step=self.counters.num_steps,
-            ended=ended,
+            ended=self.places.take_ended_rows(),
             starts=tuple(self._starts.values()),
             slices=tuple(slices.values()),
         )
@@ -193,11 +175,12 @@ class Scheduler:
         line = self.step_time.line if self.step_time.is_fitted else None
         context = accounts.settled_context()
         budget = PrefillBudget(self.limits, line, len(slices), context)
-        turns = Turns(accounts, [s for s in chunks if s.state is SequenceState.RUNNING])
+        turns = Turns(
+            accounts, self._stuck, [s for s in chunks if s.state is SequenceState.RUNNING]
+        )
         self.room.begin()
         starved: Account | None = None
-        held_back = 0
-        while budget.tokens > 0:
+        while budget.most(0) > 0:
             due = self._stuck.due() if admitting else None
             account = accounts.of(due.request) if due else turns.next(admitting=admitting)
             if account is None:
@@ -208,20 +191,9 @@ class Scheduler:
                 admitting &= self._run_chunk(chunk, account, budget, slices)
                 continue
             verdict = self._start_head(account, turns, budget, slices, now)
-            if verdict in (_Verdict.NO_ROW, _Verdict.NO_ROOM):
+            if verdict in (Verdict.NO_ROW, Verdict.NO_ROOM):
                 starved = starved or account
-            held_back += verdict is _Verdict.HELD_BACK
-            if (
-                verdict is _Verdict.LAST_ROW
-                and due is None
-                or verdict is _Verdict.NO_ROOM
-                and self._stuck.may_be_passed(turns.head(account))
-            ):
-                turns.pass_over(account)
-            elif verdict is _Verdict.HELD_BACK and due is None and held_back <= MAX_HELD_BACK:
-                pass
-            elif verdict is not _Verdict.STARTED:
-                admitting = False
+            admitting = turns.goes_on(verdict, account, due)
         turns.end()
         for sequence in chunks:
             if sequence.state is SequenceState.RUNNING:
@@ -257,7 +229,7 @@ class Scheduler:
                 return False  # waits for reserved sequences to finish
             clean = False
             slices.pop(victim.row, None)
-            self._preempt(victim)
+            self.places.preempt(victim)
             if victim is sequence:
                 return False
         slices[sequence.row] = self._slice(sequence, count, self.cache.extend(sequence, end))
@@ -282,19 +254,6 @@ class Scheduler:
         """Who runs and did not start in this very step, which a rank would not understand."""
         return [s for s in self.running if s.row not in self._starts]
 
-    def _preempt(self, sequence: Sequence) -> None:
-        sequence.num_computed_before = max(sequence.num_computed_before, sequence.num_computed)
-        sequence.counted_to = max(sequence.counted_to, sequence.num_computed_before)
-        self._leave(sequence)
-        sequence.state = SequenceState.WAITING
-        sequence.num_preemptions += 1
-        self.counters.num_preemptions += 1
-        self._enqueue(sequence)
-
-    def _enqueue(self, sequence: Sequence) -> None:
-        match = self.cache.match(sequence)
-        self.accounts.enqueue(sequence, sequence.num_tokens - match.num_tokens)
-
     # -- admission -----------------------------------------------------------------------------------------------
 
     def _start_head(
@@ -304,35 +263,38 @@ class Scheduler:
         budget: PrefillBudget,
         slices: dict[int, Slice],
         now: float,
-    ) -> _Verdict:
+    ) -> Verdict:
         """Start the first in the account's queue, if there is room for it."""
         sequence = turns.head(account)
         if sequence is None:
             turns.pass_over(account)
-            return _Verdict.HELD_BACK
-        if not self._rows:
-            return _Verdict.NO_ROW
-        if len(self._rows) == 1 and self._keeps_row and self.accounts.leaves_last_row(account):
-            return _Verdict.LAST_ROW
+            return Verdict.HELD_BACK
+        if not self.places.num_free_rows:
+            return Verdict.NO_ROW
+        if (
+            self.places.num_free_rows == 1
+            and self._keeps_row
+            and self.accounts.leaves_last_row(account)
+        ):
+            return Verdict.LAST_ROW
         match = self.cache.match(sequence)
         left = sequence.num_tokens - match.num_tokens
         count = min(left, budget.most(match.num_tokens))
         if count < 1 or (count < left and not self.limits.enable_chunked_prefill):
-            return _Verdict.NO_BUDGET
+            return Verdict.NO_BUDGET
         if self.room.twin_is_computing(sequence, match, self.running):
             turns.hold_back(account)
-            return _Verdict.HELD_BACK
+            return Verdict.HELD_BACK
         if not self._is_room_for(sequence, match):
-            return _Verdict.NO_ROOM
-        self.accounts.dequeue(sequence)
-        start = self._start(sequence, match, count, now)
+            return Verdict.NO_ROOM
+        start = self.places.start(sequence, match, count, now)
         self._starts[sequence.row] = start
         slices[sequence.row] = self._slice(sequence, count, ())
         self._pending += max(0, left - count - 1)
         budget.spend(match.num_tokens, count)
         self.accounts.charge(account, match.num_tokens, count)
         self._stuck.note_start(sequence)
-        return _Verdict.STARTED
+        return Verdict.STARTED
 
     def _is_room_for(self, sequence: Sequence, match: Match) -> bool:
         """Whether blocks and, where it is bounded, the time of a step allow one more; an account may always have a row."""
@@ -356,34 +318,7 @@ class Scheduler:
         if victim is not None:
             self._row_taken_at = self.counters.num_steps
             slices.pop(victim.row, None)
-            self._preempt(victim)
-
-    def _order(self, sequence: Sequence) -> tuple[float, ...]:
-        return self.policy.order(sequence.request)
-
-    def _start(self, sequence: Sequence, match: Match, count: int, now: float) -> SequenceStart:
-        self.cache.admit(sequence, match)
-        self.cache.extend(sequence, match.num_tokens + count)
-        sequence.state = SequenceState.RUNNING
-        sequence.row = self._rows.pop()
-        self._by_row[sequence.row] = sequence
-        if sequence.admitted_at is None:
-            sequence.admitted_at = now
-            sequence.num_cached = min(match.num_tokens, sequence.num_prompt)
-            if self.cache.looks_up(sequence):
-                self.counters.prefix_queries += sequence.num_tokens
-                self.counters.prefix_hits += match.num_tokens
-        sequence.num_matched = match.num_tokens
-        self.room.start(sequence)
-        self.accounts.start(sequence)
-        bisect.insort(self.running, sequence, key=self._order)
-        return SequenceStart(
-            row=sequence.row,
-            request=sequence.request,
-            token_ids=tuple(sequence.token_ids),
-            blocks=tuple(tuple(table) for table in sequence.blocks),
-            epochs=self.cache.epochs(sequence.blocks),
-        )
+            self.places.preempt(victim)
 
     # -- apply ---------------------------------------------------------------------------------------------------
 
@@ -395,7 +330,7 @@ class Scheduler:
         if result.elapsed_s > 0:
             self.step_time.observe(plan.num_tokens, context_of(plan), result.elapsed_s)
         for piece, outcome in zip(plan.slices, result.slices, strict=True):
-            sequence = self._by_row[piece.row]
+            sequence = self.places.by_row[piece.row]
             if outcome.error is not None:
                 events.append(self._fail(sequence, outcome.error))
                 continue
@@ -411,64 +346,13 @@ class Scheduler:
                 )
                 events.append(self._finish(sequence, "stop", None))
             elif outcome.token_ids or outcome.is_finished or outcome.prompt_logprobs is not None:
-                self._take(sequence, outcome, now, events)
-        return events
-
-    def _take(
-        self, sequence: Sequence, outcome: SliceResult, now: float, events: list[Event]
-    ) -> None:
-        """Append the accepted tokens up to a stop, and to `events` what follows."""
-        token_ids, known = outcome.token_ids, sequence.token_ids
-        logprobs = outcome.logprobs
-        end: tuple[FinishReason, int | None] | None = None
-        for taken, token_id in enumerate(token_ids, 1):
-            known.append(token_id)
-            if token_id in sequence.stop_ids or len(known) >= sequence.most_tokens:
-                end = end_of(sequence, token_id)
+                token_out, end = take(sequence, outcome, now)
+                if token_out is not None:
+                    events.append(token_out)
+                    self.counters.generation_tokens += len(token_out.token_ids)
                 if end is not None:
-                    token_ids = token_ids[:taken]
-                    logprobs = None if logprobs is None else logprobs[:taken]
-                    break
-        if outcome.is_finished and token_ids == outcome.token_ids:
-            end = end if end is not None and end[0] == "stop" else ("stop", None)
-        num_cached = 0
-        if token_ids:
-            if sequence.first_token_at is None:
-                sequence.first_token_at = now
-                num_cached = sequence.num_cached
-            sequence.last_token_at = now
-            self.counters.generation_tokens += len(token_ids)
-        if token_ids or outcome.prompt_logprobs is not None:
-            events.append(
-                TokenOut(
-                    id=sequence.request.id,
-                    token_ids=token_ids,
-                    logprobs=logprobs,
-                    prompt_logprobs=outcome.prompt_logprobs,
-                    num_cached=num_cached,
-                )
-            )
-        if end is not None:
-            events.append(self._finish(sequence, *end))
-
-    def _leave(self, sequence: Sequence) -> None:
-        """Stop running: blocks and row come back."""
-        self.running.remove(sequence)
-        self.cache.release(sequence)
-        self.room.leave(sequence)
-        self.accounts.leave(sequence)
-        del self._by_row[sequence.row]
-        self._rows.append(sequence.row)
-        self._ended_rows.append(sequence.row)
-        sequence.row = -1
-
-    def _drop(self, sequence: Sequence) -> None:
-        if sequence.state is SequenceState.RUNNING:
-            self._leave(sequence)
-        else:
-            self.accounts.dequeue(sequence)
-        sequence.state = SequenceState.FINISHED
-        del self.by_id[sequence.id]
+                    events.append(self._finish(sequence, *end))
+        return events
 
     def _fail(self, sequence: Sequence, error: ErrorInfo) -> Failed:
         if (
@@ -476,7 +360,7 @@ class Scheduler:
         ):  # not the caller's doing: what it left in the cache is not to be built on
             self.counters.count_fault(error)
             self.cache.distrust(sequence)
-        self._drop(sequence)
+        self.places.drop(sequence)
         return Failed(id=sequence.id, error=error)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, stop_token: int | None) -> Finished:
@@ -484,7 +368,7 @@ class Scheduler:
             self.room.growth.learn(
                 sequence.request, sequence.num_output, cut_off=reason == "length"
             )
-        self._drop(sequence)
+        self.places.drop(sequence)
         return finished(sequence, reason, stop_token)
 
     def stats(self) -> EngineStats:

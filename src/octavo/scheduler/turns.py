@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import enum
+
 from octavo.core.sequence import Sequence, SequenceState
 from octavo.scheduler.accounts import Account, Accounts
-from octavo.scheduler.limits import MAX_PASSED
+from octavo.scheduler.limits import MAX_IN_VAIN, MAX_PASSED
+
+
+class Verdict(enum.Enum):
+    """What became of the head of a queue."""
+
+    STARTED = enum.auto()
+    HELD_BACK = enum.auto()
+    NO_ROW = enum.auto()
+    LAST_ROW = enum.auto()
+    NO_ROOM = enum.auto()
+    NO_BUDGET = enum.auto()
 
 
 class Turns:
     """One step's order. Within an account what runs goes before what waits."""
 
-    def __init__(self, accounts: Accounts, chunks: list[Sequence]) -> None:
+    def __init__(self, accounts: Accounts, stuck: Stuck, chunks: list[Sequence]) -> None:
         self._accounts = accounts
+        self._stuck = stuck
+        self._in_vain = 0
         self._chunks: dict[Account, list[Sequence]] = {}
         for sequence in reversed(chunks):  # so that the first is taken from the end
             self._chunks.setdefault(accounts.of(sequence.request), []).append(sequence)
@@ -41,6 +56,21 @@ class Turns:
         """Who is next in the account's queue, those held back left out."""
         at = self._held_back.get(account, 0)
         return account.waiting[at] if at < len(account.waiting) else None
+
+    def goes_on(self, verdict: Verdict, account: Account, due: Sequence | None) -> bool:
+        """Whether heads are looked at after the account's, which had the verdict; `due`: it was the turn of that one."""
+        if verdict is Verdict.STARTED:
+            return True
+        self._in_vain += 1
+        if self._in_vain > MAX_IN_VAIN:
+            return False
+        if verdict is Verdict.NO_ROOM and self._stuck.may_be_passed(self.head(account)):
+            self.pass_over(account)
+            return True
+        if verdict is Verdict.LAST_ROW and due is None:
+            self.pass_over(account)
+            return True
+        return verdict is Verdict.HELD_BACK and due is None
 
     def hold_back(self, account: Account) -> None:
         """The account's head is to be left out in this step; the one after it may go."""

@@ -312,7 +312,7 @@ class Admission:
 
     def learn_first(self, quote: Quote, seconds: float, learns: bool) -> None:
         """A call has begun, so long after it was taken."""
-        if not learns or quote.plain_s <= 0.0:
+        if not learns or quote.plain_s <= 0.0 or self._is_over_restart(seconds):
             return
         ratio = seconds / quote.plain_s
         self._firsts[quote.waits].learn(ratio, quote.factors)
@@ -327,5 +327,14 @@ class Admission:
         """A call has ended well, so long after its first token."""
         for num in num_outputs:
             self._outputs.add(num)
-        if quote.output_s > 0.0 and max(num_outputs, default=0) > 1:
+        if (
+            quote.output_s > 0.0
+            and max(num_outputs, default=0) > 1
+            and not self._is_over_restart(seconds)
+        ):
             self._outputs_s.learn(seconds / quote.output_s, None)
+
+    def _is_over_restart(self, seconds: float) -> bool:
+        """Whether the engine was away in the last so many seconds, which says nothing of how fast it is."""
+        self.observe(self._engine.stats)
+        return self.clock() - seconds <= self._pace.restarted_at

@@ -48,6 +48,8 @@ class Pace:
     """How fast a backlog goes down, measured: tokens per step and per second, and what the prefix cache saves."""
 
     def __init__(self) -> None:
+        self.restarted_at = -math.inf
+        """When the engine was first seen to have been started again, the last time."""
         self._last: EngineStats | None = None
         self._at = 0.0
         self._tokens = 0.0
@@ -62,8 +64,12 @@ class Pace:
         if stats is last:
             return False
         self._last, self._at = stats, now
-        if last is None or stats.num_steps < last.num_steps:
-            return True  # the first, or of an engine that was started again
+        if last is None:
+            return True
+        if stats.step_time.num_steps < last.step_time.num_steps:
+            # Of an engine that was started again: its counters go on, what it knows of steps does not.
+            self.restarted_at = now
+            return True
         queries = stats.prefix_queries - last.prefix_queries
         if queries > 0:
             self._queries = self._queries * _HITS_KEPT + queries

@@ -149,3 +149,23 @@ def test_a_hit_needs_only_the_window_of_window_layers() -> None:
 def test_groups_are_by_spec_with_full_attention_first() -> None:
     groups = group_layers((WINDOW, FULL, WINDOW, FULL))
     assert [group.layers for group in groups] == [(1, 3), (0, 2)]
+
+
+def test_a_prompt_is_hashed_as_far_as_it_is_cached_and_one_block_on() -> None:
+    kv = cache(FULL)
+    compute(kv, sequence(list(range(64))))
+    long = sequence([*range(32), *range(1000, 1400)])
+    assert kv.match(long).num_tokens == 32
+    assert len(long.hashes) == 3
+    windows = cache(WINDOW)
+    assert windows.match(sequence(list(range(100)))).num_tokens == 0
+
+
+def test_sequences_are_alike_as_far_as_their_tokens_are() -> None:
+    kv = cache(FULL)
+    one, other = sequence(list(range(100))), sequence([*range(50), *range(500, 550)])
+    kv.hash_up_to(one, 100)
+    assert [kv.is_alike(one, other, index) for index in range(5)] == [True] * 3 + [False] * 2
+    assert len(other.hashes) == 4, "no further than the first difference"
+    assert not kv.is_alike(one, sequence(list(range(20))), 1)
+    assert not kv.is_alike(one, sequence(list(range(100)), scope="b"), 0)

@@ -174,6 +174,23 @@ def test_what_builds_a_grammar_may_be_what_the_engine_ends_from() -> None:
     assert sent(streams) == ["w"]
 
 
+def test_what_is_worth_nothing_is_not_sent() -> None:
+    streams = Streams()
+    early = streams.open(request("early", deadline=30.0), is_late=True)
+    streams.open(request("free"), is_late=True)
+    assert streams.deadlines == [(30.0, "early")]
+    streams.expire("early", 31.5)
+    streams.expire("unknown", 31.5)
+    assert sent(streams) == ["free"] and len(streams) == 1
+    [end] = told(early)
+    assert isinstance(end, Failed) and end.error.status == 504
+    assert "1.500 s ago" in end.error.message and "0 of at most 9" in end.error.message
+    running = streams.open(request("sent", deadline=30.0), is_late=False)
+    assert sent(streams) == ["sent"] and streams.deadlines == []
+    streams.expire("sent", 31.5)
+    assert told(running) == [] and len(streams) == 2, "its engine ends it"
+
+
 def test_without_another_engine_everything_open_fails() -> None:
     streams = Streams()
     stream = streams.open(request("a"), is_late=False)

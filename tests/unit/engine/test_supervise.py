@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
+from msgspec.structs import replace
 
 from octavo.core.config import EngineConfig
 from octavo.core.errors import EngineDeadError, ErrorInfo, OperatorError, OverloadError
@@ -182,6 +183,8 @@ class FakeProcess:
             if any(isinstance(message, Shutdown) for message in self.got):
                 return 0
             if self._running.keys() & plan.get("poison", set()):
+                if "fatal" in plan:
+                    self.say(Fatal(plan["fatal"]))
                 return int(plan.get("code", -11))
             if "hangs" in plan:
                 await asyncio.Event().wait()
@@ -191,7 +194,7 @@ class FakeProcess:
                     self._writer.write(b"\x05\x00\x00\x00what?")
                     await asyncio.Event().wait()
                 if "fatal" in plan:
-                    self.say(Fatal(FATAL))
+                    self.say(Fatal(plan["fatal"]))
                 return int(plan.get("code", -9))
 
     async def _listen(self) -> None:
@@ -232,6 +235,7 @@ class FakeProcess:
                 events.append(_finished(request, len(output)))
         if events:
             stats = EngineStats(num_steps=1, generation_tokens=self._num_sent, num_blocks=10)
+            stats = self.plan.get("stats", stats)
             self.say(Events(tuple(events), stats))
 
 
@@ -296,7 +300,7 @@ def many() -> list[Request]:
     [
         ({"tokens": 20}, "signal"),
         ({"tokens": 20, "code": 3}, "exit"),
-        ({"tokens": 20, "fatal": True, "code": 1}, "fatal"),
+        ({"tokens": 20, "fatal": FATAL, "code": 1}, "fatal"),
         ({"tokens": 20, "garbage": True}, "connection"),
     ],
 )
@@ -316,6 +320,26 @@ async def test_streams_go_on_whatever_the_process_ends_from(
     assert len(script.processes) == 3 and all(one.is_removed for one in script.processes)
     assert caplog.text.count("restart 1 of 5 in a row") == 2
     assert "open requests go on" in caplog.text
+
+
+async def test_all_that_only_grows_goes_on_over_processes() -> None:
+    gauges = {"num_running", "num_waiting", "num_blocks", "num_free_blocks", "queued_tokens"}
+    gauges |= {"pending_tokens", "last_step_tokens", "last_step_s", "step_time", "faults"}
+    grows = {name: 2 for name in EngineStats.__struct_fields__ if name not in gauges}
+    one = EngineStats(**grows, faults=(("sample", 2), ("kv_epoch", 1)), queued_tokens=7)  # type: ignore[arg-type]
+    script = Script([{"tokens": 2, "stats": one}, {"stats": one, "gate": asyncio.Event()}])
+    async with client_of(script) as client:
+        await client.wait_ready()
+        asked = request("a", max_tokens=9)
+        running = asyncio.create_task(answer(client, asked))
+        await until(lambda: client.status().state == "restarting")
+        assert client.stats.faults == one.faults
+        assert client.stats.queued_tokens == len(asked.token_ids) + 2, "all of it is to be computed"
+        script.plans[1]["gate"].set()
+        await running
+        assert {name: getattr(client.stats, name) for name in grows} == dict.fromkeys(grows, 4)
+        assert dict(client.stats.faults) == {"sample": 4, "kv_epoch": 2}
+        assert client.stats.queued_tokens == 7, "a gauge"
 
 
 async def test_a_hung_engine_is_restarted_for_the_asking() -> None:
@@ -368,6 +392,47 @@ async def test_a_caller_who_leaves_meanwhile_is_not_asked_for_again() -> None:
         assert await stays == expected(request("stays"))
         asked = [m.request.id for m in script.processes[1].got if isinstance(m, Submit)]
         assert asked == ["stays"]
+
+
+async def test_deadlines_are_kept_while_there_is_no_engine() -> None:
+    gate = asyncio.Event()
+    script = Script([{"tokens": 4}, {"gate": gate}])
+    async with client_of(script) as client:
+        await client.wait_ready()
+        now = time.monotonic()
+        passed = replace(request("passed"), deadline=now - 1.0, arrived=now - 2.0)
+        soon = replace(request("soon"), deadline=now + 0.05, arrived=now)
+        later = replace(request("later"), deadline=now + 60.0, arrived=now)
+        asked = [asyncio.create_task(answer(client, one)) for one in (passed, later)]
+        await until(lambda: client.status().state == "restarting")
+        asked.append(asyncio.create_task(answer(client, soon)))
+        async with asyncio.timeout(5):
+            ends = await asyncio.gather(asked[0], asked[2], return_exceptions=True)
+        assert [str(end) for end in ends] == ["deadline_exceeded"] * 2
+        assert len(client._supervisor.streams) == 1 and not gate.is_set()
+        gate.set()
+        assert await asked[1] == expected(later)
+
+
+async def test_what_was_ended_is_not_asked_for_again_however_late_its_caller_reads() -> None:
+    script = Script([{}])
+    async with client_of(script) as client:
+        await client.wait_ready()
+        slow = client.generate(request("slow", max_tokens=1 << 20))
+        first = await anext(slow)
+        assert isinstance(first, TokenOut)
+        client.cancel("slow")
+        client.cancel("nobody")
+        await until(lambda: Cancel(("slow",)) in script.processes[0].got)
+        client.restart("test")
+        await until(lambda: len(script.processes) == 2)
+        assert await answer(client, request("next")) == expected(request("next"))
+        asked = [m.request.id for m in script.processes[1].got if isinstance(m, Submit)]
+        assert asked == ["next"]
+        rest = [event async for event in slow]
+        assert isinstance(rest[-1], Finished) and rest[-1].reason == "abort"
+        told = sum(len(event.token_ids) for event in rest if isinstance(event, TokenOut))
+        assert rest[-1].num_output == told + 1
 
 
 async def test_the_next_engine_is_the_same_engine() -> None:
@@ -425,7 +490,7 @@ async def test_a_crash_loop_ends_with_its_reasons(limit: int) -> None:
         assert ("code 3" in end.error.message) == (limit > 1)
         status = client.status()
         assert status.state == "dead"
-        assert status.reason.startswith("E-ENGINE-03" if limit else "E-ENGINE-02")
+        assert status.reason.startswith("E-ENGINE-04" if limit else "E-ENGINE-02")
         with pytest.raises(EngineDeadError):
             await answer(client, request("b"))
     assert len(script.processes) == 1 + limit
@@ -476,7 +541,23 @@ async def test_a_request_that_engines_end_from_fails_alone() -> None:
         assert results[0] == expected(asked[0]) and results[2] == expected(asked[2])
         assert isinstance(results[1], AssertionError) and str(results[1]) == "request_fault"
         assert client.status().state == "ready"
+        assert client.stats.faults == (("request_fault", 1),)
     assert len(script.processes) <= 1 + 3
+
+
+async def test_a_machine_on_which_nothing_works_is_not_tried_with_every_request() -> None:
+    broken = ErrorInfo(code="E-ENGINE-03", message="all threw, and nobody's token too.", status=500)
+    names = [f"r{i}" for i in range(20)]
+    script = Script([{"poison": set(names), "fatal": broken, "code": 1}])
+    async with client_of(script) as client:
+        await client.wait_ready()
+        ends = await asyncio.gather(
+            *(answer(client, request(name)) for name in names), return_exceptions=True
+        )
+        assert [str(end) for end in ends].count("engine_unavailable") >= 17
+        assert client.status().reason.startswith("E-ENGINE-04")
+        assert "nobody's token" in client.status().reason
+    assert len(script.processes) == 1 + client.config.max_engine_restarts
 
 
 @pytest.mark.parametrize("is_starved", [True, False])

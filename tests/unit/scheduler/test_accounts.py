@@ -123,3 +123,52 @@ def test_accounts_set_aside_are_passed_over_until_they_are_put_back() -> None:
     assert accounts.first() is None
     accounts.put_back(first)
     assert accounts.first() is first
+
+
+def test_context_does_not_pile_up_where_rows_run_more_steps_than_they_have_tokens() -> None:
+    accounts = make()
+    stays = sequence("a", 10)
+    admit(accounts, stays)
+    for _ in range(100):
+        passing = sequence("a", 100)
+        admit(accounts, passing)
+        for _ in range(5):  # chunks of a prompt
+            accounts.tick(LINE)
+        accounts.leave(passing)
+    assert accounts.settled_context() == 10 + 500
+    accounts.leave(stays)
+    assert accounts.settled_context() == 0
+
+
+def test_a_million_names_leave_nothing_behind_one_that_waits() -> None:
+    accounts = make()
+    accounts.enqueue(sequence("waits"), 100)
+    for number in range(10 * MOST_IDLE):
+        passing = sequence(f"t{number}")
+        accounts.enqueue(passing, 100)
+        accounts.dequeue(passing)
+    assert len(accounts._heap) <= MOST_IDLE + 3
+    assert list(accounts.live) == ["waits"]
+    first = accounts.first()
+    assert first is not None and first.name == "waits"
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf"), 1e-300])
+def test_no_weight_stops_a_clock_or_lets_it_run_away(weight: float) -> None:
+    accounts = make()
+    admit(accounts, sequence("a", weight=weight))
+    accounts.charge(accounts.live["a"], 0, 100)
+    assert 0 < accounts.live["a"].clock < 1000
+    accounts.enqueue(sequence("b"), 100)
+    assert accounts.leaves_last_row(accounts.live["b"]) is False
+
+
+def test_a_new_weight_says_nothing_of_what_was_served() -> None:
+    accounts = make()
+    admit(accounts, sequence("a"), sequence("b"))
+    accounts.enqueue(sequence("a", arrived=1.0), 100)
+    for _ in range(10):
+        accounts.tick(LINE)
+    accounts.enqueue(sequence("a", arrived=2.0, weight=100.0), 100)
+    a, b = accounts.live["a"], accounts.live["b"]
+    assert accounts.settle(a) == accounts.settle(b) > 0

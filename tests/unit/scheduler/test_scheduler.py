@@ -13,7 +13,7 @@ from octavo.core.plan import StepPlan
 from octavo.core.request import Request
 from octavo.core.result import Event, Failed, Finished, SliceResult, StepResult
 from octavo.scheduler.invariants import check
-from octavo.scheduler.limits import MAX_HELD_BACK, MAX_PASSED, Limits
+from octavo.scheduler.limits import MAX_IN_VAIN, MAX_PASSED, Limits
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
 from overcommit import overcommit
@@ -243,6 +243,39 @@ def test_a_deadline_of_an_ended_request_is_nothing_even_when_its_name_comes_agai
     assert scheduler.has_work
 
 
+def test_a_passed_deadline_is_no_fault_and_leaves_cached_prefixes_as_they_are() -> None:
+    scheduler = make()
+    ids = tuple(range(2, 66))
+    scheduler.add(request("a", 4, deadline=10.0))
+    scheduler.add(replace(request("b", 1, deadline=10.0), token_ids=ids))
+    step(scheduler)
+    step(scheduler)
+    assert len(scheduler.expire(11.0)) == 2
+    assert scheduler.stats().faults == ()
+    scheduler.add(replace(request("c", 1), token_ids=(*ids, 5)))
+    assert step(scheduler)[0].slices[0].start == 64
+    assert check(scheduler) == []
+
+
+def test_deadlines_of_ended_requests_are_not_kept() -> None:
+    scheduler = make()
+    for number in range(1000):
+        scheduler.add(request(f"r{number}", 4, deadline=1e9))
+        scheduler.cancel(f"r{number}")
+    assert len(scheduler._deadlines) < 100
+    scheduler.add(request("a", 4, deadline=5.0))
+    assert [event.id for event in scheduler.expire(6.0)] == ["a"]
+
+
+def test_tokens_computed_before_a_preemption_are_aborted_with_the_rest() -> None:
+    scheduler = make()
+    scheduler.add(request("a", 40))
+    step(scheduler)
+    scheduler.places.preempt(scheduler.by_id["a"])
+    scheduler.cancel("a")
+    assert scheduler.stats().aborted_tokens == 40
+
+
 def test_what_waits_and_what_is_pending_is_counted() -> None:
     scheduler = make()
     scheduler.add(request("a", 100))
@@ -291,4 +324,38 @@ def test_a_burst_of_equal_prompts_is_not_looked_through_whole_in_every_step() ->
     match = scheduler.cache.match
     scheduler.cache.match = lambda sequence: looked.append(1) or match(sequence)  # type: ignore
     step(scheduler)
-    assert len(looked) <= MAX_HELD_BACK + 3
+    assert len(looked) <= MAX_IN_VAIN + 3
+
+
+def test_of_many_accounts_without_room_a_step_looks_at_a_few() -> None:
+    scheduler = make("fair", num_blocks=41, max_num_seqs=8, max_num_batched_tokens=600)
+    overcommit(scheduler)
+    scheduler.add(request("a", 100, max_tokens=200))
+    step(scheduler)
+    for number in range(200):
+        scheduler.add(request(f"b{number}", 560, max_tokens=2, tenant=f"t{number}"))
+    looked = []
+    match = scheduler.cache.match
+    scheduler.cache.match = lambda sequence: looked.append(1) or match(sequence)  # type: ignore
+    plan, _ = step(scheduler)
+    assert not plan.starts
+    assert len(looked) == MAX_IN_VAIN + 1
+
+
+def test_a_full_step_does_not_go_through_the_chunks_that_are_left() -> None:
+    scheduler = make("fair", max_itl_s=1e-4, num_blocks=400)
+    scheduler.add(request("a", 4, max_tokens=200))
+    for number in range(30):
+        step(scheduler)
+        scheduler.step_time.observe(10 + number, 100 * number, 0.01 + 0.001 * number)
+    for number in range(6):
+        scheduler.add(request(f"b{number}", 600, tenant=f"t{number}"))
+        step(scheduler)
+    while scheduler.waiting:
+        step(scheduler)
+    ran = []
+    run_chunk = scheduler._run_chunk
+    scheduler._run_chunk = lambda *given: ran.append(1) or run_chunk(*given)  # type: ignore
+    plan, _ = step(scheduler)
+    assert len([s for s in scheduler.running if s.num_pending > 1]) > 1
+    assert len(ran) == len([piece for piece in plan.slices if piece.count > 1]) < 3

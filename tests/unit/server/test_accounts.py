@@ -118,8 +118,11 @@ def test_without_a_row_or_blocks_somebody_has_to_finish_first(room: Room) -> Non
     assert first_token_s(STEP, room, 512, full, 1) == pytest.approx(10 * decode_s(STEP, full))
 
 
-def stats(step: int, prompt: int, queued: int, hits: int = 0) -> EngineStats:
+def stats(
+    step: int, prompt: int, queued: int, hits: int = 0, own_steps: int | None = None
+) -> EngineStats:
     return EngineStats(
+        step_time=StepTime(num_steps=step if own_steps is None else own_steps),
         num_steps=step,
         prompt_tokens=prompt,
         queued_tokens=queued,
@@ -142,8 +145,13 @@ def test_the_pace_is_that_of_a_backlog() -> None:
     pace.observe(stats(4, 260, 0), 5.0)  # the last, which was not full
     pace.observe(stats(9, 270, 0), 9.0)
     assert pace.chunk(512) == pytest.approx(128)
-    pace.observe(stats(2, 0, 100), 9.5)  # started again
-    pace.observe(stats(3, 50, 50, hits=50), 9.6)
+    pace.observe(stats(9, 270, 200), 9.4)
+    drain = pace.drain()
+    pace.observe(
+        stats(11, 320, 150, own_steps=2), 99.5
+    )  # counters go on over a restart, which is no step
+    assert pace.drain() == drain
+    pace.observe(stats(12, 370, 50, hits=50, own_steps=3), 99.6)
     assert 0.5 < pace.missed < 1.0
     assert backlog(stats(1, 0, 5)) == 5
 

@@ -14,6 +14,8 @@ from fakes import FakeEngine, InProcess, make_state
 from octavo.core.errors import ErrorInfo
 from octavo.core.result import EngineStats
 from octavo.core.steptime import StepTime
+from octavo.engine.frontend import Caller
+from octavo.meter.metrics import Metrics
 from octavo.server import limits
 from octavo.server.admission import Admission, Bounds
 from octavo.server.app import create_app
@@ -113,6 +115,31 @@ def test_a_call_that_no_queue_holds_is_the_callers_mistake() -> None:
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
     one = InProcess(make_state(bounds=Bounds(num_tokens=3)))
     assert one.post(COMPLETIONS, {"prompt": "longer than 3"}).status_code == 200, "an empty queue"
+
+
+def test_what_waited_for_a_restart_teaches_nothing() -> None:
+    now = 100.0
+    engine = FakeEngine()
+    engine.stats = EngineStats(num_steps=90, step_time=replace(SECOND, num_steps=90))
+    admission = Admission(engine, Metrics("m"), clock=lambda: now)
+    taught(admission)
+    caller = Caller()
+    before = [admission.quote(caller, 50, 1, 8) for _ in range(LEAST)]
+    now = 160.0
+    engine.stats = EngineStats(num_steps=91, step_time=replace(SECOND, num_steps=1))
+    for quote in before:
+        admission.learn_first(quote, 60.0, learns=True)
+        admission.learn_output(quote, 60.0, [8])
+    engine.stats = EngineStats(num_steps=180, step_time=replace(SECOND, num_steps=90))
+    after = admission.quote(caller, 50, 1, 8)
+    assert (after.factors, after.output_factor) == (before[0].factors, 1.0)
+    now = 170.0
+    for _ in range(LEAST):
+        admission.learn_first(after, 9.0, learns=True)
+    later = admission.quote(caller, 50, 1, 8)
+    assert later.factors is not None and later.factors.high > 5, (
+        "it is slow, and no restart says why"
+    )
 
 
 @pytest.mark.parametrize("path", BODIES)

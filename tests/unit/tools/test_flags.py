@@ -11,7 +11,6 @@ from octavo.tools.cli import VERBS, parser_of
 from octavo.tools.flags import Configs, configs, flags_of
 
 SNAPSHOT = Path(__file__).with_name("flags.txt")
-MAX_SERVE_FLAGS = 60
 
 
 def snapshot() -> str:
@@ -27,11 +26,6 @@ def parse(*words: str) -> Configs:
 
 def test_snapshot():
     assert snapshot() == SNAPSHOT.read_text(), f"run `python {__file__}` if this was meant"
-
-
-def test_budget_of_serve():
-    names = {name.removeprefix("--no-") for name in parser_of("serve").options()}
-    assert len(names) < MAX_SERVE_FLAGS
 
 
 def test_defaults():

@@ -19,6 +19,7 @@ import pytest
 
 from fakes import FakeEngine, InProcess, ServerThread, make_state, running
 from octavo.core.errors import ConfigError
+from octavo.server import batch_job
 from octavo.server import batches as runner
 from octavo.server.auth import KeyRing
 from octavo.server.jobs import lines
@@ -124,7 +125,7 @@ def test_a_batch_through_the_official_client(server: ServerThread, store: Watche
             len(client.files.content(output.id).content),
         )
         priorities = {request.priority for request in server.state.engine.submitted[:-1]}  # type: ignore[attr-defined]
-        assert runner.PRIORITY in priorities, "jobs run after everyone else"
+        assert batch_job.PRIORITY in priorities, "jobs run after everyone else"
 
 
 def test_no_key_sees_anothers_files_or_jobs(server: ServerThread, store: WatchedStore) -> None:
@@ -175,7 +176,7 @@ def test_expiry_answers_the_rest_with_an_error(
 ) -> None:
     with running(FakeEngine(), store=store) as server, client_of(server, "x") as client:
         ahead = time.time() + 3600
-        monkeypatch.setattr(runner, "_now", lambda: int(ahead))
+        monkeypatch.setattr(batch_job, "now_s", lambda: int(ahead))
         batch = submit(client, jsonl(line("a"), line("b")), window="10m")
         assert store.over.acquire(timeout=20)
         ended = client.batches.retrieve(batch.id)
@@ -288,7 +289,7 @@ def test_a_line_is_one_request_of_its_key_however_often_it_is_asked(
 def test_a_job_stops_with_its_tenants_last_key(
     store: WatchedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_LOOK_S", 0.0)
+    monkeypatch.setattr(batch_job, "_LOOK_S", 0.0)
     monkeypatch.setattr(watch, "LOOK_S", 0.0)
     engine = FakeEngine()
     engine.pause_after = 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from octavo.core.config import ServerConfig
@@ -78,3 +80,40 @@ class AdminSocket:
         self.sock.close()
         if self.is_in_place:
             self.path.unlink(missing_ok=True)
+
+
+class AdminPlace:
+    """Where a server has its admin socket while it has its place; `path` None: nowhere. Owner: the server."""
+
+    def __init__(self, path: Path | None, protocol: Callable[[], asyncio.Protocol]) -> None:
+        self.server: asyncio.Server | None = None
+        self._path = path
+        self._protocol = protocol
+        self._socket: AdminSocket | None = None
+
+    def bind(self) -> None:
+        """Take the place; callers wait. Raises ConfigError."""
+        if self._path is not None:
+            self._socket = AdminSocket(self._path)
+
+    async def listen(self) -> list[asyncio.Server]:
+        """Answer; what does, if there is a place."""
+        if self._socket is None:
+            return []
+        if self.server is not None:
+            self.server.close()
+        loop = asyncio.get_running_loop()
+        self.server = await loop.create_unix_server(self._protocol, sock=self._socket.sock)
+        return [self.server]
+
+    async def take_back(self) -> list[asyncio.Server]:
+        """As `listen`, anew where somebody else has taken the place. Raises ConfigError."""
+        if self._socket is None or self._socket.is_in_place:
+            return []
+        self.bind()
+        return await self.listen()
+
+    def leave(self) -> None:
+        """Nothing of this server is left there."""
+        if self._socket is not None:
+            self._socket.remove()

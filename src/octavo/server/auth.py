@@ -86,10 +86,6 @@ class KeyRing:
         rows = [row for row in self._rows() if row.tenant == tenant and row.state(now) == "active"]
         return self._guest(max(rows, key=_generosity)) if rows else None
 
-    def caller(self, authorization: Sequence[str]) -> Caller:
-        """The caller behind the values of all Authorization headers. Raises as `admit` does."""
-        return self.admit(authorization).caller
-
     def admit(self, authorization: Sequence[str]) -> Guest:
         """Who is behind the values of all Authorization headers of a call.
 

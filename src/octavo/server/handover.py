@@ -184,7 +184,7 @@ class Takeover:
             await asyncio.get_running_loop().sock_recv(self._connection, 1)
 
     def close(self) -> None:
-        """Wait no longer."""
+        """Hang up. Before `confirm` that says that this server has failed."""
         self._connection.close()
 
 

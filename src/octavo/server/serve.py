@@ -23,7 +23,7 @@ from octavo.core import env
 from octavo.core.config import ServerConfig
 from octavo.core.errors import ConfigError
 from octavo.core.log import get_logger
-from octavo.server.admin_socket import AdminSocket, admin_path
+from octavo.server.admin_socket import AdminPlace, admin_path
 from octavo.server.exposure import is_loopback
 from octavo.server.handover import Offer, Takeover, offer_path
 from octavo.server.listening import host_of
@@ -89,9 +89,7 @@ class Server(uvicorn.Server):
         self._alone: asyncio.Task[None] | None = None
         self._quiet = (0, 0.0)
         """Calls so far, and since when there were no more."""
-        self._admin_path = admin
-        self._admin: AdminSocket | None = None
-        self._admin_server: asyncio.Server | None = None
+        self._admin = AdminPlace(admin, self._admin_protocol)
         tls = tls_context(config)
         super().__init__(
             uvicorn.Config(
@@ -124,28 +122,31 @@ class Server(uvicorn.Server):
             self.drain()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until told to stop. However that ends, no admin socket of this server is left."""
+        """Serve until told to stop. However that ends, no admin socket of this server is left, and a server that waits
+        for this one's first answer knows at once that there will be none.
+        """
         try:
             await super().serve(sockets)
         finally:
-            if self._admin is not None:
-                self._admin.remove()
+            self._admin.leave()
+            if self._takeover is not None:
+                self._takeover.close()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen and start the engine beside it. Where connections can wait for it, the engine starts first."""
         if self._takeover is None:
-            self._bind_admin()
+            self._admin.bind()
         starts_first = self._takeover is not None or env.listen_fd() is not None
         if starts_first and not await self._start_first():
             self.should_exit = True
             return
         if self._takeover is not None:
             await self._takeover.arrive()
-            self._bind_admin()  # until now it is the other server's
+            self._admin.bind()  # until now it is the other server's
         if self.state.open_kept is not None:
             self.state.kept = self.state.open_kept()
         await super().startup(sockets)
-        await self._listen_admin()
+        self.servers += await self._admin.listen()
         if self._takeover is not None:
             await self._takeover.confirm()
             self._alone = asyncio.create_task(self._when_alone(self._takeover))
@@ -190,7 +191,7 @@ class Server(uvicorn.Server):
 
     async def _leave(self) -> None:
         for server in self.servers:
-            if server is not self._admin_server:  # its file is replaced in one step
+            if server is not self._admin.server:  # its file is replaced in one step
                 server.close()
         if self.state.batches is not None:
             await self.state.batches.stop()
@@ -200,9 +201,7 @@ class Server(uvicorn.Server):
     async def _stay(self, kept: socket.socket) -> None:
         await self._listen(kept.dup())
         try:
-            if self._admin is not None and not self._admin.is_in_place:
-                self._bind_admin()
-                await self._listen_admin()
+            self.servers += await self._admin.take_back()
             if self.state.store is not None:
                 self.state.store.take_back()
         except (ConfigError, OSError) as error:  # calls are answered all the same
@@ -226,22 +225,6 @@ class Server(uvicorn.Server):
                 backlog=self.config.backlog,
             )
         )
-
-    def _bind_admin(self) -> None:
-        """Take the place of the admin socket, where there is to be one. Raises ConfigError."""
-        if self._admin_path is not None:
-            self._admin = AdminSocket(self._admin_path)
-
-    async def _listen_admin(self) -> None:
-        if self._admin is None:
-            return
-        loop = asyncio.get_running_loop()
-        if self._admin_server is not None:
-            self._admin_server.close()
-        self._admin_server = await loop.create_unix_server(
-            self._admin_protocol, sock=self._admin.sock
-        )
-        self.servers.append(self._admin_server)
 
     async def _left(self) -> None:
         self._drain_until = time.monotonic() + self._grace_s

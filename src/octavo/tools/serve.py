@@ -66,7 +66,7 @@ def _serve(parsed: Configs, client: EngineClient, entered: float, launched: floa
     from octavo.server.app import create_app
     from octavo.server.exposure import check_exposure
     from octavo.server.handover import Takeover
-    from octavo.server.listening import bind
+    from octavo.server.listening import bind, host_of
     from octavo.server.serve import run_server
     from octavo.tools.local import choose_formats, make_state
 
@@ -80,7 +80,7 @@ def _serve(parsed: Configs, client: EngineClient, entered: float, launched: floa
         raise
     state = make_state(parsed, client)
     address = Address(
-        host=parsed.server.host,
+        host=parsed.server.host if env.listen_fd() is None else host_of(sock) or "localhost",
         port=sock.getsockname()[1],
         model=state.served_names[0],
         needs_key=not state.keys.is_open,

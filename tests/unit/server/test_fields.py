@@ -161,7 +161,7 @@ def test_a_cache_salt_narrows_and_never_reaches_another_key() -> None:
     scopes: dict[tuple[str, str | None], str] = {}
     for key in ("one", "two", ""):
         keys = ("one", "two") if key else ()
-        for salt in (None, "s", "t", KeyRing(("one",)).caller(["Bearer one"]).cache_scope):
+        for salt in (None, "s", "t", KeyRing(("one",)).admit(["Bearer one"]).caller.cache_scope):
             engine = FakeEngine()
             headers = {"authorization": f"Bearer {key}"} if key else {}
             body = {"prompt": "a", "cache_salt": salt}

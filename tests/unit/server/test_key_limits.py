@@ -15,6 +15,7 @@ from octavo.server.auth import KeyRing
 from octavo.server.keys.rows import Limits
 from octavo.server.keys.store import KeyStore
 from octavo.server.response_store import ResponseStore
+from octavo.server.responses import endpoint
 from security.keyed import make_key
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -104,3 +105,11 @@ def test_a_response_that_cannot_be_kept_still_ends(
     if kind == "stream":
         assert "event: response.failed" in answer.text
     assert "not kept" in caplog.text
+
+
+def test_too_much_in_the_background_is_told_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "MAX_BACKGROUND", 0)
+    server = InProcess(make_state())
+    answer = server.post("/v1/responses", {"input": "hi", "background": True})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+    assert b'reason="background"} 1.0' in server.state.metrics.render()

@@ -112,7 +112,7 @@ def keep_a_response() -> None:
     """For every key, one that the routes can find."""
     response = b'{"id": "resp_0", "background": true, "status": "completed"}'
     for key in ("right-key", "other-key", "clé"):
-        tenant = SERVER.state.keys.caller([f"Bearer {key}".encode().decode("latin-1")]).tenant
+        tenant = SERVER.state.keys.admit([f"Bearer {key}".encode().decode("latin-1")]).caller.tenant
         SERVER.state.responses.put(tenant, Stored(STORED, None, b"[]", response))
 
 
@@ -205,20 +205,20 @@ def test_two_authorization_headers_are_refused() -> None:
 
 def test_a_key_from_a_file_or_a_list_has_no_space_around_it() -> None:
     ring = KeyRing(("a\n", " b"))
-    assert ring.caller(["Bearer a"]) != ring.caller(["Bearer b"])
+    assert ring.admit(["Bearer a"]).caller != ring.admit(["Bearer b"]).caller
     with pytest.raises(ConfigError, match="blank"):
         KeyRing(("\n",))
 
 
 def test_tenant_and_cache_scope_come_from_the_key() -> None:
     ring = KeyRing(KEYS)
-    one, other = ring.caller(["Bearer right-key"]), ring.caller(["Bearer other-key"])
+    one, other = ring.admit(["Bearer right-key"]).caller, ring.admit(["Bearer other-key"]).caller
     assert one.tenant and one.tenant == one.cache_scope
     assert one.cache_scope != other.cache_scope
     assert "right" not in one.tenant
-    assert KeyRing().caller([]).cache_scope == ""
+    assert KeyRing().admit([]).caller.cache_scope == ""
     with pytest.raises(AuthError):
-        ring.caller(["Bearer nothing"])
+        ring.admit(["Bearer nothing"])
 
 
 def test_ids_are_minted_here() -> None:

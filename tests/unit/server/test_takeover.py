@@ -75,7 +75,6 @@ def test_the_admin_socket_is_the_servers_while_its_successor_loads(tmp_path: Pat
         with pytest.raises(ConfigError, match="no such model"):
             successor.run(sockets=[takeover.sock])
         takeover.sock.close()
-        takeover.close()
         assert seen == [200]
         assert admin_version(path) == 200, "the successor that failed has taken nothing along"
     assert not path.exists()
@@ -148,7 +147,6 @@ def test_a_successor_that_cannot_open_the_state_folder_says_so_and_leaves_the_pl
         with pytest.raises(ConfigError, match="disk I/O error"):
             successor.run(sockets=[takeover.sock])
         takeover.sock.close()
-        takeover.close()
         assert httpx.get(f"{server.url}/version").status_code == 200
         assert not server.state.is_leaving
 

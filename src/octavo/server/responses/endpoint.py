@@ -91,6 +91,7 @@ def _check(body: ResponsesBody, call: Call) -> None:
             "background is set and store is false: nobody could get the response.", param="store"
         )
     if body.background and len(call.state.background) >= MAX_BACKGROUND:
+        call.state.metrics.count("vllm:admission_rejections", 1, "background")
         raise OverloadError(f"{MAX_BACKGROUND} responses are in the background already.")
 
 

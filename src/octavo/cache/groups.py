@@ -96,10 +96,19 @@ class KVCache:
     def _longest(self, found: list[list[int | None]], most: int) -> int:
         """The longest usable prefix in blocks."""
         runs = [_runs(row) for row in found]
-        for length in range(most, 0, -1):
-            needed = (length - _first_visible(group, length * BLOCK_SIZE) for group in self.groups)
-            if all(run[length - 1] >= need for run, need in zip(runs, needed, strict=True)):
+        length = most
+        while length:
+            short = [
+                run[length - 1]
+                for group, run in zip(self.groups, runs, strict=True)
+                if run[length - 1] < length - _first_visible(group, length * BLOCK_SIZE)
+            ]
+            if not short:
                 return length
+            # What a window lacks here it lacks all along the run; where it has nothing it is over at once.
+            length -= max(1, *short)
+            while length and not all([run[length - 1] for run in runs]):
+                length -= 1
         return 0
 
     def hash_up_to(self, sequence: Sequence, num_tokens: int) -> None:

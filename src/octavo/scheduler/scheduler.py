@@ -7,8 +7,9 @@ A step is filled in this order: running sequences with one pending token; then p
 the account served least (`accounts.py`): its running chunks, then the heads of its queue. A head starts only if blocks
 for all its known tokens are free, what the running ones are predicted to grow by is spared (`room.py`) and the step
 stays under `max_itl_s`. Within an account nobody overtakes the head. Others may, MAX_PASSED times: then all wait with
-it. When a running sequence finds no block, another gives way (`victims.py`), goes back to its place in the queue and is
-computed again later (mostly from its own cached blocks).
+it. A step looks at MAX_IN_VAIN heads that cannot start, however many wait. When a running sequence finds no block, another
+gives way (`victims.py`), goes back to its place in the queue and is computed again later (mostly from its own cached
+blocks).
 
 Progress: whoever runs moves on unless it stalls for blocks or gives way. It gives way MAX_PREEMPTIONS times at most: then
 it starts again only with everything it can need reserved, and always runs through. Stalling ends when the reserved ones

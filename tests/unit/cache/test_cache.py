@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
@@ -16,6 +17,7 @@ from octavo.core.sequence import Sequence
 
 FULL = KVSpec(num_kv_heads=1, head_dim=8)
 WINDOW = KVSpec(kind="window", num_kv_heads=1, head_dim=8, window=20)
+WIDE = KVSpec(kind="window", num_kv_heads=1, head_dim=8, window=70)
 
 
 def sequence(token_ids: list[int], scope: str = "") -> Sequence:
@@ -169,3 +171,22 @@ def test_sequences_are_alike_as_far_as_their_tokens_are() -> None:
     assert len(other.hashes) == 4, "no further than the first difference"
     assert not kv.is_alike(one, sequence(list(range(20))), 1)
     assert not kv.is_alike(one, sequence(list(range(100)), scope="b"), 0)
+
+
+@pytest.mark.parametrize("specs", [(WINDOW,), (FULL, WINDOW), (WIDE, WINDOW), (WIDE,)])
+def test_the_longest_prefix_is_the_one_that_trying_all_finds(specs: tuple[KVSpec, ...]) -> None:
+    kv = cache(*specs)
+    rng = random.Random(str(specs))
+    found_some = 0
+    for _ in range(300):
+        most = rng.randint(0, 20)
+        rows = [[rng.choice([None, 1, 1, 1, 1]) for _ in range(most)] for _ in specs]
+
+        def sees(length: int, rows: list[list[int | None]] = rows) -> bool:
+            firsts = [max(0, length * 16 - (s.window or 999) + 1) // 16 for s in specs]
+            return all(None not in row[a:length] for a, row in zip(firsts, rows, strict=True))
+
+        expected = max(length for length in range(most + 1) if not length or sees(length))
+        assert kv._longest(rows, most) == expected
+        found_some += expected > 1
+    assert found_some > 50

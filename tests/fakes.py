@@ -37,12 +37,12 @@ from octavo.engine.frontend import Frontend
 from octavo.engine.ipc import Phase, Ready
 from octavo.engine.pulse import Reading
 from octavo.meter.metrics import Metrics
-from octavo.server.admission import Bounds
+from octavo.server.admission.desk import Bounds
 from octavo.server.app import create_app
 from octavo.server.auth import KeyRing
 from octavo.server.jobs.store import Store
-from octavo.server.listening import bind
-from octavo.server.serve import Server
+from octavo.server.listen.listening import bind
+from octavo.server.listen.serve import Server
 from octavo.server.state import AppState, Kept
 from octavo.text.chat import ChatTemplate
 from octavo.text.parsers.output import Formats

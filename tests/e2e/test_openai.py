@@ -17,9 +17,9 @@ import pytest
 from fakes import MODEL, FakeEngine, ServerThread, make_state, running
 from octavo.core.errors import ConfigError
 from octavo.server.app import create_app
-from octavo.server.listening import bind
-from octavo.server.protocol import MAX_HEAD_BYTES
-from octavo.server.serve import Server
+from octavo.server.listen.listening import bind
+from octavo.server.listen.protocol import MAX_HEAD_BYTES
+from octavo.server.listen.serve import Server
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hi"}]
 

@@ -11,9 +11,9 @@ import pytest
 
 from direct_engine import DirectEngine, state_of
 from octavo.core.assets import model_folder
+from octavo.server.admission.calibration import LEAST
+from octavo.server.admission.forecast import LEAST_STEPS
 from octavo.server.app import create_app
-from octavo.server.calibration import LEAST
-from octavo.server.forecast import LEAST_STEPS
 
 COMPLETIONS = "/v1/completions"
 LONG = {"prompt": "import os\n", "max_tokens": 1900, "ignore_eos": True}

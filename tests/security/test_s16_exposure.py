@@ -13,9 +13,9 @@ from octavo.core import env
 from octavo.core.config import EngineConfig, ServerConfig
 from octavo.core.errors import ConfigError
 from octavo.engine.client import EngineClient
-from octavo.server.exposure import check_exposure, is_loopback
 from octavo.server.jobs.store import Store
 from octavo.server.keys.store import KeyStore
+from octavo.server.listen.exposure import check_exposure, is_loopback
 from octavo.tools import serve
 from octavo.tools.cli import main
 from octavo.tools.flags import Configs

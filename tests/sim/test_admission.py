@@ -22,9 +22,9 @@ from octavo.core.steptime import StepTime, attended
 from octavo.engine.frontend import Caller
 from octavo.engine.ipc import Ready
 from octavo.meter.metrics import Metrics
-from octavo.server.accounts import Place
-from octavo.server.admission import Admission
-from octavo.server.tickets import Ticket
+from octavo.server.admission.accounts import Place
+from octavo.server.admission.desk import Admission
+from octavo.server.admission.tickets import Ticket
 
 TRUE = StepTime(base_s=0.008, token_s=0.0002, context_s=2e-8, num_steps=1000)
 ROWS = 32

@@ -26,12 +26,12 @@ from octavo.server.call import Endpoint, Handler, RequestId, RouteRow
 from octavo.server.canary import Canary
 from octavo.server.errors import MethodError, error_response
 from octavo.server.jobs.store import Store
+from octavo.server.probes.watch import Watch
 from octavo.server.state import AppState
-from octavo.server.watch import Watch
 
 logger = get_logger(__name__)
 
-_HEALTH = "octavo.server.health"
+_HEALTH = "octavo.server.probes.health"
 _ADMIN = "octavo.server.admin"
 _OPENAI = "octavo.server.openai"
 _RESPONSES = "octavo.server.responses.endpoint"

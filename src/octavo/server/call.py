@@ -21,17 +21,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from octavo.core.errors import EngineError, OctavoError, RequestError
 from octavo.core.log import get_logger
 from octavo.engine.frontend import Caller
+from octavo.server.admission.tickets import Stay
 from octavo.server.auth import Guest
 from octavo.server.errors import RoleError, anthropic_error_json, error_json, error_response
 from octavo.server.keys.allowance import Allowance, LimitError
 from octavo.server.keys.rows import Role
 from octavo.server.lenient import Warned, WarningSender
 from octavo.server.limits import ClientGone, read_body
+from octavo.server.listen.protocol import ADMIN_KEY
 from octavo.server.parse import Parser
-from octavo.server.protocol import ADMIN_KEY
 from octavo.server.running import Running
 from octavo.server.state import AppState, Inner
-from octavo.server.tickets import Stay
 
 logger = get_logger(__name__)
 

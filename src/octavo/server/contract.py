@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from octavo.server import admin, health, requests, schema, schema_pooling
+from octavo.server import admin, requests, schema, schema_pooling
 from octavo.server.anthropic import shapes as messages
 from octavo.server.anthropic.schema import CountTokensBody, MessagesBody
 from octavo.server.errors import AnthropicErrorBody, ErrorBody
 from octavo.server.jobs import shapes
 from octavo.server.openai import chat, completions, embeddings, models, pooling, score, tokenize
+from octavo.server.probes import health
 from octavo.server.responses import shapes as responses
 from octavo.server.responses.events import ResponseEvent
 from octavo.server.responses.schema import ResponsesBody

@@ -19,7 +19,7 @@ from octavo.engine.frontend import Frontend
 from octavo.engine.ipc import Ready
 from octavo.meter.metrics import Metrics
 from octavo.scheduler.policies.registry import POLICIES
-from octavo.server.admission import Admission, Bounds
+from octavo.server.admission.desk import Admission, Bounds
 from octavo.server.auth import Guest, KeyRing
 from octavo.server.canary import Canary
 from octavo.server.jobs.store import Store

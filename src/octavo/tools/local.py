@@ -23,12 +23,12 @@ from octavo.core.inject import injections
 from octavo.engine.client import EngineClient
 from octavo.engine.frontend import Frontend
 from octavo.meter.metrics import Metrics
-from octavo.server.admission import Bounds
+from octavo.server.admission.desk import Bounds
 from octavo.server.app import create_app
 from octavo.server.auth import KeyRing, key_ring
 from octavo.server.jobs.store import Store
+from octavo.server.listen.serve import Server
 from octavo.server.response_store import ResponseStore
-from octavo.server.serve import Server
 from octavo.server.state import AppState, Kept
 from octavo.text import inject
 from octavo.text.chat import ChatTemplate

@@ -20,13 +20,13 @@ from typing import Literal, NamedTuple
 from octavo.core import env
 from octavo.core.config import ServerConfig
 from octavo.core.errors import ConfigError, OctavoError
-from octavo.server.admin_socket import admin_path
 from octavo.server.app import ROUTES
 from octavo.server.auth import key_file
-from octavo.server.exposure import is_loopback
 from octavo.server.keys.rows import ROLES
 from octavo.server.keys.store import KeyStore
-from octavo.server.tls import tls_context
+from octavo.server.listen.admin_socket import admin_path
+from octavo.server.listen.exposure import is_loopback
+from octavo.server.listen.tls import tls_context
 from octavo.tools.cli import parser_of
 from octavo.tools.flags import configs
 

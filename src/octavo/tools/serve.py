@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
 def _check_security(server: ServerConfig) -> None:
     """Refuse what would be unsafe before anything is started."""
     # lazy: a mistyped flag should not cost the loading of ssl and sqlite
-    from octavo.server.exposure import check_exposure
-    from octavo.server.tls import tls_context
+    from octavo.server.listen.exposure import check_exposure
+    from octavo.server.listen.tls import tls_context
 
     check_exposure(server, env.api_keys())
     tls_context(server)
@@ -64,10 +64,10 @@ def _check_security(server: ServerConfig) -> None:
 def _serve(parsed: Configs, client: EngineClient, entered: float, launched: float) -> None:
     # lazy: the server's libraries take a quarter of a second, during which the engine loads its own
     from octavo.server.app import create_app
-    from octavo.server.exposure import check_exposure
-    from octavo.server.handover import Takeover
-    from octavo.server.listening import bind, host_of
-    from octavo.server.serve import run_server
+    from octavo.server.listen.exposure import check_exposure
+    from octavo.server.listen.handover import Takeover
+    from octavo.server.listen.listening import bind, host_of
+    from octavo.server.listen.serve import run_server
     from octavo.tools.local import choose_formats, make_state
 
     wants = parsed.server.takeover

@@ -10,9 +10,9 @@ from octavo.core.params import SamplingParams
 from octavo.core.request import Request
 from octavo.core.result import EngineStats
 from octavo.core.steptime import StepTime
-from octavo.server.accounts import Accounts, Lane, Place
-from octavo.server.calibration import COVERAGE, Calibration, Coverage, Window
-from octavo.server.forecast import Ahead, Pace, Room, backlog, decode_s, first_token_s
+from octavo.server.admission.accounts import Accounts, Lane, Place
+from octavo.server.admission.calibration import COVERAGE, Calibration, Coverage, Window
+from octavo.server.admission.forecast import Ahead, Pace, Room, backlog, decode_s, first_token_s
 
 ME, OTHER = Lane("me", 0), Lane("other", 0)
 STEP = StepTime(base_s=0.01, token_s=0.001, context_s=1e-6, num_steps=100)

@@ -16,9 +16,9 @@ import pytest
 from fakes import FakeEngine, InProcess, ServerThread, make_state
 from octavo.core.config import ServerConfig
 from octavo.core.errors import ConfigError
-from octavo.server.admin_socket import AdminSocket, admin_path
 from octavo.server.app import create_app
-from octavo.server.serve import Server
+from octavo.server.listen.admin_socket import AdminSocket, admin_path
+from octavo.server.listen.serve import Server
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from octavo.core.steptime import StepTime
 from octavo.engine.frontend import Caller
 from octavo.meter.metrics import Metrics
 from octavo.server import limits
-from octavo.server.admission import Admission, Bounds
+from octavo.server.admission.calibration import LEAST
+from octavo.server.admission.desk import Admission, Bounds
 from octavo.server.app import create_app
-from octavo.server.calibration import LEAST
 
 COMPLETIONS, CHATS, MESSAGES = "/v1/completions", "/v1/chat/completions", "/v1/messages"
 RESPONSES = "/v1/responses"

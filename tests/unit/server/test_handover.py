@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from octavo.core.errors import ConfigError
-from octavo.server import handover
-from octavo.server.handover import Offer, Takeover
+from octavo.server.listen import handover
+from octavo.server.listen.handover import Offer, Takeover
 
 
 @pytest.fixture(autouse=True)

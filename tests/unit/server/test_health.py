@@ -12,8 +12,8 @@ import pytest
 from fakes import FakeEngine, InProcess, make_state
 from octavo.engine.pulse import Reading
 from octavo.server.canary import Canary
+from octavo.server.probes.trouble import Code
 from octavo.server.state import AppState
-from octavo.server.trouble import Code
 
 PROBES = (
     "/health",

@@ -16,13 +16,13 @@ import pytest
 
 from fakes import FakeEngine, InProcess, ServerThread, make_state
 from octavo.core.errors import ConfigError
-from octavo.server import handover
-from octavo.server.admin_socket import AdminSocket
 from octavo.server.app import create_app
-from octavo.server.handover import Takeover
 from octavo.server.jobs.store import Store
+from octavo.server.listen import handover
+from octavo.server.listen.admin_socket import AdminSocket
+from octavo.server.listen.handover import Takeover
+from octavo.server.listen.serve import Server
 from octavo.server.response_store import ResponseStore, Stored
-from octavo.server.serve import Server
 from octavo.server.state import AppState, Kept
 
 

@@ -14,7 +14,7 @@ import pytest
 from fakes import running
 from octavo.core.config import ServerConfig
 from octavo.core.errors import ConfigError
-from octavo.server.tls import tls_context
+from octavo.server.listen.tls import tls_context
 from octavo.tools.startup import Address
 
 

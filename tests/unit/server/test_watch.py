@@ -10,7 +10,7 @@ import pytest
 
 from fakes import FakeEngine, InProcess, ServerThread, make_state
 from octavo.engine.pulse import Reading
-from octavo.server.watch import Watch
+from octavo.server.probes.watch import Watch
 
 
 def test_a_tokenizer_that_hangs_makes_the_server_unready(monkeypatch: pytest.MonkeyPatch) -> None:

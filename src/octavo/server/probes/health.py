@@ -17,8 +17,8 @@ from octavo.engine.pulse import Reading
 from octavo.meter.metrics import CONTENT_TYPE
 from octavo.server.call import Call, json_response
 from octavo.server.canary import Canary
+from octavo.server.probes.trouble import Code, Trouble, deadly_trouble, trouble_of
 from octavo.server.state import AppState, octavo_version
-from octavo.server.trouble import Code, Trouble, deadly_trouble, trouble_of
 
 
 class Health(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 
 from octavo.core.log import get_logger
+from octavo.server.probes.trouble import engine_trouble
 from octavo.server.state import AppState
-from octavo.server.trouble import engine_trouble
 
 logger = get_logger(__name__)
 

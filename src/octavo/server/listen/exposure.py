@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from octavo.core.config import ServerConfig
 from octavo.core.errors import ConfigError
 from octavo.server.auth import key_file
-from octavo.server.listening import host_of
+from octavo.server.listen.listening import host_of
 
 
 def is_loopback(host: str) -> bool:

@@ -25,11 +25,11 @@ from octavo.engine.frontend import Caller
 from octavo.engine.ipc import Ready
 from octavo.meter.metrics import Metrics
 from octavo.scheduler.policies.base import MOST_CLASSES, Policy
-from octavo.server import forecast
-from octavo.server.accounts import Accounts, Lane, tokens_of
-from octavo.server.calibration import LEAST, Calibration, Coverage, Interval, Window
+from octavo.server.admission import forecast
+from octavo.server.admission.accounts import Accounts, Lane, tokens_of
+from octavo.server.admission.calibration import LEAST, Calibration, Coverage, Interval, Window
+from octavo.server.admission.forecast import Ahead, Pace, Room
 from octavo.server.errors import Forecast, WouldMissError
-from octavo.server.forecast import Ahead, Pace, Room
 from octavo.server.limits import MAX_HELD_BYTES
 
 _PROBE = Request(

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from octavo.core.request import Request
 from octavo.engine.frontend import Caller
-from octavo.server.accounts import Place
-from octavo.server.admission import Admission, Quote
+from octavo.server.admission.accounts import Place
+from octavo.server.admission.desk import Admission, Quote
 
 
 class Ticket:

@@ -23,13 +23,13 @@ from octavo.core import env
 from octavo.core.config import ServerConfig
 from octavo.core.errors import ConfigError
 from octavo.core.log import get_logger
-from octavo.server.admin_socket import AdminPlace, admin_path
-from octavo.server.exposure import is_loopback
-from octavo.server.handover import Offer, Takeover, offer_path
-from octavo.server.listening import host_of
-from octavo.server.protocol import AdminProtocol, Protocol
+from octavo.server.listen.admin_socket import AdminPlace, admin_path
+from octavo.server.listen.exposure import is_loopback
+from octavo.server.listen.handover import Offer, Takeover, offer_path
+from octavo.server.listen.listening import host_of
+from octavo.server.listen.protocol import AdminProtocol, Protocol
+from octavo.server.listen.tls import tls_context
 from octavo.server.state import AppState
-from octavo.server.tls import tls_context
 
 logger = get_logger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import socket
 import subprocess
@@ -15,6 +14,8 @@ from pathlib import Path
 
 from openai import OpenAI
 
+from hostile.server import port_of
+
 NUM_RESTARTS = 2
 _CODE = "import sys; from octavo.tools.cli import main; sys.exit(main(sys.argv[1:]))"
 _SERVE = (sys.executable, "-c", _CODE, "serve", "--disable-access-log", "--threads", "1")
@@ -24,19 +25,6 @@ def launch(*flags: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*_SERVE, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-
-
-def wait_ready(process: subprocess.Popen[str]) -> int:
-    """Read until it is ready; its port."""
-    assert process.stdout is not None
-    printed = ""
-    while "Python  " not in printed:
-        line = process.stdout.readline()
-        assert line, f"it ended before it was ready:\n{printed}"
-        printed += line
-    match = re.search(r"URL\s+http://[^:]+:(\d+)", printed)
-    assert match is not None
-    return int(match[1])
 
 
 def end(process: subprocess.Popen[str]) -> str:
@@ -95,11 +83,11 @@ def _complete(client: OpenAI, is_streaming: bool) -> str:
 def test_restarts_under_load_fail_no_request(tmp_path: Path) -> None:
     flags = ("--state-dir", str(tmp_path), "--shutdown-timeout", "20")
     server = launch("--port", "0", *flags)
-    load = Load(wait_ready(server))
+    load = Load(port_of(server))
     with load.running():
         for _ in range(NUM_RESTARTS):
             successor = launch("--port", str(load.port), "--takeover", *flags)
-            assert wait_ready(successor) == load.port
+            assert port_of(successor) == load.port
             assert "E-" not in end(server), "the old one ends by itself, in order"
             server = successor
     server.send_signal(signal.SIGTERM)
@@ -112,7 +100,7 @@ def test_restarts_under_load_fail_no_request(tmp_path: Path) -> None:
 def test_a_successor_that_fails_changes_nothing(tmp_path: Path) -> None:
     """Killed while it loads, or unable to load: the server keeps its port and can be taken over after that."""
     server = launch("--port", "0")
-    port = wait_ready(server)
+    port = port_of(server)
     with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="-", max_retries=0) as client:
         before = _complete(client, is_streaming=False)
         broken = launch("--port", str(port), "--takeover", "--max-model-len", "99999999")
@@ -124,7 +112,7 @@ def test_a_successor_that_fails_changes_nothing(tmp_path: Path) -> None:
         killed.communicate()
         assert _complete(client, is_streaming=True) == before
     successor = launch("--port", str(port), "--takeover")
-    assert wait_ready(successor) == port
+    assert port_of(successor) == port
     end(server)
     # Told to end while it loads: it does, and the other goes on.
     late = launch("--port", str(port), "--takeover")
@@ -141,7 +129,7 @@ def test_takeover_of_a_free_port_is_a_plain_start() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = launch("--port", str(port), "--takeover")
-    assert wait_ready(server) == port
+    assert port_of(server) == port
     server.send_signal(signal.SIGTERM)
     end(server)
 
@@ -151,7 +139,7 @@ def test_a_service_manager_keeps_the_socket() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
         server = activate(sock)
-        assert wait_ready(server) == port
+        assert port_of(server) == port
         server.send_signal(signal.SIGTERM)
         end(server)
         answers: list[str] = []

@@ -37,7 +37,7 @@ class Served:
             process = _launch("--port", "0", *given)
             served = cls(process, 0, given)
             try:
-                served.port = _port(process)
+                served.port = port_of(process)
                 yield served
                 served.process.send_signal(signal.SIGTERM)
                 assert served.process.wait(timeout=60) == 0
@@ -49,7 +49,7 @@ class Served:
         successor = _launch("--port", str(self.port), "--takeover", *self.flags)
         old = self.process
         try:
-            _port(successor)
+            port_of(successor)
             self.process = successor
             assert old.wait(timeout=120) == 0
         finally:
@@ -96,7 +96,8 @@ def _resident(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _port(process: subprocess.Popen[str]) -> int:
+def port_of(process: subprocess.Popen[str]) -> int:
+    """Read what it prints until it is ready; its port."""
     assert process.stdout is not None
     printed = ""
     while "Python  " not in printed:

@@ -48,19 +48,14 @@ class PoolingRunner:
 
     def update(self, plan: StepPlan) -> None:
         """Take over what a plan says once. A prompt that cannot begin is in `faults`."""
-        for row in plan.ended:
-            self._gathered.pop(row, None)
-            self.rows.end(row)
-        for start in plan.starts:
-            self.faults.guard(start.row, "start", self._start, start)
-        for piece in plan.slices:
-            if piece.new_blocks:
-                self.faults.guard(piece.row, "start", self.rows.extend, piece)
+        self.rows.take_over(plan, self.faults, begin=self._begin, end=self._end)
         for copy in plan.copies:
             self.pool.copy(copy)
 
-    def _start(self, start: SequenceStart) -> None:
-        self.rows.start(start)
+    def _end(self, row: int) -> None:
+        self._gathered.pop(row, None)
+
+    def _begin(self, start: SequenceStart) -> None:
         params = start.request.pooling
         if params is not None:
             self._gathered[start.row] = self.pooler.gather(params)

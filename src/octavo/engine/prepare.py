@@ -7,6 +7,7 @@ Tables are checked for blocks that are no longer their row's (`epochs.py`) where
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -17,9 +18,10 @@ import torch
 
 from octavo.core.batch import ForwardBatch, GroupBatch
 from octavo.core.kvspec import BLOCK_SIZE, KVGroup
-from octavo.core.plan import SequenceStart, Slice
+from octavo.core.plan import SequenceStart, Slice, StepPlan
 from octavo.core.request import Request
 from octavo.engine.epochs import BlockEpochs
+from octavo.engine.faults import Faults
 
 IntArray = npt.NDArray[np.int64]
 
@@ -76,6 +78,32 @@ class Rows:
         self._positions_R = np.zeros(max_num_seqs, np.int64)
         self._slots_GR = np.zeros((len(groups), max_num_seqs), np.int64)
         self._inputs: dict[int, _Inputs] = {}
+
+    def take_over(
+        self,
+        plan: StepPlan,
+        faults: Faults,
+        *,
+        begin: Callable[[SequenceStart], None],
+        end: Callable[[int], None],
+    ) -> None:
+        """Take over what a plan says once of rows: those that ended, those that begin, new blocks.
+
+        `begin` and `end` are what the runner keeps of a row beside this. One that cannot begin is in `faults`.
+        """
+
+        def start(one: SequenceStart) -> None:
+            self.start(one)
+            begin(one)
+
+        for row in plan.ended:
+            end(row)
+            self.end(row)
+        for one in plan.starts:
+            faults.guard(one.row, "start", start, one)
+        for piece in plan.slices:
+            if piece.new_blocks:
+                faults.guard(piece.row, "start", self.extend, piece)
 
     def end(self, row: int) -> None:
         """The row is free."""

@@ -59,20 +59,15 @@ class Runner:
 
     def update(self, plan: StepPlan) -> None:
         """Take over what a plan says once. A sequence that cannot begin is in `faults`."""
-        for row in plan.ended:
-            self.state.remove(row)
-            self.rows.end(row)
-            self._prompt_logprobs.pop(row, None)
-        for start in plan.starts:
-            self.faults.guard(start.row, "start", self._start, start)
-        for piece in plan.slices:
-            if piece.new_blocks:
-                self.faults.guard(piece.row, "start", self.rows.extend, piece)
+        self.rows.take_over(plan, self.faults, begin=self._begin, end=self._end)
         for copy in plan.copies:
             self.pool.copy(copy)
 
-    def _start(self, start: SequenceStart) -> None:
-        self.rows.start(start)
+    def _end(self, row: int) -> None:
+        self.state.remove(row)
+        self._prompt_logprobs.pop(row, None)
+
+    def _begin(self, start: SequenceStart) -> None:
         self.state.add(start.row, start.request, start.token_ids)
         is_fresh = len(start.token_ids) == start.request.num_prompt
         if start.request.params.prompt_logprobs is not None and is_fresh:

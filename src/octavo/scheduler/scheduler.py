@@ -356,9 +356,8 @@ class Scheduler:
         return events
 
     def _fail(self, sequence: Sequence, error: ErrorInfo) -> Failed:
-        if (
-            error.status >= 500
-        ):  # not the caller's doing: what it left in the cache is not to be built on
+        if error.status >= 500:
+            # Not the caller's doing: what it left in the cache is not to be built on.
             self.counters.count_fault(error)
             self.cache.distrust(sequence)
         self.places.drop(sequence)

@@ -188,8 +188,11 @@ class GrammarRows:
     def begin(self, rows: IdArray) -> None:
         """Start on the masks of a step's entries that were not started on when their last token was taken."""
         if self._lacking:
-            known = [self._rows.get(row) for row in rows.tolist()]
-            self._start_on([row for row in known if row is not None and row in self._lacking])
+            self._start_on(self._lacking_of(rows))
+
+    def _lacking_of(self, rows: IdArray) -> list[_Row]:
+        known = [self._rows.get(row) for row in rows.tolist()]
+        return [row for row in known if row is not None and row in self._lacking]
 
     def masks(self, rows: IdArray) -> StepMasks | None:
         """Those of a step's entries, once they are done; None when no entry has a grammar."""
@@ -281,8 +284,7 @@ class GrammarRows:
 
     def _compute_lacking(self, rows: IdArray) -> None:
         """Masks that threw when they were begun: once more, and if they throw again it is the step that does."""
-        known = [self._rows.get(row) for row in rows.tolist()]
-        work = [row for row in known if row is not None and row in self._lacking]
+        work = self._lacking_of(rows)
         if work:
             self._compute(work, in_turn=True)
             self._note(work)

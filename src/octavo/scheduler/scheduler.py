@@ -45,7 +45,7 @@ from octavo.scheduler.places import Places
 from octavo.scheduler.policies.base import Policy
 from octavo.scheduler.room import Room
 from octavo.scheduler.stats import Counters
-from octavo.scheduler.steptime import StepTimeFit, context_of
+from octavo.scheduler.steptime import StepTimeFit, context_of, is_mixed
 from octavo.scheduler.turns import Stuck, Turns, Verdict
 
 
@@ -329,7 +329,9 @@ class Scheduler:
         self.counters.last_step_tokens = plan.num_tokens
         self.counters.last_step_s = result.elapsed_s
         if result.elapsed_s > 0:
-            self.step_time.observe(plan.num_tokens, context_of(plan), result.elapsed_s)
+            self.step_time.observe(
+                plan.num_tokens, context_of(plan), result.elapsed_s, is_mixed=is_mixed(plan)
+            )
         for piece, outcome in zip(plan.slices, result.slices, strict=True):
             sequence = self.places.by_row[piece.row]
             if outcome.error is not None:

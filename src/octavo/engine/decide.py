@@ -17,6 +17,7 @@ from octavo.core.resolve import Decision
 from octavo.engine.memory import MemoryPlan, Needs, plan
 from octavo.kernels.gemm.format_table import head_format, quantized_as
 from octavo.models.facts import ModelFacts, read_facts
+from octavo.models.shards import shard
 from octavo.models.storage import WeightStorage, choose_dtype
 from octavo.scheduler.limits import PREFILL_SHARE, Limits
 from octavo.scheduler.policies.registry import POLICIES
@@ -31,6 +32,8 @@ class Machine(NamedTuple):
     """Bytes of the device's memory that could be used."""
     storage: Callable[[ModelFacts, str, str, str], WeightStorage]
     """How weights are kept there: of facts, dtype, device and quantization."""
+    num_ranks: int = 1
+    """Devices over which every layer is divided; the plan is that of one. More than one cannot be started yet."""
 
 
 class Resolved(NamedTuple):
@@ -55,7 +58,7 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
     """
     POLICIES.load(config.scheduling_policy)  # for its error: an unknown name
     injections(config.inject)  # likewise
-    facts = read_facts(model_folder(config.model), config.runner)
+    facts = shard(read_facts(model_folder(config.model), config.runner), machine.num_ranks)
     chunks = config.enable_chunked_prefill and not facts.sees_whole_prompts
     device = machine.device
     quantization = quantized_as(config.quantization)

@@ -42,6 +42,9 @@ VERBS: dict[str, Verb] = {
     ),
     "keys revoke": Verb("octavo.tools.keys.revoke", "End an API key."),
     "keys rotate": Verb("octavo.tools.keys.rotate", "Put a new API key in place of one."),
+    "plan": Verb(
+        "octavo.tools.plan.command", "Say what a model takes and does on a device, before loading."
+    ),
     "doctor": Verb("octavo.tools.doctor", "Check this machine and say what to fix."),
 }
 ALIASES = {"complete": "generate", "run-batch": "batch"}

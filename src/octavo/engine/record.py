@@ -59,6 +59,7 @@ class Recorder:
                 request.restarts,
                 request.pooling is not None,
                 request.needs_every_position,
+                now,
             )
 
         self._file.arrived(request.id, describe)

@@ -74,6 +74,8 @@ class Arrived(msgspec.Struct, frozen=True, array_like=True, tag="A"):
     is_pooling: bool
     is_whole: bool
     """Whether every position is computed, so that no cached prefix serves it."""
+    added: float = 0.0
+    """On the run's clock, when the scheduler took it."""
 
 
 class Named(msgspec.Struct, frozen=True, array_like=True, tag="N"):

@@ -22,8 +22,8 @@ from octavo.meter.steplog import KeptStep, SliceRecord, StepRecord
 logger = get_logger(__name__)
 
 SUFFIX = ".steps"
-_NUM_FILES = 8
-"""A full ring has so many: the oldest eighth goes at once."""
+_NUM_FILES = 32
+"""A full ring has so many: the oldest goes at once, and who asks for a span of time reads no more than it has to."""
 _LEAST_FILE_BYTES = 1 << 16
 _MOST_BUFFERED = 1 << 16
 _EVERY_S = 0.1
@@ -247,8 +247,17 @@ def _begins(path: Path) -> float:
     return int(digits) / 1000 if digits.isdigit() else 0.0
 
 
-def records(run: Run) -> Iterator[StepRecord]:
-    """The steps of a run, as they were told to those who followed."""
+def records(
+    run: Run,
+    epoch: float | None = None,
+    since: float = float("-inf"),
+    until: float = float("inf"),
+) -> Iterator[StepRecord]:
+    """The steps of a run, as they were told to those who followed; with `epoch` 0 on the run's own clock.
+
+    Of them, those that ran at some time from `since` to `until` (on the run's clock).
+    """
+    epoch = run.head.epoch if epoch is None else epoch
     names: dict[int, str] = dict(run.head.open)
     num_blocks = sum(group.num_blocks - 1 for group in run.head.machine.groups)
     last: list[tuple[int, int, int]] = []
@@ -259,7 +268,8 @@ def records(run: Run) -> Iterator[StepRecord]:
             names[frame.number] = frame.id
         elif isinstance(frame, Ran):
             last = columns(frame, last)
-            yield _record(frame, last, names, run.head.epoch, num_blocks)
+            if frame.begun <= until and frame.begun + frame.elapsed_s >= since:
+                yield _record(frame, last, names, epoch, num_blocks)
 
 
 def columns(ran: Ran, last: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:

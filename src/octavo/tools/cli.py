@@ -45,6 +45,7 @@ VERBS: dict[str, Verb] = {
     "plan": Verb(
         "octavo.tools.plan.command", "Say what a model takes and does on a device, before loading."
     ),
+    "why": Verb("octavo.tools.why", "Where the time of a request went, and who cost it most."),
     "doctor": Verb("octavo.tools.doctor", "Check this machine and say what to fix."),
 }
 ALIASES = {"complete": "generate", "run-batch": "batch"}

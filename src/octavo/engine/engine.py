@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from octavo.core.errors import OctavoError
 from octavo.core.request import Request
-from octavo.core.result import Event, Failed
+from octavo.core.result import EngineStats, Event, Failed, FinishReason
 from octavo.engine.grammars import GrammarDesk
 from octavo.engine.ipc import (
     Cancel,
@@ -60,6 +62,8 @@ class Engine:
         self.isolator = Isolator(runner, repros)
         self.pulse = pulse or Pulse()
         self.is_stopping = False
+        self._num_deferred = 0
+        """Who waited for a grammar when it was last told."""
 
     def serve(self) -> None:
         """Run until told to stop.
@@ -94,8 +98,13 @@ class Engine:
             self.steps.add(plan, result)
             events += self.scheduler.apply(plan, result, time.monotonic())
         self.grammars.forget_ended(events)
-        if events or plan is not None:
-            self.link.send(Events(events=tuple(events), stats=self.scheduler.stats()))
+        if events or plan is not None or self.grammars.num_waiting != self._num_deferred:
+            self.link.send(Events(events=tuple(events), stats=self._stats()))
+
+    def _stats(self) -> EngineStats:
+        stats = self.scheduler.stats()
+        self._num_deferred = self.grammars.num_waiting
+        return replace(stats, num_deferred=self._num_deferred) if self._num_deferred else stats
 
     def _drain(self, *, wait: bool) -> list[Event]:
         events: list[Event] = []
@@ -109,8 +118,8 @@ class Engine:
                 self.grammars.learn(vocabulary)
             case Submit(request):
                 return self._add(request, self.grammars if request.grammar else self.scheduler)
-            case Cancel(ids):
-                return [event for request_id in ids for event in self._cancel(request_id)]
+            case Cancel(ids, reason):
+                return [event for request_id in ids for event in self._cancel(request_id, reason)]
             case ResetPrefixCache():
                 self.scheduler.cache.forget_prefixes()
             case Shutdown():
@@ -125,11 +134,11 @@ class Engine:
         except OctavoError as error:
             return [Failed(id=request.id, error=error.info())]
 
-    def _cancel(self, request_id: str) -> list[Event]:
+    def _cancel(self, request_id: str, reason: FinishReason = "abort") -> list[Event]:
         """End a request wherever it stands; one that waits for its grammar by way of the scheduler, like all others."""
         waiting = self.grammars.cancel(request_id)
         refused = [] if waiting is None else self._add(waiting, self.scheduler)
-        return refused or self.scheduler.cancel(request_id)
+        return refused or self.scheduler.cancel(request_id, reason)
 
     def _admit_built(self) -> list[Event]:
         """Hand over to the scheduler what has its grammar; with nothing else to do, wait for it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ from local_engine import LocalEngine
 from octavo.core.config import ServerConfig
 from octavo.core.request import Request
 from octavo.core.result import EngineStats, Event, Failed, Finished
+from octavo.core.sequence import SequenceState
 from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.client import EngineStatus, aborted
 from octavo.engine.frontend import Frontend
-from octavo.engine.ipc import Ready
+from octavo.engine.ipc import Events, Ready
+from octavo.engine.streams import Stage
 from octavo.meter.metrics import Metrics
 from octavo.server.state import AppState
 from octavo.text.chat import ChatTemplate
@@ -27,6 +29,8 @@ class DirectEngine:
     def __init__(self, folder: Path, **options: Any) -> None:
         self.local = LocalEngine(folder, **{"load_format": "auto", **options})
         self.aborted: set[str] = set()
+        self.num_steps = self.num_step_tokens = 0
+        self._on_stats: Callable[[EngineStats], None] = lambda stats: None
 
     @property
     def ready(self) -> Ready:
@@ -36,11 +40,32 @@ class DirectEngine:
     def stats(self) -> EngineStats:
         return self.local.engine.scheduler.stats()
 
+    def watch(self, on_stats: Callable[[EngineStats], None]) -> None:
+        self._on_stats = on_stats
+
+    def tell(self) -> None:
+        """Say what the engine said of itself last."""
+        stats = [each.stats for each in self.local.link.sent if isinstance(each, Events)]
+        for each in stats:
+            if each.num_steps > self.num_steps and each.last_step_tokens:
+                self.num_steps = each.num_steps
+                self.num_step_tokens += each.last_step_tokens
+            self._on_stats(each)
+
     def status(self) -> EngineStatus:
         return EngineStatus(state="ready", fraction=1.0)
 
     def cancel(self, request_id: str) -> None:
         self.aborted.add(request_id)
+
+    def stage(self, request_id: str) -> Stage:
+        sequence = self.local.engine.scheduler.by_id.get(request_id)
+        if sequence is None:
+            return "elsewhere"
+        return "running" if sequence.state is SequenceState.RUNNING else "waiting"
+
+    def stop(self, request_id: str) -> None:
+        self.local.stop(request_id)
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         self.local.engine.grammars.learn(vocabulary)
@@ -57,6 +82,7 @@ class DirectEngine:
                 events = self._events(request.id)
                 if not events:
                     self.local.step()
+                    self.tell()
                     await asyncio.sleep(0)
                 for event in events:
                     is_over = isinstance(event, Finished | Failed)

@@ -36,6 +36,7 @@ from octavo.engine.client import EngineStatus, aborted
 from octavo.engine.frontend import Frontend
 from octavo.engine.ipc import Phase, Ready
 from octavo.engine.pulse import Reading
+from octavo.engine.streams import Stage
 from octavo.meter.metrics import Metrics
 from octavo.server.admission.desk import Bounds
 from octavo.server.app import create_app
@@ -95,6 +96,7 @@ class FakeEngine:
         self.submitted: list[Request] = []
         self.cancelled: list[str] = []
         self.finished: list[str] = []
+        self.stopped: list[str] = []
         self.eos_after: int | None = None
         self.script: list[int] | None = None
         """Token ids to say in place of SCRIPT, then the end."""
@@ -146,6 +148,12 @@ class FakeEngine:
         """Takes effect at the next token, or while it pauses."""
         if request_id in self.aborts:
             self.aborts[request_id].set()
+
+    def stop(self, request_id: str) -> None:
+        self.stopped.append(request_id)
+
+    def stage(self, request_id: str) -> Stage:
+        return "running" if request_id in self.aborts else "elsewhere"
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
@@ -240,6 +248,7 @@ class FakeEngine:
             logprobs=logprobs,
             prompt_logprobs=prompt,
             num_cached=num_cached if sent == 0 else 0,
+            admitted=request.arrived if sent == 0 else None,
         )
 
     def _count(self, last_step_tokens: int | None = None, **by: int) -> None:

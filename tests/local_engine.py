@@ -90,6 +90,9 @@ class LocalEngine:
     def cancel(self, request_id: str) -> None:
         self.link.inbox.append(Cancel((request_id,)))
 
+    def stop(self, request_id: str) -> None:
+        self.link.inbox.append(Cancel((request_id,), "stop"))
+
     def step(self) -> None:
         self.link.sent.clear()
         self.engine.step()

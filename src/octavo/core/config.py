@@ -121,6 +121,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "0: never.",
         ),
     ] = 5
+    log_format: Annotated[
+        Literal["text", "json"],
+        _Help(description="How log lines are written, to standard error; json: an object each."),
+    ] = "text"
     step_log: Annotated[
         str | None,
         _Help(
@@ -261,6 +265,21 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ),
     ] = 30.0
     enable_log_requests: Annotated[
-        bool, _Help(description="Log one line per request (never its text).")
+        bool,
+        _Help(description="Log one line per request, without its text but for --max-log-len."),
     ] = False
-    disable_access_log: Annotated[bool, _Help(description="No access log line per call.")] = False
+    max_log_len: Annotated[
+        int,
+        _Help(ge=0, description="Characters of the prompt that --enable-log-requests may log."),
+    ] = 0
+    disable_access_log: Annotated[
+        bool,
+        _Help(description="No access log line per call; without it, probes that pass have none."),
+    ] = False
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        _Help(
+            description="Send OpenTelemetry traces there: grpc://HOST:4317 or http://HOST:4318/v1/traces; needs "
+            "octavo[otel]."
+        ),
+    ] = None

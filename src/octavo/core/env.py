@@ -7,7 +7,12 @@ import os
 from octavo.core.errors import ConfigError, did_you_mean
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-NAMES = ("OCTAVO_API_KEY", "OCTAVO_LOG_LEVEL", "OCTAVO_TEST_BUILD")
+NAMES = (
+    "OCTAVO_API_KEY",
+    "OCTAVO_LOG_LEVEL",
+    "OCTAVO_TEST_BUILD",
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+)
 _FIRST_PASSED_FD = 3
 
 
@@ -37,6 +42,11 @@ def log_level() -> str:
             code="E-CFG-08",
         )
     return given.upper()
+
+
+def otlp_protocol() -> str:
+    """OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: grpc or http/protobuf; empty: the endpoint says. OpenTelemetry's own reads others."""
+    return os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "")
 
 
 def is_test_build() -> bool:

@@ -77,6 +77,10 @@ class TokenOut(
     """Sent once, with the first tokens: entry i belongs to prompt position i + 1."""
     num_cached: int = 0
     """Sent with the first tokens: prompt tokens found in the prefix cache (a stop string may end it before Finished)."""
+    admitted: float | None = None
+    """Sent with the first tokens: when it first ran, in seconds of `time.monotonic()`."""
+    num_preemptions: int = 0
+    """How often it gave way until now."""
 
 
 class Pooled(msgspec.Struct, frozen=True, kw_only=True, tag="pooled", gc=False):
@@ -126,6 +130,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
 
     num_running: int = 0
     num_waiting: int = 0
+    num_deferred: int = 0
+    """Requests that wait for their grammar to be built; not among `num_waiting`."""
     num_blocks: int = 0
     num_free_blocks: int = 0
     """Blocks that nobody holds; cached ones that could be evicted are among them."""

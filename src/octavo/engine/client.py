@@ -21,6 +21,7 @@ from octavo.engine.child import EngineProcess
 from octavo.engine.ipc import Ready, Steps
 from octavo.engine.life import Process
 from octavo.engine.pulse import Reading
+from octavo.engine.streams import Stage
 from octavo.engine.supervise import State, Supervisor, unavailable
 
 
@@ -113,6 +114,14 @@ class EngineClient:
         """The latest snapshot; counters go on over restarts."""
         return self._supervisor.stats
 
+    def watch(self, on_stats: Callable[[EngineStats], None]) -> None:
+        """Tell of each step's snapshot as it comes: `stats` may skip some."""
+        self._supervisor.on_stats = on_stats
+
+    def stage(self, request_id: str) -> Stage:
+        """Where a request stands: `running` has been in a step of the engine that there is."""
+        return self._supervisor.streams.stage(request_id)
+
     @property
     def fatal(self) -> ErrorInfo | None:
         """Why there is no engine any more."""
@@ -176,6 +185,10 @@ class EngineClient:
         ids are ignored.
         """
         self._supervisor.abort(request_id)
+
+    def stop(self, request_id: str) -> None:
+        """A request has said all that its caller wants: the engine need not go on, and nothing was in vain."""
+        self._supervisor.close_stream(request_id, "stop")
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Tell the engine, once, what grammars are built for; before the first request with a grammar."""

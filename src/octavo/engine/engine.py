@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from octavo.core.errors import OctavoError
 from octavo.core.plan import StepPlan
 from octavo.core.request import Request
-from octavo.core.result import Event, Failed, StepResult
+from octavo.core.result import EngineStats, Event, Failed, FinishReason, StepResult
 from octavo.core.waits import GRAMMAR
 from octavo.engine.following import StepFeed
 from octavo.engine.grammars import GrammarDesk
@@ -69,6 +71,8 @@ class Engine:
         self.isolator = Isolator(runner, repros)
         self.pulse = pulse or Pulse()
         self.is_stopping = False
+        self._num_deferred = 0
+        """Who waited for a grammar when it was last told."""
 
     def serve(self) -> None:
         """Run until told to stop.
@@ -107,8 +111,8 @@ class Engine:
             ended = time.monotonic()
             events += self._recorded("step", self.scheduler.apply(plan, result, ended), ended)
         self.grammars.forget_ended(events)
-        if events or plan is not None:
-            self.link.send(Events(events=tuple(events), stats=self.scheduler.stats()))
+        if events or plan is not None or self.grammars.num_waiting != self._num_deferred:
+            self.link.send(Events(events=tuple(events), stats=self._stats()))
         self.feed.say(self.link.send, at_once=self.is_stopping)
         if self.is_stopping:
             self.steps.close()
@@ -139,6 +143,11 @@ class Engine:
             num_free_blocks=cache.num_free,
         )
 
+    def _stats(self) -> EngineStats:
+        stats = self.scheduler.stats()
+        self._num_deferred = self.grammars.num_waiting
+        return replace(stats, num_deferred=self._num_deferred) if self._num_deferred else stats
+
     def _drain(self, *, wait: bool) -> list[Event]:
         events: list[Event] = []
         for message in self.link.receive(wait=wait):
@@ -151,8 +160,8 @@ class Engine:
                 self.grammars.learn(vocabulary)
             case Submit(request):
                 return self._add(request, self.grammars if request.grammar else self.scheduler)
-            case Cancel(ids):
-                return [event for request_id in ids for event in self._cancel(request_id)]
+            case Cancel(ids, reason):
+                return [event for request_id in ids for event in self._cancel(request_id, reason)]
             case ResetPrefixCache():
                 self.scheduler.cache.forget_prefixes()
                 if self.recorder is not None:
@@ -174,12 +183,12 @@ class Engine:
             self.recorder.arrived(request, events, time.monotonic())
         return events
 
-    def _cancel(self, request_id: str) -> list[Event]:
+    def _cancel(self, request_id: str, reason: FinishReason = "abort") -> list[Event]:
         """End a request wherever it stands; one that waits for its grammar by way of the scheduler, like all others."""
         waiting = self.grammars.cancel(request_id)
         refused = [] if waiting is None else self._add(waiting, self.scheduler)
         return refused or self._recorded(
-            "cancel", self.scheduler.cancel(request_id), time.monotonic()
+            "cancel", self.scheduler.cancel(request_id, reason), time.monotonic()
         )
 
     def _admit_built(self) -> list[Event]:

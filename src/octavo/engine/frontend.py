@@ -57,6 +57,10 @@ class Client(Protocol):
         """End a request: its events end with a Finished that says abort. Unknown ids are ignored."""
         ...
 
+    def stop(self, request_id: str) -> None:
+        """A request has said all that its caller wants, though not all it could; its events are not read on."""
+        ...
+
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Tell the engine, once, what grammars are built for; before the first request with a grammar."""
         ...
@@ -106,6 +110,10 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     timing: RequestTiming | None = None
     """On the choice's last delta."""
     num_preemptions: int = 0
+    num_cached: int = 0
+    """On the choice's first delta with tokens, and its last: prompt tokens found in the prefix cache."""
+    admitted: float | None = None
+    """On its first with tokens: when it first ran (`time.monotonic()`), for what ends before the engine says `timing`."""
 
 
 class Frontend:
@@ -313,6 +321,8 @@ class Generation:
                 self.usage.completion_tokens += len(delta.token_ids)
                 if not isinstance(event, Failed):
                     self.usage.cached_tokens = max(self.usage.cached_tokens, event.num_cached)
+                if delta.finish_reason is not None and isinstance(event, TokenOut):
+                    client.stop(request.id)  # a stop string: it is no abort
                 yield delta
                 if delta.finish_reason is not None:
                     return
@@ -356,6 +366,7 @@ class _Choice:
             stop_reason=text.stopped if text.stopped is not None else event.stop_token,
             timing=event.timing,
             num_preemptions=event.num_preemptions,
+            num_cached=event.num_cached,
         )
 
     def _tokens(self, event: TokenOut) -> Delta:
@@ -373,6 +384,9 @@ class _Choice:
             prompt_logprobs=event.prompt_logprobs,
             finish_reason="stop" if pushed.stopped is not None else None,
             stop_reason=pushed.stopped,
+            num_preemptions=event.num_preemptions,
+            num_cached=event.num_cached,
+            admitted=event.admitted,
         )
 
 

@@ -35,6 +35,11 @@ class GrammarDesk:
         """Whether requests wait for their grammar."""
         return bool(self._waiting)
 
+    @property
+    def num_waiting(self) -> int:
+        """How many do."""
+        return len(self._waiting)
+
     def learn(self, vocabulary: Vocabulary) -> None:
         """Take the vocabulary; the backend for it is made in the thread, once."""
         if self._threads is None:

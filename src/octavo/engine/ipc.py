@@ -14,7 +14,7 @@ from octavo.core.config import EngineConfig
 from octavo.core.errors import EngineError, ErrorInfo
 from octavo.core.pooling import PoolingFacts
 from octavo.core.request import Request
-from octavo.core.result import EngineStats, Event
+from octavo.core.result import EngineStats, Event, FinishReason
 from octavo.decoding.grammar.base import Vocabulary
 from octavo.meter.steplog import StepRecord
 
@@ -51,9 +51,11 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """Client -> engine: the caller is gone; ends with `Finished(reason="abort")`. Unknown ids are ignored."""
+    """Client -> engine: no more of these is wanted; they end with a `Finished`. Unknown ids are ignored."""
 
     ids: tuple[str, ...]
+    reason: FinishReason = "abort"
+    """stop: the callers have all they asked for, up to a stop string; else they are gone."""
 
 
 class ResetPrefixCache(msgspec.Struct, frozen=True, tag="reset_prefix_cache"):

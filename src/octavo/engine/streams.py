@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from msgspec.structs import replace
 
@@ -25,6 +25,10 @@ from octavo.core.result import Event, Failed, Finished, TokenOut
 SUSPECT_AFTER = 2
 GUILTY_AFTER = 3
 """Engines that ended under a request that said nothing, the first `SUSPECT_AFTER` in company and the last with it alone."""
+
+
+Stage = Literal["waiting", "running", "elsewhere"]
+"""Of a request, as the client knows it; elsewhere: not handed over yet, or ended and perhaps not read yet."""
 
 
 class Lost(NamedTuple):
@@ -89,8 +93,12 @@ class Stream:
         if isinstance(event, TokenOut):
             if not self._token_ids:
                 self._first_token, self._num_cached = now, event.num_cached
-            elif event.num_cached:  # said again, by an engine that sent its own first tokens
-                event = replace(event, num_cached=0)
+                if self.restarts:
+                    event = replace(event, admitted=self._admitted)
+            elif (
+                event.admitted is not None
+            ):  # said again, by an engine that sent its own first tokens
+                event = replace(event, num_cached=0, admitted=None)
             self._last_token = now
             self._token_ids.extend(event.token_ids)
         elif isinstance(event, Finished) and self.restarts:
@@ -135,6 +143,13 @@ class Streams:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def stage(self, request_id: str) -> Stage:
+        """Where a request stands."""
+        stream = self._open.get(request_id)
+        if stream is None:
+            return "elsewhere"
+        return "running" if stream.is_running else "waiting"
 
     @property
     def num_begun(self) -> int:

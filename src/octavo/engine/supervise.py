@@ -21,7 +21,7 @@ from octavo.core.config import EngineConfig
 from octavo.core.errors import NOTHING_WORKS, ErrorInfo, OverloadError
 from octavo.core.log import get_logger
 from octavo.core.request import Request
-from octavo.core.result import EngineStats
+from octavo.core.result import EngineStats, FinishReason
 from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.child import EngineProcess
 from octavo.engine.following import Followers
@@ -97,6 +97,8 @@ class Supervisor:
         self.fatal: ErrorInfo | None = None
         self.restarts: Counter[str] = Counter()
         """By what the process ended from."""
+        self.on_stats: Callable[[EngineStats], None] | None = None
+        """Told of each step's snapshot."""
         self.settled = asyncio.Event()
         """Ready for the first time, or never to be."""
         self.process: Process | None = None
@@ -170,10 +172,10 @@ class Supervisor:
             self._end_at(request.deadline, request.id)
         return stream
 
-    def close_stream(self, request_id: str) -> None:
-        """The caller is gone before the end."""
+    def close_stream(self, request_id: str, reason: FinishReason = "abort") -> None:
+        """The caller is gone before the end, or has all it wants ("stop")."""
         if self.streams.close(request_id) and self._life is not None:
-            self._life.send(Cancel((request_id,)))
+            self._life.send(Cancel((request_id,), reason))
         self._pump()
 
     def abort(self, request_id: str) -> None:
@@ -289,6 +291,7 @@ class Supervisor:
             faults=tuple(faults.items()),
             num_running=0,
             num_waiting=len(self.streams),
+            num_deferred=0,
             num_free_blocks=self.stats.num_blocks,
             queued_tokens=self.streams.num_tokens,
             pending_tokens=0,
@@ -330,6 +333,8 @@ class Supervisor:
         match message:
             case Events(events, stats):
                 self.stats = stats if self._base is None else _onto(self._base, stats)
+                if self.on_stats is not None:
+                    self.on_stats(self.stats)
                 if events:
                     if self.streams.take(events, now):
                         self._unanswered.clear()

@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
         from octavo.engine.boot import boot
 
         start = _read_start(sock)
+        log.configure(style=start.config.log_format)
         pulse = Pulse(Page(int(argv[1])))
         with pulse.beating():
             engine = boot(

@@ -1,23 +1,26 @@
 """Prometheus metrics of one engine, fed by events; the names are in `catalogue.py`.
 
-Conservation, exact at every scrape: requests received = ended (stop + length + abort + error) + in flight; the
-count of `time_to_first_token_seconds` = requests with at least one token; the sum of `request_generation_tokens` =
-the sum of all `usage.completion_tokens` of ended requests. Knows no HTTP and no engine.
+Conservation, exact at every scrape: requests received = ended (stop + length + abort + error) + in flight, and in flight =
+waiting + running + elsewhere; `generation_tokens` = the sum of all `usage.completion_tokens`, and `prompt_tokens` that of
+the prompts of all requests whose answer began; the count of `time_to_first_token_seconds` = requests with at least one token;
+of `e2e_request_latency_seconds` and of token histograms = requests ended; of `iteration_tokens_total` = steps. Knows no HTTP
+and no engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter as Counts
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from octavo.core.request import Request
 from octavo.core.result import EngineStats, RequestTiming
-from octavo.meter.catalogue import ALIASES, FINISHED_REASONS, ROWS, Row
+from octavo.meter.catalogue import ALIASES, ROWS, Row
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _BASE_LABELS = ("model_name", "engine")
@@ -25,15 +28,21 @@ _BASE_LABELS = ("model_name", "engine")
 _STAT_COUNTERS = (
     ("vllm:prefix_cache_queries", "prefix_queries"),
     ("vllm:prefix_cache_hits", "prefix_hits"),
-    ("vllm:prompt_tokens_cached", "prefix_hits"),
     ("vllm:num_preemptions", "num_preemptions"),
-    ("vllm:prompt_tokens", "prompt_tokens"),
-    ("vllm:generation_tokens", "generation_tokens"),
+    ("octavo:computed_prompt_tokens", "prompt_tokens"),
+    ("octavo:sampled_tokens", "generation_tokens"),
     ("octavo:aborted_computed_tokens", "aborted_tokens"),
     ("octavo:recomputed_tokens", "recomputed_tokens"),
     ("octavo:recomputed_seconds", "recomputed_s"),
 )
 """(metric, field of EngineStats): counters fed by differences of snapshots."""
+
+
+_FAULT_COUNTERS = {
+    "kv_epoch": "octavo:kv_epoch_mismatches",
+    "non_finite_logits": "vllm:corrupted_requests",
+}
+"""Kinds of faults that have a counter of their own."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +51,6 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     """stop, length, abort or error."""
     num_output: int
-    num_cached: int = 0
     num_preemptions: int = 0
     timing: RequestTiming
     ended: float
@@ -61,12 +69,16 @@ class Metrics:
         self._last = EngineStats()
         self._restarts: dict[str, int] = {}
         self._totals: dict[str, float] = {}
+        self._open: set[str] = set()
+        """Ids of requests that have not ended."""
         self._exposition = _Exposition(self._registry)
+        ProcessCollector(registry=self._registry)
         for row in ROWS:
             if not row.labels:
                 self._child(row.name)
-        for reason in FINISHED_REASONS:
-            self._child("vllm:request_success", reason)
+            for value in row.values:
+                self._child(row.name, value)
+        self.set("vllm:engine_sleep_state", 1, "awake")
 
     def observe_stats(self, stats: EngineStats) -> None:
         """Take a snapshot. Idempotent: the same snapshot twice changes nothing.
@@ -77,7 +89,9 @@ class Metrics:
         if stats is last:
             return
         self.set("vllm:num_requests_running", stats.num_running)
-        self.set("vllm:num_requests_waiting", stats.num_waiting)
+        self.set("vllm:num_requests_waiting", stats.num_waiting + stats.num_deferred)
+        self.set("vllm:num_requests_waiting_by_reason", stats.num_waiting, "capacity")
+        self.set("vllm:num_requests_waiting_by_reason", stats.num_deferred, "deferred")
         self.set("octavo:num_queued_tokens", stats.queued_tokens)
         self.set("octavo:num_pending_tokens", stats.pending_tokens)
         self.set("octavo:step_time_error_ratio", stats.step_time.error)
@@ -98,11 +112,12 @@ class Metrics:
             new = now - before.get(kind, 0)
             if new > 0:
                 self.count("octavo:request_faults", new, kind)
-                if kind == "kv_epoch":
-                    self.count("octavo:kv_epoch_mismatches", new)
+                if kind in _FAULT_COUNTERS:
+                    self.count(_FAULT_COUNTERS[kind], new)
 
     def observe_started(self, request: Request) -> None:
         """A request is handed to the engine."""
+        self._open.add(request.id)
         self.count("octavo:requests_received")
         self.set("octavo:requests_in_flight", 1, add=True)
         if request.index == 0:
@@ -110,6 +125,29 @@ class Metrics:
         if request.params.max_tokens is not None:
             self._observe("vllm:request_params_max_tokens", request.params.max_tokens)
         self._observe("vllm:request_max_num_generation_tokens", request.max_tokens)
+
+    def observe_stages(self, stage: Callable[[str], str]) -> None:
+        """Ask for each request that has not ended where it stands. O(requests): for scrapes."""
+        found = Counts(map(stage, self._open))
+        for name in self._rows["octavo:requests_by_stage"].values:
+            self.set("octavo:requests_by_stage", found.pop(name, 0), name)
+        assert not found, f"no such stage: {found}"
+
+    def observe_prompt(self, num_prompt: int, num_cached: int) -> None:
+        """The answer of a request begins, so that all of its prompt is in the KV cache. Once per request."""
+        for name, where, count in (
+            ("vllm:prompt_tokens_by_source", "local_compute", num_prompt - num_cached),
+            ("vllm:prompt_tokens_by_source", "local_cache_hit", num_cached),
+            ("vllm:prompt_tokens_cached_by_source", "device", num_cached),
+        ):
+            self.count(name, count, where)
+        self.count("vllm:prompt_tokens", num_prompt)
+        self.count("vllm:prompt_tokens_cached", num_cached)
+        self._observe("vllm:request_prefill_kv_computed_tokens", num_prompt - num_cached)
+
+    def observe_tokens(self, count: int) -> None:
+        """A caller gets so many tokens."""
+        self.count("vllm:generation_tokens", count)
 
     def observe_first_token(self, seconds: float) -> None:
         """A request has its first token, so long after it arrived."""
@@ -121,6 +159,7 @@ class Metrics:
 
     def observe_finished(self, request: Request, outcome: Outcome) -> None:
         """A request that was started has ended, in whatever way. Once per request."""
+        self._open.remove(request.id)
         self.set("octavo:requests_in_flight", -1, add=True)
         self.count("vllm:request_success", 1, outcome.reason)
         self._observe("vllm:request_prompt_tokens", request.num_prompt)
@@ -129,13 +168,13 @@ class Metrics:
         self._observe("vllm:e2e_request_latency_seconds", outcome.ended - request.arrived)
         for name, seconds in _spans(outcome):
             self._observe(name, max(0.0, seconds))
-        if outcome.num_output:
-            computed = request.num_prompt - outcome.num_cached
-            self._observe("vllm:request_prefill_kv_computed_tokens", computed)
 
-    def observe_config(self, *, block_size: int, num_blocks: int, cache_dtype: str) -> None:
+    def observe_config(
+        self, *, block_size: int, num_blocks: int, num_tokens: int, cache_dtype: str
+    ) -> None:
         """The KV cache as started."""
-        self.set("vllm:cache_config_info", 1, str(block_size), str(num_blocks), cache_dtype)
+        values = (str(block_size), str(num_blocks), cache_dtype, str(num_tokens))
+        self.set("vllm:cache_config_info", 1, *values)
 
     def observe_build(self, *, version: str, device: str, dtype: str) -> None:
         """What runs, on what."""

@@ -27,11 +27,11 @@ def take(
                 break
     if outcome.is_finished and token_ids == outcome.token_ids:
         end = end if end is not None and end[0] == "stop" else ("stop", None)
-    num_cached = 0
+    num_cached, admitted = 0, None
     if token_ids:
         if sequence.first_token_at is None:
             sequence.first_token_at = now
-            num_cached = sequence.num_cached
+            num_cached, admitted = sequence.num_cached, sequence.admitted_at
         sequence.last_token_at = now
     elif outcome.prompt_logprobs is None:
         return None, end
@@ -41,6 +41,8 @@ def take(
         logprobs=logprobs,
         prompt_logprobs=outcome.prompt_logprobs,
         num_cached=num_cached,
+        admitted=admitted,
+        num_preemptions=sequence.num_preemptions,
     )
     return token_out, end
 

@@ -120,12 +120,16 @@ class Scheduler:
         return events
 
     def cancel(self, request_id: str, reason: FinishReason = "abort") -> list[Event]:
-        """End a request now, wherever it stands; [] when it is not (or no longer) known."""
+        """End a request now, wherever it stands; [] when it is not (or no longer) known.
+
+        `reason` is "stop" where its caller has all that was asked for: a stop string is found in text, which is not here.
+        """
         sequence = self.by_id.get(request_id)
         if sequence is None:
             return []
-        computed = max(sequence.num_computed, sequence.num_computed_before)
-        self.counters.aborted_tokens += max(0, computed - sequence.num_cached)
+        if reason == "abort":
+            computed = max(sequence.num_computed, sequence.num_computed_before)
+            self.counters.aborted_tokens += max(0, computed - sequence.num_cached)
         return [self._finish(sequence, reason, None)]
 
     # -- plan ----------------------------------------------------------------------------------------------------

@@ -102,6 +102,8 @@ def create_app(state: AppState) -> Starlette:
         if state.on_stop is not None:
             await state.on_stop()
         await _end_background(state)
+        if state.tracer is not None:
+            state.tracer.close()
         state.responses.close()
         state.frontend.close()
         state.keys.close()

@@ -19,8 +19,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.core.errors import EngineError, OctavoError, RequestError
-from octavo.core.log import get_logger
+from octavo.core.log import REQUEST_ID, get_logger
 from octavo.engine.frontend import Caller
+from octavo.meter.trace import OPERATIONS, CallTrace
+from octavo.server.access import log_access
 from octavo.server.admission.tickets import Stay
 from octavo.server.auth import Guest
 from octavo.server.errors import RoleError, anthropic_error_json, error_json, error_response
@@ -73,6 +75,8 @@ class Call:
     began: float = field(default_factory=time.monotonic)
     """`time.monotonic()` when its headers were read: deadlines count from here."""
     stay: Stay
+    trace: CallTrace | None = None
+    """Its span, where calls of this kind are traced."""
 
     @property
     def caller(self) -> Caller:
@@ -160,11 +164,14 @@ class Endpoint:
                 status = message["status"]
                 if guest is not None:
                     MutableHeaders(scope=message).update(guest.allowance.headers())
+                if trace is not None:
+                    MutableHeaders(scope=message)["traceparent"] = trace.traceparent
             begun = time.monotonic()
             await send(message)
             marks.wrote(begun)
 
         request_id = scope[_ID_KEY]
+        trace = self._trace(scope)
         warnings: list[Warned] = []
         stay = Stay(self._state.admission)
         try:
@@ -183,6 +190,7 @@ class Endpoint:
                 running=running,
                 warnings=warnings,
                 stay=stay,
+                trace=trace,
             )
             with self._state.calls.held(running):
                 with running.interruptible():
@@ -199,11 +207,15 @@ class Endpoint:
                 self._state.metrics.count("vllm:admission_rejections", 1, f"key_{error.limit}")
             if error.status == 500:
                 logger.warning("request %s: %s", request_id, error.info().one_line())
+            if trace is not None:
+                trace.fail(error.code)
             await error_response(error, self._error_body)(scope, receive, watched)
         except (
             Exception
         ):  # edge of a call: a bug in one answer must not take the server's other calls with it
             logger.exception("request %s failed", request_id)
+            if trace is not None:
+                trace.fail("internal_error")
             if not status:
                 hidden = EngineError("internal error; the log has it under this request's id.")
                 await error_response(hidden, self._error_body)(scope, receive, watched)
@@ -212,6 +224,17 @@ class Endpoint:
             # Cut off from within before there was an answer, as a line of a batch that is cancelled.
             told = str(status or 499)
             self._state.metrics.count("octavo:http_responses", 1, self._row.path, told)
+            if trace is not None:
+                trace.end(status or 499)
+
+    def _trace(self, scope: Scope) -> CallTrace | None:
+        """The span of a call that an engine is asked in."""
+        tracer = self._state.tracer
+        if tracer is None or self._row.method != "POST" or self._row.path not in OPERATIONS:
+            return None
+        trace = tracer.begin(self._row.path, Headers(scope=scope))
+        trace.identify(scope[_ID_KEY])
+        return trace
 
     def _guest(self, scope: Scope) -> Guest:
         """Who calls, if that is enough for this route.
@@ -257,15 +280,25 @@ class RequestId:
         request_id = secrets.token_hex(16)
         scope[_ID_KEY] = request_id
 
+        status = 0
+
         async def stamped(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 if self._state.is_leaving or self._state.is_draining:
                     headers["connection"] = "close"
             await send(message)
 
-        await self._app(scope, receive, stamped)
+        began, told = time.monotonic(), REQUEST_ID.set(request_id)
+        try:
+            await self._app(scope, receive, stamped)
+        finally:
+            REQUEST_ID.reset(told)
+            if not self._state.config.disable_access_log:
+                log_access(scope, status or 499, time.monotonic() - began, request_id)
 
 
 def json_response(body: msgspec.Struct | dict[str, Any], status: int = 200) -> Response:

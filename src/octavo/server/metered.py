@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Any
 
 from octavo.core.aio import closable
 from octavo.core.errors import OctavoError, OverloadError
@@ -36,7 +37,7 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
     call.running.marks.prepared = time.monotonic()
     account.begin(sum(generation.usage.prompt_tokens for generation in generations))
     books = {
-        (prompt_index, request.index): _Book(state.metrics, request, generation, call.running.marks)
+        (prompt_index, request.index): _Book(state.metrics, request, call.running.marks)
         for prompt_index, generation in enumerate(generations)
         for request in generation.requests
     }
@@ -77,8 +78,10 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
         for book in books.values():
             book.close(reason)
             book.count_waste(cause)
+            if call.trace is not None and book.outcome is not None:
+                call.trace.add(book.request, book.outcome, book.num_cached)
         if state.config.enable_log_requests:
-            _log(call.id, list(books.values()))
+            _log(call, list(books.values()))
 
 
 async def _merged(generations: Sequence[Generation]) -> AsyncGenerator[Item, None]:
@@ -112,15 +115,16 @@ async def _merged(generations: Sequence[Generation]) -> AsyncGenerator[Item, Non
 class _Book:
     """One request's entry in the metrics. Owner: `metered`."""
 
-    def __init__(
-        self, metrics: Metrics, request: Request, generation: Generation, marks: Marks
-    ) -> None:
+    def __init__(self, metrics: Metrics, request: Request, marks: Marks) -> None:
         self._marks = marks
         self.request = request
         self.reason = ""
         self.num_output = 0
+        self.num_cached = 0
+        self.outcome: Outcome | None = None
+        """Once it has ended."""
         self._metrics = metrics
-        self._generation = generation
+        self._admitted: float | None = None
         self._timing: RequestTiming | None = None
         self._num_preemptions = 0
         self._first: float | None = None
@@ -129,21 +133,29 @@ class _Book:
 
     def take(self, delta: Delta) -> None:
         """Book a delta."""
+        self._num_preemptions = max(self._num_preemptions, delta.num_preemptions)
         if delta.token_ids:
             now = time.monotonic()
             if self._last is None:
-                self._first = now
+                self._first, self._admitted = now, delta.admitted
                 self._metrics.observe_first_token(now - self.request.arrived)
+                self._begin(delta.num_cached)
             else:
                 self._metrics.observe_gap(now - self._last)
             self._last = self._marks.last[self.request.id] = now
+            self._metrics.observe_tokens(len(delta.token_ids))
             self.num_output += len(delta.token_ids)
         if delta.finish_reason is not None:
             self._marks.done.add(self.request.id)
             if delta.timing is not None and delta.timing.admitted is not None:
                 self._timing = self._marks.timings[self.request.id] = delta.timing
-            self._num_preemptions = delta.num_preemptions
+                if self._last is None and delta.finish_reason != "abort":  # no output was asked for
+                    self._begin(delta.num_cached)
             self.close(delta.finish_reason)
+
+    def _begin(self, num_cached: int) -> None:
+        self.num_cached = num_cached
+        self._metrics.observe_prompt(self.request.num_prompt, num_cached)
 
     def close(self, reason: str) -> None:
         """Book the end, once."""
@@ -151,19 +163,21 @@ class _Book:
             return
         self.reason = reason
         arrived = self.request.arrived
-        # A stop string, a failure or an abort leaves us without the engine's times: ours stand in.
+        # A stop string, a failure or an abort leaves us without some of the engine's times: ours stand in.
         own = RequestTiming(
-            arrived=arrived, admitted=None, first_token=self._first, last_token=self._last
+            arrived=arrived,
+            admitted=self._admitted,
+            first_token=self._first,
+            last_token=self._last,
         )
-        outcome = Outcome(
+        self.outcome = Outcome(
             reason=reason,
             num_output=self.num_output,
-            num_cached=self._generation.usage.cached_tokens,
             num_preemptions=self._num_preemptions,
             timing=self._timing or own,
             ended=time.monotonic(),
         )
-        self._metrics.observe_finished(self.request, outcome)
+        self._metrics.observe_finished(self.request, self.outcome)
 
     def count_waste(self, cause: str) -> None:
         """Book the tokens of a request that ended before its own end."""
@@ -176,12 +190,28 @@ class _Book:
         self._metrics.count(ABORTED, self.num_output, cause, "output")
 
 
-def _log(call_id: str, books: Sequence[_Book]) -> None:
+def _log(call: Call, books: Sequence[_Book]) -> None:
+    first = books[0].request
+    fields: dict[str, Any] = {
+        "request_id": call.id,
+        "num_prompt": first.num_prompt,
+        "num_output": sum(book.num_output for book in books),
+        "finish_reasons": sorted({book.reason for book in books}),
+        "seconds": round(time.monotonic() - first.arrived, 6),
+    }
+    said = ""
+    limit = call.state.config.max_log_len
+    if limit:  # a character is at least a byte of a token, and a token has one at least
+        shown = call.state.frontend.tokenizer.decode(list(first.token_ids[:limit]))[:limit]
+        fields["prompt"] = shown
+        said = f", prompt {shown!r}"
     logger.info(
-        "request %s: %d prompt tokens, %d output tokens, %s, %.3f s",
-        call_id,
-        books[0].request.num_prompt,
-        sum(book.num_output for book in books),
-        ",".join(sorted({book.reason for book in books})),
-        time.monotonic() - books[0].request.arrived,
+        "request %s: %d prompt tokens, %d output tokens, %s, %.3f s%s",
+        call.id,
+        fields["num_prompt"],
+        fields["num_output"],
+        ",".join(fields["finish_reasons"]),
+        fields["seconds"],
+        said,
+        extra={"fields": fields},
     )

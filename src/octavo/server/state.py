@@ -18,7 +18,9 @@ from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.client import EngineStatus
 from octavo.engine.frontend import Frontend
 from octavo.engine.ipc import Ready
+from octavo.engine.streams import Stage
 from octavo.meter.metrics import Metrics
+from octavo.meter.trace import Tracer
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.server.admission.desk import Admission, Bounds
 from octavo.server.auth import Guest, KeyRing
@@ -80,6 +82,10 @@ class EngineHandle(Protocol):
 
     def status(self) -> EngineStatus:
         """How the engine is; never waits."""
+        ...
+
+    def stage(self, request_id: str) -> Stage:
+        """Where a request stands, in a word."""
         ...
 
     def restart(self, reason: str) -> bool:
@@ -158,6 +164,8 @@ class AppState:
     """Generating calls under way."""
     failure: Exception | None = None
     """Why `on_start` failed."""
+    tracer: Tracer | None = None
+    """Sends spans of calls; None: nobody asked for traces."""
     canary: Canary | None = None
     """Asks the engine what it knows the answer to; None: nobody does."""
 

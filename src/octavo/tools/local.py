@@ -29,7 +29,7 @@ from octavo.server.auth import KeyRing, key_ring
 from octavo.server.jobs.store import Store
 from octavo.server.listen.serve import Server
 from octavo.server.response_store import ResponseStore
-from octavo.server.state import AppState, Kept
+from octavo.server.state import AppState, Kept, octavo_version
 from octavo.text import inject
 from octavo.text.chat import ChatTemplate
 from octavo.text.parsers.choose import Chosen, choose
@@ -68,6 +68,17 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
         else None,
         bounds=Bounds(engine.max_num_queued_reqs, server.max_num_queued_tokens),
     )
+    if server.otlp_traces_endpoint is not None:
+        # lazy: most servers are not traced
+        from octavo.meter.trace import Tracer
+
+        state.tracer = Tracer(
+            server.otlp_traces_endpoint,
+            model=names[0],
+            version=octavo_version(),
+            protocol=env.otlp_protocol(),
+        )
+    client.watch(state.metrics.observe_stats)
     if server.state_dir is not None:
         folder = Path(server.state_dir).expanduser()
         if server.takeover:

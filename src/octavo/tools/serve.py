@@ -41,9 +41,14 @@ def run(args: argparse.Namespace) -> int:
     # lazy: asyncio and messages, a tenth of a second that a mistyped flag should not cost
     from octavo.engine.client import EngineClient
 
-    log.configure()
+    log.configure(style=parsed.engine.log_format)
     _check_security(parsed.server)
     parsed = with_step_log(parsed)
+    if parsed.server.otlp_traces_endpoint is not None:
+        # lazy: most servers are not traced
+        from octavo.meter.trace import check
+
+        check(parsed.server.otlp_traces_endpoint, env.otlp_protocol())
     client = EngineClient(parsed.engine)
     client.launch()  # the engine loads torch while the server's libraries are loaded here
     launched = process_age_s()

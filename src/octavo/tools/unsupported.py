@@ -42,10 +42,14 @@ ROWS: tuple[Row, ...] = (
     Row(("--max-loras",)),
     Row(("--max-lora-rank",)),
     Row(("--speculative-config",)),
-    Row(("--otlp-traces-endpoint",)),
-    Row(("--collect-detailed-traces",)),
-    Row(("--max-log-len",), fix="Prompts are never logged; leave it out."),
-    Row(("--disable-access-log-for-endpoints",), fix="Use --disable-access-log."),
+    Row(
+        ("--collect-detailed-traces",),
+        fix="Leave it out: traces have the times of queue, prefill and decode without it.",
+    ),
+    Row(
+        ("--disable-access-log-for-endpoints",),
+        fix="Probes and /metrics are left out already; --disable-access-log leaves out all.",
+    ),
     Row(("--allowed-media-domains",), "values"),
     Row(("--limit-mm-per-prompt",)),
     Row(("--kv-transfer-config",)),

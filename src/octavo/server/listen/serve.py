@@ -98,7 +98,8 @@ class Server(uvicorn.Server):
                 http=Protocol,
                 lifespan="on",
                 log_level="warning" if config.disable_access_log else "info",
-                access_log=not config.disable_access_log,
+                log_config=None,  # core/log.py has its lines, access.py those of calls
+                access_log=False,
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=_KEEP_ALIVE_S,

@@ -179,6 +179,7 @@ class Work:
             ticket.begin(request.id)
             reason = "stop"
             self.call.running.marks.timings[request.id] = answer.timing
+            state.metrics.observe_prompt(request.num_prompt, answer.num_cached)
             state.metrics.observe_stats(state.engine.stats)
         except asyncio.CancelledError:
             reason = "abort"
@@ -191,12 +192,14 @@ class Work:
             outcome = Outcome(
                 reason=reason,
                 num_output=0,
-                num_cached=0 if answer is None else answer.num_cached,
                 num_preemptions=0,
                 timing=own if answer is None else answer.timing,
                 ended=time.monotonic(),
             )
             state.metrics.observe_finished(request, outcome)
+            if self.call.trace is not None:
+                num_cached = 0 if answer is None else answer.num_cached
+                self.call.trace.add(request, outcome, num_cached)
         return answer
 
 

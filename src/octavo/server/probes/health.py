@@ -13,6 +13,7 @@ import msgspec
 from starlette.responses import Response
 
 from octavo.core.errors import RequestError
+from octavo.engine.ipc import Ready
 from octavo.engine.pulse import Reading
 from octavo.meter.metrics import CONTENT_TYPE
 from octavo.server.call import Call, json_response
@@ -173,19 +174,29 @@ async def metrics(call: Call) -> Response:
     """Prometheus text."""
     state = call.state
     state.metrics.observe_stats(state.engine.stats)
+    state.metrics.observe_stages(state.engine.stage)
     status = state.engine.status()
     state.metrics.observe_restarts(status.restarts)
     _observe_canary(state)
     if status.state == "ready":
         ready = state.engine.ready
         state.metrics.observe_config(
-            block_size=ready.block_size, num_blocks=ready.num_blocks, cache_dtype=ready.dtype
+            block_size=ready.block_size,
+            num_blocks=ready.num_blocks,
+            num_tokens=ready.kv_tokens,
+            cache_dtype=_cache_dtype(ready),
         )
         state.metrics.observe_build(
             version=octavo_version(), device=ready.device, dtype=ready.dtype
         )
         state.metrics.observe_startup((phase.name, phase.seconds) for phase in ready.phases)
     return Response(state.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+
+def _cache_dtype(ready: Ready) -> str:
+    """Of keys and values, where that was decided apart from the activations'."""
+    chosen = {name: value for name, value, _ in ready.decisions}
+    return chosen.get("kv_cache_dtype", ready.dtype)
 
 
 def _answer(trouble: Trouble | None) -> Response:

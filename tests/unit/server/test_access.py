@@ -1,0 +1,61 @@
+"""Access lines: who called what, with the id; probes only when they fail; prompts only where the operator wants them."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from fakes import FakeEngine, InProcess, make_state
+
+ASK = {"prompt": "tell me\na secret", "max_tokens": 3}
+
+
+def lines(caplog: pytest.LogCaptureFixture, name: str) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.name == name]
+
+
+def test_calls_are_logged_and_quiet_probes_are_not(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "octavo")
+    engine = FakeEngine()
+    server = InProcess(make_state(engine, disable_access_log=False))
+    for path in ("/livez", "/readyz", "/metrics", "/health", "/load"):
+        server.call("GET", path)
+    answer = server.call("POST", "/v1/completions?key=hidden", json=ASK)
+    server.call("GET", "/nowhere%0A%22x")
+    engine.state = "dead"
+    server.call("GET", "/livez")
+    found = lines(caplog, "octavo.access")
+    fields = [vars(record)["fields"] for record in found]
+    assert [(one["path"], one["status"]) for one in fields] == [
+        ("/v1/completions", 200),
+        ("/nowhere%0A%22x", 404),
+        ("/livez", 503),
+    ]
+    assert fields[0]["request_id"] == answer.headers["x-request-id"]
+    assert fields[0]["request_id"] in found[0].getMessage()
+    assert "hidden" not in caplog.text and "secret" not in caplog.text
+    assert "\n" not in found[1].getMessage()
+
+
+def test_no_access_lines_where_they_are_off(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "octavo")
+    InProcess(make_state()).call("POST", "/v1/completions", json=ASK)
+    assert not lines(caplog, "octavo.access")
+
+
+@pytest.mark.parametrize(
+    ("limit", "shown"), [(0, None), (7, "tell me"), (12, "tell me\na se"), (99, ASK["prompt"])]
+)
+def test_a_prompt_is_logged_as_far_as_the_operator_says(
+    caplog: pytest.LogCaptureFixture, limit: int, shown: str | None
+) -> None:
+    caplog.set_level(logging.INFO, "octavo")
+    state = make_state(enable_log_requests=True, max_log_len=limit)
+    answer = InProcess(state).call("POST", "/v1/completions", json=ASK)
+    [line] = lines(caplog, "octavo.server.metered")
+    fields = vars(line)["fields"]
+    assert fields.get("prompt") == shown
+    assert ("secret" in caplog.text) == (limit == 99)
+    assert fields["request_id"] == answer.headers["x-request-id"] and fields["num_output"] == 3
+    assert "\n" not in line.getMessage()

@@ -6,11 +6,14 @@ import time
 from typing import Protocol
 
 from octavo.core.errors import OctavoError
+from octavo.core.plan import StepPlan
 from octavo.core.request import Request
-from octavo.core.result import Event, Failed
+from octavo.core.result import Event, Failed, StepResult
 from octavo.engine.grammars import GrammarDesk
 from octavo.engine.ipc import (
     Cancel,
+    Charged,
+    ChargeEvery,
     Events,
     FromEngine,
     ResetPrefixCache,
@@ -23,6 +26,7 @@ from octavo.engine.ipc import (
 from octavo.engine.isolate import Isolator, StepRunner
 from octavo.engine.pulse import GRAMMAR_S, Pulse
 from octavo.engine.repro import Repros
+from octavo.meter.ledger import Ledger
 from octavo.meter.steplog import StepLog
 from octavo.scheduler.scheduler import Scheduler
 
@@ -59,6 +63,7 @@ class Engine:
         self.grammars = grammars
         self.isolator = Isolator(runner, repros)
         self.pulse = pulse or Pulse()
+        self.ledger = Ledger()
         self.is_stopping = False
 
     def serve(self) -> None:
@@ -73,12 +78,13 @@ class Engine:
 
     def step(self) -> None:
         """One turn of the loop."""
-        is_idle = not (self.scheduler.has_work or self.grammars.is_busy)
+        is_idle = self._is_idle
         if is_idle:
             self.pulse.rest()
         events = self._drain(wait=is_idle)
         if is_idle:
             self.pulse.turn()
+            self.ledger.wake(time.monotonic())
         if self.grammars.is_busy:
             events += self._admit_built()
         now = time.monotonic()
@@ -92,10 +98,26 @@ class Engine:
             result = self.isolator.run(plan)
             self.pulse.end(is_whole=self.isolator.is_whole)
             self.steps.add(plan, result)
+            self._account(plan, result)
             events += self.scheduler.apply(plan, result, time.monotonic())
         self.grammars.forget_ended(events)
         if events or plan is not None:
+            self._tell_charges(events)
             self.link.send(Events(events=tuple(events), stats=self.scheduler.stats()))
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether there is nothing to do until somebody says something."""
+        return not (self.scheduler.has_work or self.grammars.is_busy)
+
+    def _account(self, plan: StepPlan, result: StepResult) -> None:
+        fit = self.scheduler.step_time
+        self.ledger.add(plan, result, fit.line if fit.is_fitted else None, time.monotonic())
+
+    def _tell_charges(self, events: list[Event]) -> None:
+        charges = self.ledger.due(events, time.monotonic(), is_idle=self._is_idle)
+        if charges is not None:
+            self.link.send(Charged(charges))
 
     def _drain(self, *, wait: bool) -> list[Event]:
         events: list[Event] = []
@@ -113,6 +135,8 @@ class Engine:
                 return [event for request_id in ids for event in self._cancel(request_id)]
             case ResetPrefixCache():
                 self.scheduler.cache.forget_prefixes()
+            case ChargeEvery(seconds):
+                self.ledger.every_s = seconds
             case Shutdown():
                 self.is_stopping = True
                 names = [*self.scheduler.by_id, *self.grammars.waiting_ids]

@@ -146,10 +146,10 @@ class Ledger:
         ]
         scale = elapsed_s / (sum(weights) or 1.0)
         for piece, weight in zip(slices, weights, strict=True):
-            spent, start = rows[piece.row], piece.start
-            if start >= spent.decode_from:
+            spent = rows[piece.row]
+            if piece.start >= spent.decode_from:
                 spent.decode_s += scale * weight
-                spent.computed = start + piece.count
+                spent.computed = piece.start + piece.count
             else:
                 spent.take(piece, line, share_s, scale * weight)
 

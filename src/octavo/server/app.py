@@ -63,7 +63,7 @@ ROUTES: tuple[RouteRow, ...] = (
     RouteRow("/v1/messages/count_tokens", "POST", f"{_ANTHROPIC}:count_tokens", shape="anthropic"),
     RouteRow("/v1/requests/{request_id}", "GET", "octavo.server.requests:get_request"),
     RouteRow("/v1/requests/{request_id}", "DELETE", "octavo.server.requests:delete_request"),
-    RouteRow("/v1/usage", "GET", "octavo.server.costs.usage:get_usage"),
+    RouteRow("/v1/usage", "GET", "octavo.server.usage:get_usage"),
     RouteRow("/v1/files", "POST", f"{_OPENAI}.files:upload_file"),
     RouteRow("/v1/files", "GET", f"{_OPENAI}.files:list_files"),
     RouteRow("/v1/files/{file_id}", "GET", f"{_OPENAI}.files:get_file"),

@@ -156,10 +156,13 @@ def lines(found: Iterable[Sum], dims: Sequence[str], *, has_price: bool) -> list
             costs[one.dims] += one.priced / 3600
     for key, line in groups.items():
         line.cost = costs[key] if has_price else None
-    return sorted(
-        groups.values(),
-        key=lambda one: (-(one.prefill_s + one.decode_s + one.aborted_s), *one.by.values()),
-    )
+    # What an engine's absence took is nobody's, and stands among the accounts.
+    asked = [one for one in groups.values() if one.requests or one.prompt_tokens or _spent(one)]
+    return sorted(asked, key=lambda one: (-_spent(one), *one.by.values()))
+
+
+def _spent(line: UsageLine) -> float:
+    return line.prefill_s + line.decode_s + line.aborted_s + line.failed_s
 
 
 _LINE_ACCOUNTS = (*PAID, "failed", "preemption", "failover")

@@ -250,8 +250,10 @@ class LedgerStore:
     def budgets(self) -> list[Budget]:
         """All, by name."""
         with self._engine.connect() as db:
-            found = db.execute(sa.select(_budgets).order_by(_budgets.c.name))
-            return [msgspec.convert(dict(row._mapping), Budget) for row in found]
+            names = Budget.__struct_fields__
+            columns = [_budgets.c[name] for name in names]
+            found = db.execute(sa.select(*columns).order_by(_budgets.c.name))
+            return [msgspec.convert(dict(zip(names, row, strict=True)), Budget) for row in found]
 
     def set_budget(self, budget: Budget) -> None:
         """Keep one, in place of what had its name.

@@ -16,6 +16,8 @@ from octavo.engine.following import StepFeed
 from octavo.engine.grammars import GrammarDesk
 from octavo.engine.ipc import (
     Cancel,
+    Charged,
+    ChargeEvery,
     Events,
     FollowSteps,
     FromEngine,
@@ -31,6 +33,7 @@ from octavo.engine.pulse import GRAMMAR_S, Pulse
 from octavo.engine.record import Recorder
 from octavo.engine.repro import Repros
 from octavo.meter.frames import How
+from octavo.meter.ledger import Ledger
 from octavo.meter.steplog import StepLog, Waits
 from octavo.scheduler.scheduler import Scheduler
 
@@ -70,6 +73,7 @@ class Engine:
         self.grammars = grammars
         self.isolator = Isolator(runner, repros)
         self.pulse = pulse or Pulse()
+        self.ledger = Ledger()
         self.is_stopping = False
         self._num_deferred = 0
         """Who waited for a grammar when it was last told."""
@@ -86,7 +90,7 @@ class Engine:
 
     def step(self) -> None:
         """One turn of the loop."""
-        is_idle = not (self.scheduler.has_work or self.grammars.is_busy)
+        is_idle = self._is_idle
         if is_idle:
             self.feed.say(self.link.send, at_once=True)
             self.steps.flush()
@@ -94,6 +98,7 @@ class Engine:
         events = self._drain(wait=is_idle)
         if is_idle:
             self.pulse.turn()
+            self.ledger.wake(time.monotonic())
         if self.grammars.is_busy:
             events += self._admit_built()
         now = time.monotonic()
@@ -108,10 +113,12 @@ class Engine:
             result = self.isolator.run(plan)
             self.pulse.end(is_whole=self.isolator.is_whole)
             self._log(plan, result, now, begun)
+            self._account(plan, result)
             ended = time.monotonic()
             events += self._recorded("step", self.scheduler.apply(plan, result, ended), ended)
         self.grammars.forget_ended(events)
         if events or plan is not None or self.grammars.num_waiting != self._num_deferred:
+            self._tell_charges(events)
             self.link.send(Events(events=tuple(events), stats=self._stats()))
         self.feed.say(self.link.send, at_once=self.is_stopping)
         if self.is_stopping:
@@ -148,6 +155,20 @@ class Engine:
         self._num_deferred = self.grammars.num_waiting
         return replace(stats, num_deferred=self._num_deferred) if self._num_deferred else stats
 
+    @property
+    def _is_idle(self) -> bool:
+        """Whether there is nothing to do until somebody says something."""
+        return not (self.scheduler.has_work or self.grammars.is_busy)
+
+    def _account(self, plan: StepPlan, result: StepResult) -> None:
+        fit = self.scheduler.step_time
+        self.ledger.add(plan, result, fit.line if fit.is_fitted else None, time.monotonic())
+
+    def _tell_charges(self, events: list[Event]) -> None:
+        charges = self.ledger.due(events, time.monotonic(), is_idle=self._is_idle)
+        if charges is not None:
+            self.link.send(Charged(charges))
+
     def _drain(self, *, wait: bool) -> list[Event]:
         events: list[Event] = []
         for message in self.link.receive(wait=wait):
@@ -168,6 +189,8 @@ class Engine:
                     self.recorder.forgot()
             case FollowSteps(count):
                 self.feed.follow(count)
+            case ChargeEvery(seconds):
+                self.ledger.every_s = seconds
             case Shutdown():
                 self.is_stopping = True
                 names = [*self.scheduler.by_id, *self.grammars.waiting_ids]

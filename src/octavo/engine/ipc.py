@@ -10,6 +10,7 @@ import struct
 
 import msgspec
 
+from octavo.core.charge import Charges
 from octavo.core.config import EngineConfig
 from octavo.core.errors import EngineError, ErrorInfo
 from octavo.core.pooling import PoolingFacts
@@ -71,6 +72,12 @@ class FollowSteps(msgspec.Struct, frozen=True, tag="follow_steps"):
     count: int
 
 
+class ChargeEvery(msgspec.Struct, frozen=True, tag="charge_every"):
+    """Client -> engine: tell where time went at least so often; 0: after every step."""
+
+    seconds: float
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Client -> engine: abort what runs, then exit 0."""
 
@@ -129,14 +136,29 @@ class Steps(msgspec.Struct, frozen=True, tag="steps"):
     """Steps before these that nobody took in time."""
 
 
+class Charged(msgspec.Struct, frozen=True, tag="charged"):
+    """Engine -> client: where its time went. Before the `Events` with the ends of the requests that it is final of."""
+
+    charges: Charges
+
+
 class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
     """Engine -> client: the engine cannot start or go on; the cause, and the last frame."""
 
     error: ErrorInfo
 
 
-ToEngine = StartEngine | UseVocabulary | Submit | Cancel | ResetPrefixCache | FollowSteps | Shutdown
-FromEngine = Loading | Ready | Started | Events | Steps | Fatal
+ToEngine = (
+    StartEngine
+    | UseVocabulary
+    | Submit
+    | Cancel
+    | ResetPrefixCache
+    | FollowSteps
+    | ChargeEvery
+    | Shutdown
+)
+FromEngine = Loading | Ready | Started | Charged | Events | Steps | Fatal
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine = msgspec.msgpack.Decoder(ToEngine)

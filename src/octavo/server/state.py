@@ -16,12 +16,13 @@ from octavo.core.result import EngineStats, Event
 from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.client import EngineStatus
 from octavo.engine.frontend import Frontend
-from octavo.engine.ipc import Ready
+from octavo.engine.ipc import Ready, Steps
 from octavo.meter.metrics import Metrics
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.server.admission.desk import Admission, Bounds
 from octavo.server.auth import Guest, KeyRing
 from octavo.server.canary import Canary
+from octavo.server.console.feed import Feed
 from octavo.server.jobs.store import Store
 from octavo.server.response_store import ResponseStore
 from octavo.server.running import Calls
@@ -97,6 +98,10 @@ class EngineHandle(Protocol):
         """Tell the engine, once, what grammars are built for."""
         ...
 
+    def follow_steps(self) -> AsyncIterator[Steps]:
+        """The engine's steps from now on; close it when done."""
+        ...
+
     def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes that nobody is using."""
         ...
@@ -126,6 +131,7 @@ class AppState:
     bounds: Bounds = Bounds()
     """Of what may wait."""
     admission: Admission = field(init=False)
+    console: Feed = field(init=False)
     keys: KeyRing = field(default_factory=KeyRing)
     formats: Formats = Formats()
     """How the model writes its reasoning and its tool calls."""
@@ -169,6 +175,7 @@ class AppState:
     def __post_init__(self) -> None:
         policy = POLICIES.load(self.scheduling_policy)()
         self.admission = Admission(self.engine, self.metrics, self.bounds, policy)
+        self.console = Feed(self.engine, self.metrics, self.calls, octavo_version())
 
     @property
     def default_sampling(self) -> Mapping[str, float | int]:

@@ -14,7 +14,7 @@ from octavo.core.request import Request
 from octavo.core.result import Failed, Finished, Pooled, TokenOut
 from octavo.engine.boot import boot
 from octavo.engine.engine import Engine
-from octavo.engine.ipc import Cancel, Events, FromEngine, Ready, Started, Submit, ToEngine
+from octavo.engine.ipc import Cancel, Events, FromEngine, Ready, Started, Steps, Submit, ToEngine
 from octavo.scheduler import invariants
 from overcommit import overcommit
 
@@ -82,6 +82,7 @@ class LocalEngine:
         self.outs: dict[str, list[TokenOut]] = {}
         self.pooled: dict[str, Pooled] = {}
         self.ends: dict[str, Finished | Failed] = {}
+        self.steps: list[Steps] = []
 
     def submit(self, *requests: Request) -> None:
         self.link.inbox += [Submit(request) for request in requests]
@@ -97,6 +98,9 @@ class LocalEngine:
         for message in self.link.sent:
             if isinstance(message, Started):
                 self.started += message.ids
+                continue
+            if isinstance(message, Steps):
+                self.steps.append(message)
                 continue
             assert isinstance(message, Events)
             for event in message.events:

@@ -6,12 +6,16 @@ import time
 from typing import Protocol
 
 from octavo.core.errors import OctavoError
+from octavo.core.plan import StepPlan
 from octavo.core.request import Request
-from octavo.core.result import Event, Failed
+from octavo.core.result import Event, Failed, StepResult
+from octavo.core.waits import GRAMMAR
+from octavo.engine.following import StepFeed
 from octavo.engine.grammars import GrammarDesk
 from octavo.engine.ipc import (
     Cancel,
     Events,
+    FollowSteps,
     FromEngine,
     ResetPrefixCache,
     Shutdown,
@@ -23,7 +27,7 @@ from octavo.engine.ipc import (
 from octavo.engine.isolate import Isolator, StepRunner
 from octavo.engine.pulse import GRAMMAR_S, Pulse
 from octavo.engine.repro import Repros
-from octavo.meter.steplog import StepLog
+from octavo.meter.steplog import StepLog, Waits
 from octavo.scheduler.scheduler import Scheduler
 
 
@@ -56,6 +60,7 @@ class Engine:
         self.runner = runner
         self.link = link
         self.steps = steps
+        self.feed = StepFeed(steps)
         self.grammars = grammars
         self.isolator = Isolator(runner, repros)
         self.pulse = pulse or Pulse()
@@ -75,6 +80,7 @@ class Engine:
         """One turn of the loop."""
         is_idle = not (self.scheduler.has_work or self.grammars.is_busy)
         if is_idle:
+            self.feed.say(self.link.send, at_once=True)
             self.pulse.rest()
         events = self._drain(wait=is_idle)
         if is_idle:
@@ -89,13 +95,32 @@ class Engine:
                 ids = tuple(start.request.id for start in plan.starts)
                 self.link.send(Started(ids=ids, at=now))
             self.pulse.begin(plan)
+            begun = time.monotonic()
             result = self.isolator.run(plan)
             self.pulse.end(is_whole=self.isolator.is_whole)
-            self.steps.add(plan, result)
+            self._log(plan, result, begun)
             events += self.scheduler.apply(plan, result, time.monotonic())
         self.grammars.forget_ended(events)
         if events or plan is not None:
             self.link.send(Events(events=tuple(events), stats=self.scheduler.stats()))
+        self.feed.say(self.link.send, at_once=self.is_stopping)
+
+    def _log(self, plan: StepPlan, result: StepResult, begun: float) -> None:
+        """Into the step log, before what ends with this step has gone."""
+        scheduler = self.scheduler
+        reasons = scheduler.waits.reasons(scheduler.accounts.num_waiting)
+        if self.grammars.is_busy:
+            # In front: the last is what all wait for of whom nothing is said.
+            reasons = ((GRAMMAR, len(self.grammars.waiting_ids)), *reasons)
+        cache = scheduler.cache
+        self.steps.add(
+            plan,
+            result,
+            begun,
+            waits=Waits(reasons, scheduler.waits.heads),
+            num_blocks=cache.num_blocks,
+            num_free_blocks=cache.num_free,
+        )
 
     def _drain(self, *, wait: bool) -> list[Event]:
         events: list[Event] = []
@@ -113,6 +138,8 @@ class Engine:
                 return [event for request_id in ids for event in self._cancel(request_id)]
             case ResetPrefixCache():
                 self.scheduler.cache.forget_prefixes()
+            case FollowSteps(count):
+                self.feed.follow(count)
             case Shutdown():
                 self.is_stopping = True
                 names = [*self.scheduler.by_id, *self.grammars.waiting_ids]

@@ -16,6 +16,7 @@ from octavo.core.pooling import PoolingFacts
 from octavo.core.request import Request
 from octavo.core.result import EngineStats, Event
 from octavo.decoding.grammar.base import Vocabulary
+from octavo.meter.steplog import StepRecord
 
 MAX_FRAME_BYTES = 1 << 30
 """Above the largest honest one: prompt_logprobs of 20 over a million tokens are 300 MB."""
@@ -57,6 +58,15 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 
 class ResetPrefixCache(msgspec.Struct, frozen=True, tag="reset_prefix_cache"):
     """Client -> engine: forget all cached prefixes that nobody is using."""
+
+
+class FollowSteps(msgspec.Struct, frozen=True, tag="follow_steps"):
+    """Client -> engine: from now on say what each step was (`Steps`), of at most `count` further ones; 0: no more.
+
+    Who follows asks again before they are used up. An engine that is not asked keeps on, and says later what was lost.
+    """
+
+    count: int
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
@@ -109,14 +119,22 @@ class Events(msgspec.Struct, frozen=True, tag="events"):
     stats: EngineStats
 
 
+class Steps(msgspec.Struct, frozen=True, tag="steps"):
+    """Engine -> client, while it follows: what the steps since the last message were."""
+
+    records: tuple[StepRecord, ...]
+    num_lost: int = 0
+    """Steps before these that nobody took in time."""
+
+
 class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
     """Engine -> client: the engine cannot start or go on; the cause, and the last frame."""
 
     error: ErrorInfo
 
 
-ToEngine = StartEngine | UseVocabulary | Submit | Cancel | ResetPrefixCache | Shutdown
-FromEngine = Loading | Ready | Started | Events | Fatal
+ToEngine = StartEngine | UseVocabulary | Submit | Cancel | ResetPrefixCache | FollowSteps | Shutdown
+FromEngine = Loading | Ready | Started | Events | Steps | Fatal
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine = msgspec.msgpack.Decoder(ToEngine)

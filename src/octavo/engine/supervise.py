@@ -24,9 +24,11 @@ from octavo.core.request import Request
 from octavo.core.result import EngineStats
 from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.child import EngineProcess
+from octavo.engine.following import Followers
 from octavo.engine.ipc import (
     Cancel,
     Events,
+    FollowSteps,
     FromEngine,
     Loading,
     Ready,
@@ -34,6 +36,7 @@ from octavo.engine.ipc import (
     Shutdown,
     Started,
     StartEngine,
+    Steps,
     Submit,
     UseVocabulary,
 )
@@ -82,6 +85,7 @@ class Supervisor:
     def __init__(self, config: EngineConfig, launch: Callable[[], Process] = EngineProcess) -> None:
         self.config = config
         self.streams = Streams()
+        self.followers = Followers(self._ask_steps)
         self.state: State = "loading"
         self.started: Ready | None = None
         """What was started last."""
@@ -188,6 +192,11 @@ class Supervisor:
         """Forget cached prefixes. An engine that has just started has none."""
         if self.state == "ready" and self._life is not None:
             self._life.send(ResetPrefixCache())
+
+    def _ask_steps(self, message: FollowSteps) -> None:
+        """An engine that is not ready is asked when it is."""
+        if self.state == "ready" and self._life is not None:
+            self._life.send(message)
 
     def _end_at(self, deadline: float, request_id: str) -> None:
         """End a request at its deadline if it waits for an engine then."""
@@ -325,6 +334,8 @@ class Supervisor:
                     if self.streams.take(events, now):
                         self._unanswered.clear()
                     self._pump()
+            case Steps():
+                self.followers.take(message)
             case Started():
                 self.streams.start(message.ids, message.at)
             case Loading():
@@ -352,6 +363,7 @@ class Supervisor:
                 len(self.streams),
                 self.streams.num_begun,
             )
+        self.followers.resume()
         self._pump()
         self.settled.set()
 
@@ -365,6 +377,7 @@ class Supervisor:
             code="engine_unavailable", message="the engine is shutting down.", status=503
         )
         self.streams.fail(unavailable(info))
+        self.followers.end()
         self.settled.set()
 
     def _cause(self, ending: Ending) -> ErrorInfo:

@@ -6,8 +6,11 @@ scheduler chose as it did.
 
 from __future__ import annotations
 
+import itertools
+import time
 from array import array
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,19 +34,44 @@ class SliceRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     num_sampled: int
     """Tokens accepted."""
     failed: bool = False
+    blocks: tuple[int, ...] = ()
+    """Of KV group 0: blocks appended since the sequence's last slice; at its start all of them, shared ones first."""
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One step. The token counts of its slices sum to `num_tokens`."""
+    """One step. The token counts of its slices sum to `num_tokens`.
+
+    In an unbroken log `at` + `elapsed_s` + the next `gap_s` is the next `at`: steps and gaps sum to the time of the clock.
+    """
 
     step: int
+    """Counts from 1 in each engine process."""
+    at: float
+    """Unix time of its start, by a clock that is set once per process and never stepped."""
     elapsed_s: float
+    gap_s: float
+    """Before it, since the last step's end (or the log's begin): idle, or the loop's own work."""
     num_tokens: int
     slices: tuple[SliceRecord, ...]
     started: tuple[str, ...] = ()
     """Requests whose first slice this is, since their (last) admission."""
     ended: tuple[str, ...] = ()
     """Requests that left since the last step: finished, failed, cancelled or preempted."""
+    waiting: tuple[tuple[str, int], ...] = ()
+    """Why those who wait did not run, and how many each; the reasons are those of `core/waits.py`."""
+    heads: tuple[tuple[str, str], ...] = ()
+    """Of those, who was looked at and had a reason of their own: id and reason. All others have the last of `waiting`."""
+    num_blocks: int = 0
+    """Usable KV blocks, over all groups."""
+    num_free_blocks: int = 0
+    """Of those, held by nobody while the step ran."""
+
+
+class Waits(NamedTuple):
+    """Why those who wait did not run, as `StepRecord` has it."""
+
+    reasons: tuple[tuple[str, int], ...] = ()
+    heads: tuple[tuple[str, str], ...] = ()
 
 
 class _Kept(NamedTuple):
@@ -52,21 +80,30 @@ class _Kept(NamedTuple):
     """
 
     step: int
+    at: float
     elapsed_s: float
+    gap_s: float
     ids: tuple[str, ...]
     starts: array[int]
     num_tokens: array[int]
     num_sampled: array[int]
     """-1 for a slice that failed."""
+    blocks: dict[int, tuple[int, ...]]
+    """By index of the slice, where there are any."""
     started: tuple[str, ...]
     ended: tuple[str, ...]
+    waits: Waits
+    num_blocks: int
+    num_free_blocks: int
 
     def record(self) -> StepRecord:
         """As read back from a file."""
         columns = (self.ids, self.starts, self.num_tokens, self.num_sampled)
         return StepRecord(
             step=self.step,
+            at=self.at,
             elapsed_s=self.elapsed_s,
+            gap_s=self.gap_s,
             num_tokens=sum(self.num_tokens),
             slices=tuple(
                 SliceRecord(
@@ -75,12 +112,27 @@ class _Kept(NamedTuple):
                     num_tokens=count,
                     num_sampled=max(0, sampled),
                     failed=sampled < 0,
+                    blocks=self.blocks.get(index, ()),
                 )
-                for id_, start, count, sampled in zip(*columns, strict=True)
+                for index, (id_, start, count, sampled) in enumerate(zip(*columns, strict=True))
             ),
             started=self.started,
             ended=self.ended,
+            waiting=self.waits.reasons,
+            heads=self.waits.heads,
+            num_blocks=self.num_blocks,
+            num_free_blocks=self.num_free_blocks,
         )
+
+
+class Tail(NamedTuple):
+    """Steps after a position in the log."""
+
+    records: tuple[StepRecord, ...]
+    position: int
+    """To ask from next time."""
+    num_lost: int
+    """Steps in between that the ring no longer had."""
 
 
 class StepLog:
@@ -89,29 +141,67 @@ class StepLog:
     Plans name rows, not requests; the log follows `starts` and `ended` to know who sits in which row.
     """
 
-    def __init__(self, capacity: int = 4096, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        capacity: int = 4096,
+        path: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._records: deque[_Kept] = deque(maxlen=capacity)
         self._rows: dict[int, str] = {}
+        self._last_end = clock()
+        self._epoch = time.time() - self._last_end
+        self.num_added = 0
+        """Steps since the start, those that the ring has forgotten among them."""
         # Unbuffered: whoever follows the file sees each step at once, and a killed engine loses none.
         self._file = path.open("ab", buffering=0) if path is not None else None
 
-    def add(self, plan: StepPlan, result: StepResult) -> None:
-        """Append one step that has run; a result without slices counts as one in which nobody got a token."""
-        ended = tuple(self._rows.pop(row) for row in plan.ended if row in self._rows)
+    def add(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        begun: float | None = None,
+        *,
+        waits: Waits = Waits(),
+        num_blocks: int = 0,
+        num_free_blocks: int = 0,
+    ) -> None:
+        """Append one step that has run, from `begun` on (on the log's clock; None: at the end of the last one).
+
+        A result without slices counts as one in which nobody got a token.
+        """
+        ended = tuple([self._rows.pop(row) for row in plan.ended if row in self._rows])
+        blocks: dict[int, tuple[int, ...]] = {}
         for start in plan.starts:
             self._rows[start.row] = start.request.id
         names, slices = self._rows, plan.slices
+        for index, piece in enumerate(slices):
+            if piece.new_blocks:
+                blocks[index] = piece.new_blocks[0]
+        if plan.starts:
+            tables = {start.row: start.blocks[0] for start in plan.starts if start.blocks}
+            blocks |= {i: tables[each.row] for i, each in enumerate(slices) if each.row in tables}
         sampled = [-1 if each.error is not None else len(each.token_ids) for each in result.slices]
+        if begun is None:
+            begun = self._last_end
         kept = _Kept(
             step=plan.step,
+            at=self._epoch + begun,
             elapsed_s=result.elapsed_s,
+            gap_s=begun - self._last_end,
             ids=tuple([names.get(piece.row, "") for piece in slices]),
             starts=array("i", [piece.start for piece in slices]),
             num_tokens=array("i", [piece.count + len(piece.draft) for piece in slices]),
             num_sampled=array("i", sampled or [0] * len(slices)),
-            started=tuple(start.request.id for start in plan.starts),
+            blocks=blocks,
+            started=tuple([start.request.id for start in plan.starts]),
             ended=ended,
+            waits=waits,
+            num_blocks=num_blocks,
+            num_free_blocks=num_free_blocks,
         )
+        self._last_end = begun + result.elapsed_s
+        self.num_added += 1
         self._records.append(kept)
         self._write(kept)
 
@@ -129,6 +219,14 @@ class StepLog:
         if count <= 0:
             return []
         return [kept.record() for kept in list(self._records)[-count:]]
+
+    def since(self, position: int, most: int) -> Tail:
+        """At most `most` steps after the first `position` ones, oldest first, and how many of them are forgotten."""
+        first = max(position, self.num_added - len(self._records))
+        at = first - (self.num_added - len(self._records))
+        kept = list(itertools.islice(self._records, at, at + max(0, most)))
+        records = tuple([each.record() for each in kept])
+        return Tail(records, first + len(records), first - position)
 
     def __len__(self) -> int:
         return len(self._records)

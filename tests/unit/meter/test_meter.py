@@ -13,7 +13,7 @@ from octavo.core.request import Request
 from octavo.core.result import EngineStats, RequestTiming, SliceResult, StepResult
 from octavo.meter.catalogue import ALIASES, ROWS
 from octavo.meter.metrics import Metrics, Outcome
-from octavo.meter.steplog import StepLog, read_steplog
+from octavo.meter.steplog import StepLog, Waits, read_steplog
 from octavo.meter.timeline import Timeline
 
 
@@ -93,6 +93,34 @@ def test_step_log_knows_who_sat_in_which_row(tmp_path: Path) -> None:
     assert [record.slices[0].num_sampled for record in everything] == [1, 1, 0]
     for record in everything:
         assert record.num_tokens == sum(piece.num_tokens for piece in record.slices)
+
+
+def test_steps_and_gaps_sum_to_the_clock() -> None:
+    now = 50.0
+    log = StepLog(clock=lambda: now)
+    piece = Slice(
+        row=0, start=4, count=1, sample=True, new_blocks=((7, 8), (3,)), new_epochs=((1, 2), (3,))
+    )
+    waits = Waits((("no_row", 1), ("behind", 2)), (("x", "no_row"),))
+    prefill = Slice(row=0, start=0, count=4, sample=True)
+    for step, (begun, pieces) in enumerate([(50.5, [prefill]), (52.0, [piece])], 1):
+        result = StepResult(step=step, slices=(), elapsed_s=0.25)
+        begins = {0: "a"} if step == 1 else {}
+        log.add(
+            plan(step, pieces, begins, []),
+            result,
+            begun,
+            waits=waits,
+            num_blocks=9,
+            num_free_blocks=4,
+        )
+    first, second = log.tail(2)
+    assert (first.gap_s, second.gap_s) == (0.5, 1.25)
+    assert second.at == pytest.approx(first.at + first.elapsed_s + second.gap_s, abs=1e-6)
+    assert (first.slices[0].blocks, second.slices[0].blocks) == ((1,), (7, 8)), "group 0 alone"
+    assert second.waiting == waits.reasons and second.heads == waits.heads
+    assert (second.num_blocks, second.num_free_blocks) == (9, 4)
+    assert log.since(0, 1) == ((first,), 1, 0) and log.since(2, 5) == ((), 2, 0)
 
 
 def test_the_step_log_is_on_file_at_once_and_a_full_disk_ends_it_alone(tmp_path: Path) -> None:

@@ -77,9 +77,7 @@ CONTRACTS: Mapping[tuple[str, str], Contract] = {
         failures=(400, 429),
         query=("frames",),
     ),
-    ("GET", "/console/{name:path}"): Contract(
-        "What the page loads.", media="*/*", failures=(404,)
-    ),
+    ("GET", "/console/{name:path}"): Contract("What the page loads.", media="*/*", failures=(404,)),
     ("GET", "/load"): Contract("Work at hand.", answer=health.Load),
     ("POST", "/reset_prefix_cache"): Contract(
         "Forget every cached prefix that no running request uses.",

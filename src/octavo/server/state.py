@@ -22,7 +22,7 @@ from octavo.scheduler.policies.registry import POLICIES
 from octavo.server.admission.desk import Admission, Bounds
 from octavo.server.auth import Guest, KeyRing
 from octavo.server.canary import Canary
-from octavo.server.console.feed import Feed
+from octavo.server.feed import Feed
 from octavo.server.jobs.store import Store
 from octavo.server.response_store import ResponseStore
 from octavo.server.running import Calls

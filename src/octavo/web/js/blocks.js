@@ -3,7 +3,7 @@
 import { palette, prepare } from "./dom.js";
 
 const MAX_HEIGHT = 250;
-const LARGEST = 15;
+const LARGEST = 22;
 const SMALLEST = 3;
 
 export class Blocks {
@@ -48,7 +48,7 @@ export class Blocks {
       context.roundRect(x, y, size, size, round);
       if (!ids) {
         const ghost = per === 1 ? tables.ghosts.get(i) : undefined;
-        context.fillStyle = ghost === undefined ? colours.soft : colours.owner(colourOf(ghost), 0.22);
+        context.fillStyle = ghost === undefined ? colours.soft : colours.owner(colourOf(ghost), chosen ? 0.1 : 0.22);
         context.fill();
         continue;
       }

@@ -5,13 +5,13 @@ import { duration, font, h, palette, painter, prepare, say, short } from "./dom.
 const HEIGHT = 132;
 const LEFT = 44;
 const BOTTOM = 18;
-const GRID = 3;
+const GRID = 4;
 
 /** The least round number that is not below `value`. */
 function ceiling(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 2.5, 5, 10].map((step) => step * power).find((top) => top >= value * 0.999);
+  return [1, 2, 4, 5, 10].map((step) => step * power).find((top) => top >= value * 0.999);
 }
 
 export class Chart {
@@ -89,16 +89,16 @@ export class Chart {
     context.textAlign = "right";
     for (let i = 0; i <= GRID; i++) {
       const level = Math.round(y((top * i) / GRID)) + 0.5;
-      context.globalAlpha = i ? 0.6 : 1;
+      context.globalAlpha = i === 0 ? 1 : i % 2 ? 0.3 : 0.7;
       context.beginPath();
       context.moveTo(LEFT, level);
       context.lineTo(width, level);
       context.stroke();
       context.globalAlpha = 1;
-      if (i) context.fillText(this.write((top * i) / GRID), LEFT - 6, level);
+      if (i && i % 2 === 0) context.fillText(this.write((top * i) / GRID), LEFT - 6, level);
     }
     context.textBaseline = "alphabetic";
-    const step = to - from > 150 ? 60 : 30;
+    const step = to - from > 150 ? 60 : to - from > 60 ? 30 : 10;
     for (let ago = 0; ago < to - from; ago += step) {
       context.textAlign = ago ? "center" : "right";
       context.fillText(ago ? `−${duration(ago).replace(" 0 s", "").replace(".0 s", " s")}` : "now", x(to - ago), HEIGHT - 3);

@@ -54,9 +54,12 @@ export function duration(seconds) {
 
 export const percent = (share) => (Number.isFinite(share) ? `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %` : "–");
 
+/** The id of the call that a request belongs to, as x-request-id has it. */
+export const callId = (id) => /(?:^|[-_])([0-9a-f]{32})(?:-|$)/.exec(id)?.[1] ?? id;
+
 /** The first characters of a request's id, and which choice it is. */
 export function shortId(id) {
-  const [, head, choice] = /^([^-]{1,8})[^-]*(?:-(.+))?$/.exec(id) ?? [null, id.slice(0, 8), ""];
+  const [, head, choice] = /(?:^|[-_])([0-9a-f]{8})[0-9a-f]{24}(?:-(.+))?$/.exec(id) ?? [null, id.slice(0, 12), ""];
   return choice ? `${head}·${choice}` : head;
 }
 

@@ -4,6 +4,7 @@ import { Chart } from "./chart.js";
 import { duration, h, number, percent, say, short } from "./dom.js";
 
 const WINDOW_S = 180;
+const LEAST_S = 30;
 const RATE_S = 2; // a rate is over so long,
 const QUANTILE_S = 15; // a percentile over the observations of so long
 
@@ -117,7 +118,7 @@ export class LiveView {
     if (!samples.length || !about || this.isHeld) return;
     this.tellState();
     const to = samples.at(-1).at;
-    const from = to - WINDOW_S;
+    const from = Math.max(to - WINDOW_S, Math.min(samples[0].at, to - LEAST_S));
     const rows = this.rows(samples, from, about);
     for (const [name, chart] of Object.entries(this.charts)) {
       chart.set(rows.map((one) => one.shown[name]), [from, to]);

@@ -8,7 +8,7 @@ const FOOT = 18;
 export class Timeline {
   constructor(canvas) {
     this.canvas = canvas;
-    this.column = 14;
+    this.column = innerWidth < 720 ? 16 : 20;
     this.layout = { gutter: 0, first: 0, row: 22, width: 0, height: 0 };
   }
 
@@ -131,7 +131,7 @@ export class Timeline {
       context.fillStyle = colours.good;
       context.fillRect(x + 1, top + row - 4, width, 2.5);
     }
-    if (width >= 20 && row >= 14) {
+    if (width >= 6 * String(slice.count).length && row >= 14) {
       context.fillStyle = colours.isDark ? "#15130f" : "#fff";
       context.font = font(width >= 26 ? 10 : 9, "mono");
       context.textAlign = "center";

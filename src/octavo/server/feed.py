@@ -249,7 +249,7 @@ class Feed:
     def _take(self, message: Steps) -> None:
         if message.num_lost:
             # Whoever watches has to learn that there is a hole.
-            self._next += message.num_lost + len(self._steps)
+            self._next += message.num_lost
             self._forget()
         for record in message.records:
             self._keep(record)

@@ -11,14 +11,14 @@ export function h(tag, attributes = {}, ...children) {
     else if (name === "value") element.value = value;
     else element.setAttribute(name, value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat(2).filter((child) => child !== null && child !== undefined));
   return element;
 }
 
 export const $ = (id) => document.getElementById(id);
 
 export function put(element, ...children) {
-  element.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.replaceChildren(...children.flat(2).filter((child) => child !== null && child !== undefined));
 }
 
 /** Sets text only where it differs: a live region is read out again otherwise. */

@@ -6,25 +6,25 @@ import { callId, duration, h, number, painter, percent, put, say, shortId } from
 const MAX_ROWS = 60;
 const EVERY_MS = 500;
 const PARTS = {
-  network: ["network", "p-quiet"], auth: ["key", "p-quiet"], tokenize: ["tokenizing", "p-quiet"], tokenise: ["tokenizing", "p-quiet"], queue: ["queue", "p-queue"],
-  prefill: ["own prompt", "p-prefill"], others_prefill: ["others' prompts", "p-others"], decode: ["decode", "p-decode"],
-  again: ["computed again", "p-again"], others: ["between its steps", "p-others"], batch_wait: ["batch wait", "p-others"], preemption: ["preempted", "p-again"],
-  grammar: ["grammar", "p-quiet"], detokenize: ["text", "p-quiet"], detokenise: ["text", "p-quiet"], client: ["client", "p-client"], client_stall: ["client", "p-client"],
+  prefill: ["own prompt", "p-prefill"], own_prefill: ["own prompt", "p-prefill"], others_prefill: ["others' prompts", "p-others"],
+  decode: ["decode", "p-decode"], batch: ["others' outputs", "p-batch"], again: ["computed again", "p-again"], others: ["between its steps", "p-others"],
+  preemption: ["gave way", "p-again"], queue: ["queue", "p-queue"], step_under_way: ["the step under way", "p-queue"], client_stall: ["client not reading", "p-client"],
+  auth: ["key", "p-quiet"], network: ["network", "p-quiet"], tokenize: ["tokenizing", "p-quiet"], grammar: ["grammar", "p-quiet"], detokenize: ["text", "p-quiet"],
 };
 
 /** [[name, seconds] ...] as a stacked bar; `scale`: seconds of its full width. */
 export function bar(parts, scale, label) {
   return h("div", { class: "why-bar", role: "img", "aria-label": label },
-    parts.filter(([, seconds]) => seconds > 0).map(([name, seconds]) => {
-      const [title, kind] = look(name);
+    parts.filter(([, seconds]) => seconds > 0).map(([name, seconds, reason]) => {
+      const [words, kind] = look(name);
+      const title = reason ? `${words} (${reason.replaceAll("_", " ")})` : words;
       return h("i", { class: kind, title: `${title} ${duration(seconds)}`, style: { width: `${(100 * seconds) / scale}%` } });
     }));
 }
 
-/** Words and colour of a part; `queue: no_room` goes by what is before the colon. */
+/** Words and colour of a part. */
 function look(name) {
-  const known = PARTS[name] ?? PARTS[name.split(/[:.]/)[0].trim().replaceAll(" ", "_")];
-  return [PARTS[name] ? PARTS[name][0] : name.replaceAll("_", " "), known?.[1] ?? "p-quiet"];
+  return PARTS[name] ?? [name.replaceAll("_", " "), "p-quiet"];
 }
 
 /** What the steps tell of a request; the parts sum to the time between its first step's begin and its last one's end. */
@@ -152,25 +152,26 @@ export class RequestsView {
       h("div", { class: "row" }, h("h2", {}, shortId(request.id)), h("button", { type: "button", class: "quiet small", onclick: () => this.choose(request.id) }, "Close")),
       h("dl", {}, facts.filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
       this.parts("From the steps", partsOf(request)),
-      told.why ? this.why(told.why) : null,
+      told.timing ? this.why(told.timing) : null,
       told.error ? h("p", { class: "error" }, told.error) : null);
   }
 
   parts(title, parts) {
     const total = parts.reduce((sum, [, seconds]) => sum + seconds, 0) || 1;
     return h("section", {}, h("h3", {}, `${title}: ${duration(total)}`), bar(parts, total, title),
-      h("dl", { class: "parts" }, parts.filter(([, seconds]) => seconds > 0).flatMap(([name, seconds]) => {
+      h("dl", { class: "parts" }, parts.filter(([, seconds]) => seconds > 0).flatMap(([name, seconds, reason]) => {
         const [words, kind] = look(name);
-        return [h("dt", {}, h("i", { class: `mark ${kind}` }), words), h("dd", {}, `${duration(seconds)} · ${percent(seconds / total)}`)];
+        return [h("dt", {}, h("i", { class: `mark ${kind}` }), reason ? `${words}: ${reason.replaceAll("_", " ")}` : words), h("dd", {}, `${duration(seconds)} · ${percent(seconds / total)}`)];
       })));
   }
 
   /** The server's own account: parts of the whole, and who cost it most. */
-  why(why) {
-    const raw = why.parts ?? why;
-    const parts = Array.isArray(raw)
-      ? raw.map((one) => (Array.isArray(one) ? one : [one.name, one.seconds ?? one.s]))
-      : Object.entries(raw).filter(([, seconds]) => typeof seconds === "number");
-    return this.parts("From arrival to end", parts);
+  why(timing) {
+    const others = timing.costliest.filter((one) => one.seconds > 0);
+    return [
+      this.parts("From its headers to its last byte", timing.parts.map((one) => [one.name, one.seconds, one.reason])),
+      others.length ? h("section", {}, h("h3", {}, "Cost it most"), h("dl", { class: "parts" }, others.flatMap((one) => [
+        h("dt", {}, one.id === null ? "another key's" : h("button", { type: "button", class: "link", onclick: () => this.choose(one.id) }, shortId(one.id))), h("dd", {}, duration(one.seconds))]))) : null,
+    ];
   }
 }

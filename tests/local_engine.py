@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from octavo.core.charge import Charges
 from octavo.core.config import EngineConfig
 from octavo.core.params import SamplingParams
 from octavo.core.request import Request
 from octavo.core.result import Failed, Finished, Pooled, TokenOut
 from octavo.engine.boot import boot
 from octavo.engine.engine import Engine
-from octavo.engine.ipc import Cancel, Events, FromEngine, Ready, Started, Submit, ToEngine
+from octavo.engine.ipc import Cancel, Charged, Events, FromEngine, Ready, Started, Submit, ToEngine
 from octavo.scheduler import invariants
 from overcommit import overcommit
 
@@ -78,6 +79,7 @@ class LocalEngine:
             overcommit(self.engine.scheduler)
         self.ready = next(message for message in self.link.sent if isinstance(message, Ready))
         self.started: list[str] = []
+        self.charges: list[Charges] = []
         self.tokens: dict[str, list[int]] = {}
         self.outs: dict[str, list[TokenOut]] = {}
         self.pooled: dict[str, Pooled] = {}
@@ -100,6 +102,9 @@ class LocalEngine:
         for message in self.link.sent:
             if isinstance(message, Started):
                 self.started += message.ids
+                continue
+            if isinstance(message, Charged):
+                self.charges.append(message.charges)
                 continue
             assert isinstance(message, Events)
             for event in message.events:

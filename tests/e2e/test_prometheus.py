@@ -141,5 +141,8 @@ def test_prometheus_scrapes_a_loaded_server(tmp_path: Path) -> None:
     assert set(empty) <= {
         "Requests that failed inside the engine",
         "Lost with callers who left",
+        "Device time by account",
+        "Cost per million tokens",
+        "Budgets used",
         "Promises broken",
     }

@@ -219,6 +219,20 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "restart; without it responses last as long as the server, and /v1/files and /v1/batches are refused."
         ),
     ] = None
+    device_price: Annotated[
+        float | None,
+        _Help(
+            ge=0,
+            description="What an hour of the device costs, in a currency of yours: costs are told in it.",
+        ),
+    ] = None
+    ledger_url: Annotated[
+        str | None,
+        _Help(
+            description="Where costs are kept: sqlite:///FILE or postgresql://USER@HOST/DATABASE; default: "
+            "ledger.sqlite3 in --state-dir, else nowhere."
+        ),
+    ] = None
     lenient: Annotated[
         bool,
         _Help(

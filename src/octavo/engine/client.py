@@ -22,7 +22,7 @@ from octavo.engine.ipc import Ready
 from octavo.engine.life import Process
 from octavo.engine.pulse import Reading
 from octavo.engine.streams import Stage
-from octavo.engine.supervise import State, Supervisor, unavailable
+from octavo.engine.supervise import Payer, State, Supervisor, unavailable
 
 
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,6 +193,14 @@ class EngineClient:
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Tell the engine, once, what grammars are built for; before the first request with a grammar."""
         self._supervisor.use_vocabulary(vocabulary)
+
+    def charge_to(self, payer: Payer) -> None:
+        """Tell `payer` where the time of this engine and all later ones goes; before `start`."""
+        self._supervisor.payer = payer
+
+    def charge_every(self, seconds: float) -> None:
+        """Have that told at least so often; 0: after every step."""
+        self._supervisor.charge_every(seconds)
 
     def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes that nobody is using."""

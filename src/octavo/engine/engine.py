@@ -8,11 +8,14 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from octavo.core.errors import OctavoError
+from octavo.core.plan import StepPlan
 from octavo.core.request import Request
-from octavo.core.result import EngineStats, Event, Failed, FinishReason
+from octavo.core.result import EngineStats, Event, Failed, FinishReason, StepResult
 from octavo.engine.grammars import GrammarDesk
 from octavo.engine.ipc import (
     Cancel,
+    Charged,
+    ChargeEvery,
     Events,
     FromEngine,
     ResetPrefixCache,
@@ -25,6 +28,7 @@ from octavo.engine.ipc import (
 from octavo.engine.isolate import Isolator, StepRunner
 from octavo.engine.pulse import GRAMMAR_S, Pulse
 from octavo.engine.repro import Repros
+from octavo.meter.ledger import Ledger
 from octavo.meter.steplog import StepLog
 from octavo.scheduler.scheduler import Scheduler
 
@@ -61,6 +65,7 @@ class Engine:
         self.grammars = grammars
         self.isolator = Isolator(runner, repros)
         self.pulse = pulse or Pulse()
+        self.ledger = Ledger()
         self.is_stopping = False
         self._num_deferred = 0
         """Who waited for a grammar when it was last told."""
@@ -77,12 +82,13 @@ class Engine:
 
     def step(self) -> None:
         """One turn of the loop."""
-        is_idle = not (self.scheduler.has_work or self.grammars.is_busy)
+        is_idle = self._is_idle
         if is_idle:
             self.pulse.rest()
         events = self._drain(wait=is_idle)
         if is_idle:
             self.pulse.turn()
+            self.ledger.wake(time.monotonic())
         if self.grammars.is_busy:
             events += self._admit_built()
         now = time.monotonic()
@@ -96,15 +102,31 @@ class Engine:
             result = self.isolator.run(plan)
             self.pulse.end(is_whole=self.isolator.is_whole)
             self.steps.add(plan, result)
+            self._account(plan, result)
             events += self.scheduler.apply(plan, result, time.monotonic())
         self.grammars.forget_ended(events)
         if events or plan is not None or self.grammars.num_waiting != self._num_deferred:
+            self._tell_charges(events)
             self.link.send(Events(events=tuple(events), stats=self._stats()))
 
     def _stats(self) -> EngineStats:
         stats = self.scheduler.stats()
         self._num_deferred = self.grammars.num_waiting
         return replace(stats, num_deferred=self._num_deferred) if self._num_deferred else stats
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether there is nothing to do until somebody says something."""
+        return not (self.scheduler.has_work or self.grammars.is_busy)
+
+    def _account(self, plan: StepPlan, result: StepResult) -> None:
+        fit = self.scheduler.step_time
+        self.ledger.add(plan, result, fit.line if fit.is_fitted else None, time.monotonic())
+
+    def _tell_charges(self, events: list[Event]) -> None:
+        charges = self.ledger.due(events, time.monotonic(), is_idle=self._is_idle)
+        if charges is not None:
+            self.link.send(Charged(charges))
 
     def _drain(self, *, wait: bool) -> list[Event]:
         events: list[Event] = []
@@ -122,6 +144,8 @@ class Engine:
                 return [event for request_id in ids for event in self._cancel(request_id, reason)]
             case ResetPrefixCache():
                 self.scheduler.cache.forget_prefixes()
+            case ChargeEvery(seconds):
+                self.ledger.every_s = seconds
             case Shutdown():
                 self.is_stopping = True
                 names = [*self.scheduler.by_id, *self.grammars.waiting_ids]

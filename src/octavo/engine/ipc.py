@@ -10,6 +10,7 @@ import struct
 
 import msgspec
 
+from octavo.core.charge import Charges
 from octavo.core.config import EngineConfig
 from octavo.core.errors import EngineError, ErrorInfo
 from octavo.core.pooling import PoolingFacts
@@ -59,6 +60,12 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 
 class ResetPrefixCache(msgspec.Struct, frozen=True, tag="reset_prefix_cache"):
     """Client -> engine: forget all cached prefixes that nobody is using."""
+
+
+class ChargeEvery(msgspec.Struct, frozen=True, tag="charge_every"):
+    """Client -> engine: tell where time went at least so often; 0: after every step."""
+
+    seconds: float
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
@@ -111,14 +118,20 @@ class Events(msgspec.Struct, frozen=True, tag="events"):
     stats: EngineStats
 
 
+class Charged(msgspec.Struct, frozen=True, tag="charged"):
+    """Engine -> client: where its time went. Before the `Events` with the ends of the requests that it is final of."""
+
+    charges: Charges
+
+
 class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
     """Engine -> client: the engine cannot start or go on; the cause, and the last frame."""
 
     error: ErrorInfo
 
 
-ToEngine = StartEngine | UseVocabulary | Submit | Cancel | ResetPrefixCache | Shutdown
-FromEngine = Loading | Ready | Started | Events | Fatal
+ToEngine = StartEngine | UseVocabulary | Submit | Cancel | ResetPrefixCache | ChargeEvery | Shutdown
+FromEngine = Loading | Ready | Started | Charged | Events | Fatal
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine = msgspec.msgpack.Decoder(ToEngine)

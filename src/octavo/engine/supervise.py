@@ -13,10 +13,11 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from msgspec.structs import replace
 
+from octavo.core.charge import Charges
 from octavo.core.config import EngineConfig
 from octavo.core.errors import NOTHING_WORKS, ErrorInfo, OverloadError
 from octavo.core.log import get_logger
@@ -26,6 +27,8 @@ from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.child import EngineProcess
 from octavo.engine.ipc import (
     Cancel,
+    Charged,
+    ChargeEvery,
     Events,
     FromEngine,
     Loading,
@@ -67,6 +70,22 @@ _COUNTERS = (
 """What of `EngineStats` only grows; `faults` do, too, kind by kind."""
 
 
+class Payer(Protocol):
+    """Who books an engine's time. Moments are `time.monotonic()`."""
+
+    def begin(self, at: float) -> None:
+        """An engine is ready, and idle."""
+        ...
+
+    def charge(self, charges: Charges) -> None:
+        """It says where its time went."""
+        ...
+
+    def lose(self, at: float) -> None:
+        """There is no engine any more, or none yet."""
+        ...
+
+
 class _Unanswered(NamedTuple):
     """An end of the engine with nothing answered since the one before."""
 
@@ -98,6 +117,8 @@ class Supervisor:
         self.settled = asyncio.Event()
         """Ready for the first time, or never to be."""
         self.process: Process | None = None
+        self.payer: Payer | None = None
+        self._charge_every: ChargeEvery | None = None
         self._launch = launch
         self._life: Life | None = None
         self._task: asyncio.Task[None] | None = None
@@ -191,6 +212,12 @@ class Supervisor:
         if self.state == "ready" and self._life is not None:
             self._life.send(ResetPrefixCache())
 
+    def charge_every(self, seconds: float) -> None:
+        """Have this engine and all later ones say where their time went at least so often."""
+        self._charge_every = ChargeEvery(seconds)
+        if self.state == "ready" and self._life is not None:
+            self._life.send(self._charge_every)
+
     def _end_at(self, deadline: float, request_id: str) -> None:
         """End a request at its deadline if it waits for an engine then."""
         left_s = max(0.0, deadline - time.monotonic())
@@ -269,6 +296,8 @@ class Supervisor:
         assert self.process is not None
         if self.state == "ready":
             self._lost_at = time.monotonic()
+            if self.payer is not None:
+                self.payer.lose(self._lost_at)
         self.state, self.reason = "restarting", ending.reason
         self.restarts[ending.kind] += 1
         self.loading = Loading(phase="process", fraction=0.0)
@@ -330,6 +359,9 @@ class Supervisor:
                     if self.streams.take(events, now):
                         self._unanswered.clear()
                     self._pump()
+            case Charged(charges):
+                if self.payer is not None:
+                    self.payer.charge(charges)
             case Started():
                 self.streams.start(message.ids, message.at)
             case Loading():
@@ -345,6 +377,10 @@ class Supervisor:
             return
         assert self.process is not None and self._life is not None
         self.state = "ready"
+        if self.payer is not None:
+            self.payer.begin(now)
+        if self._charge_every is not None:
+            self._life.send(self._charge_every)
         if self._vocabulary is not None:
             self._life.send(UseVocabulary(self._vocabulary))
         if is_first:
@@ -362,6 +398,8 @@ class Supervisor:
 
     def _die(self, ending: Ending) -> None:
         is_expected = self.state == "draining"
+        if self.payer is not None and self.state in ("ready", "draining"):
+            self.payer.lose(time.monotonic())
         self.state = "dead"
         if not is_expected:
             self.fatal = self._cause(ending)

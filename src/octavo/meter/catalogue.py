@@ -269,6 +269,27 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("octavo:promises", "counter", "Calls taken with a limit of time, by kind.", ("kind",)),
     Row("octavo:promises_broken", "counter", "Of those, the ones that missed it.", ("kind",)),
+    Row(
+        "octavo:device_seconds",
+        "counter",
+        "Device time by account; accounts sum to wall time. kind: prefill, decode, of requests.",
+        ("account", "kind"),
+    ),
+    Row(
+        "octavo:wasted_device_seconds",
+        "counter",
+        "Of the time of requests: spent on those that were then aborted or failed.",
+        ("account",),
+    ),
+    Row("octavo:charged_tokens", "counter", "Tokens that request time computed.", ("kind",)),
+    Row(
+        "octavo:cost_per_million_tokens",
+        "gauge",
+        "At --device-price, over five minutes: prompt tokens computed (prefill), output (decode).",
+        ("kind",),
+    ),
+    Row("octavo:budget_used_ratio", "gauge", "Used of a budget; 1 is all.", ("budget",)),
+    Row("octavo:ledger_up", "gauge", "Whether the ledger on disk has all; absent without one."),
     Row("octavo:http_responses", "counter", "Answers by route and status.", ("route", "status")),
 )
 

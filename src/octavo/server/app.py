@@ -63,6 +63,7 @@ ROUTES: tuple[RouteRow, ...] = (
     RouteRow("/v1/messages/count_tokens", "POST", f"{_ANTHROPIC}:count_tokens", shape="anthropic"),
     RouteRow("/v1/requests/{request_id}", "GET", "octavo.server.requests:get_request"),
     RouteRow("/v1/requests/{request_id}", "DELETE", "octavo.server.requests:delete_request"),
+    RouteRow("/v1/usage", "GET", "octavo.server.usage:get_usage"),
     RouteRow("/v1/files", "POST", f"{_OPENAI}.files:upload_file"),
     RouteRow("/v1/files", "GET", f"{_OPENAI}.files:list_files"),
     RouteRow("/v1/files/{file_id}", "GET", f"{_OPENAI}.files:get_file"),
@@ -93,6 +94,7 @@ def create_app(state: AppState) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(_beside(Watch(state).run()))
+            await stack.enter_async_context(_beside(state.costs.run()))
             if state.config.canary_interval > 0:
                 state.canary = Canary(state.engine, state.config.canary_interval)
                 await stack.enter_async_context(_beside(state.canary.run()))
@@ -104,6 +106,7 @@ def create_app(state: AppState) -> Starlette:
         await _end_background(state)
         if state.tracer is not None:
             state.tracer.close()
+        await state.costs.close()
         state.responses.close()
         state.frontend.close()
         state.keys.close()

@@ -30,6 +30,8 @@ class Guest(NamedTuple):
     caller: Caller
     role: Role
     allowance: Allowance
+    key: str = ""
+    """Id of the key; empty for who came without one."""
 
     def may(self, role: Role) -> bool:
         """Whether this is enough for what asks for `role`."""
@@ -128,11 +130,11 @@ class KeyRing:
             allowance = self._allowances[row.id] = Allowance()
         allowance.set_limits(row.limits)
         caller = Caller(tenant=row.tenant, cache_scope=row.tenant, weight=row.weight)
-        return Guest(caller, row.role, allowance)
+        return Guest(caller, row.role, allowance, row.id)
 
     def _named_guest(self, tenant: str) -> Guest:
         role: Role = "user" if self.has_store else "operator"
-        return Guest(Caller(tenant=tenant, cache_scope=tenant), role, self._unlimited)
+        return Guest(Caller(tenant=tenant, cache_scope=tenant), role, self._unlimited, tenant)
 
     def _anyone(self) -> Guest:
         return Guest(Caller(), "operator", self._unlimited)

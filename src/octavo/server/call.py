@@ -25,6 +25,8 @@ from octavo.meter.trace import OPERATIONS, CallTrace
 from octavo.server.access import log_access
 from octavo.server.admission.tickets import Stay
 from octavo.server.auth import Guest
+from octavo.server.costs.tab import Tab
+from octavo.server.costs.tags import HEADER, read_feature
 from octavo.server.errors import RoleError, anthropic_error_json, error_json, error_response
 from octavo.server.keys.allowance import Allowance, LimitError
 from octavo.server.keys.rows import Role
@@ -75,6 +77,8 @@ class Call:
     stay: Stay
     trace: CallTrace | None = None
     """Its span, where calls of this kind are traced."""
+    tab: Tab
+    """What the call spends."""
 
     @property
     def caller(self) -> Caller:
@@ -154,11 +158,14 @@ class Endpoint:
         self, scope: Scope, receive: Receive, send: Send, guest: Guest | None
     ) -> None:
         status = 0
+        tab: Tab | None = None
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if tab is not None:
+                    MutableHeaders(scope=message).update(tab.headers())
                 if guest is not None:
                     MutableHeaders(scope=message).update(guest.allowance.headers())
                 if trace is not None:
@@ -174,6 +181,8 @@ class Endpoint:
                 guest = self._guest(scope)
                 if self._row.method == "POST" and not self._row.public:
                     guest.allowance.count_request()
+            feature = read_feature(Headers(scope=scope).getlist(HEADER))
+            tab = self._state.costs.tab(guest.caller.tenant, guest.key, feature)
             running = Running(request_id, guest.caller.tenant, self._row.path)
             call = Call(
                 scope=scope,
@@ -185,6 +194,7 @@ class Endpoint:
                 warnings=warnings,
                 stay=stay,
                 trace=trace,
+                tab=tab,
             )
             with self._state.calls.held(running):
                 with running.interruptible():

@@ -28,6 +28,7 @@ from octavo.engine.ipc import Ready
 
 logger = get_logger(__name__)
 
+ID_PREFIX = "canary-"
 TENANT = "octavo:canary"
 _PRIORITY = 1 << 30
 _NUM_PROMPT = 12
@@ -202,7 +203,7 @@ def _request(ready: Ready) -> Request:
     num_output = max(1, min(_NUM_OUTPUT, ready.max_model_len - room))
     if pooling is not None:
         return Request(
-            id=f"canary-{secrets.token_hex(8)}",
+            id=f"{ID_PREFIX}{secrets.token_hex(8)}",
             token_ids=ids,
             params=SamplingParams(max_tokens=None),
             max_tokens=0,
@@ -214,7 +215,7 @@ def _request(ready: Ready) -> Request:
             pooling=pooling.resolve(PoolingParams(), pooling.tasks[0]),
         )
     return Request(
-        id=f"canary-{secrets.token_hex(8)}",
+        id=f"{ID_PREFIX}{secrets.token_hex(8)}",
         token_ids=ids,
         params=SamplingParams(temperature=0.0, max_tokens=num_output, ignore_eos=True, logprobs=2),
         max_tokens=num_output,

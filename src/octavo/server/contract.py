@@ -14,6 +14,7 @@ import msgspec
 from octavo.server import admin, requests, schema, schema_pooling
 from octavo.server.anthropic import shapes as messages
 from octavo.server.anthropic.schema import CountTokensBody, MessagesBody
+from octavo.server.costs import report
 from octavo.server.errors import AnthropicErrorBody, ErrorBody
 from octavo.server.jobs import shapes
 from octavo.server.openai import chat, completions, embeddings, models, pooling, score, tokenize
@@ -135,6 +136,12 @@ CONTRACTS: Mapping[tuple[str, str], Contract] = {
     ),
     ("DELETE", "/v1/requests/{request_id}"): Contract(
         "End a call wherever it stands.", answer=requests.RequestObject, failures=(404,)
+    ),
+    ("GET", "/v1/usage"): Contract(
+        "What was used and what it cost: a key's tenant, or to an operator everyone.",
+        answer=report.Usage,
+        failures=(400, 404),
+        query=("since", "until", "by"),
     ),
     ("POST", "/v1/embeddings"): Contract(
         "A vector for each input.",

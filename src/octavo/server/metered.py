@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from octavo.core.aio import closable
@@ -19,6 +20,7 @@ from octavo.core.result import RequestTiming
 from octavo.engine.frontend import Delta, Generation
 from octavo.meter.metrics import Metrics, Outcome
 from octavo.server.call import Call
+from octavo.server.costs.tab import Tab
 
 logger = get_logger(__name__)
 
@@ -32,8 +34,13 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
     Raises:
         OctavoError: a request failed; the others of the call are cancelled.
     """
-    state, account = call.state, call.allowance
-    account.begin(sum(generation.usage.prompt_tokens for generation in generations))
+    state, account, tab = call.state, call.allowance, call.tab
+    tab.begin(partial(_abort, generations))
+    try:
+        account.begin(sum(generation.usage.prompt_tokens for generation in generations))
+    except OctavoError:
+        tab.end()
+        raise
     books = {
         (prompt_index, request.index): _Book(state.metrics, request)
         for prompt_index, generation in enumerate(generations)
@@ -42,6 +49,7 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
     ticket = call.stay.take()
     for request in (request for generation in generations for request in generation.requests):
         ticket.hand_over(request.id)
+        tab.open(request)
     state.begin_call()
     reason, cause = "error", ""
     running = call.running
@@ -52,6 +60,7 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
                     book = books[item[0], item[1].index]
                     book.take(item[1])
                     account.spend(len(item[1].token_ids))
+                    tab.add_output(book.request.id, len(item[1].token_ids))
                     if item[1].token_ids or item[1].finish_reason is not None:
                         ticket.begin(book.request.id)
                     stats = state.engine.stats
@@ -78,8 +87,15 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
             book.count_waste(cause)
             if call.trace is not None and book.outcome is not None:
                 call.trace.add(book.request, book.outcome, book.num_cached)
+            book.settle(tab, cause)
+        tab.end()
         if state.config.enable_log_requests:
             _log(call, list(books.values()))
+
+
+def _abort(generations: Sequence[Generation]) -> None:
+    for generation in generations:
+        generation.abort()
 
 
 async def _merged(generations: Sequence[Generation]) -> AsyncGenerator[Item, None]:
@@ -174,6 +190,10 @@ class _Book:
             ended=time.monotonic(),
         )
         self._metrics.observe_finished(self.request, self.outcome)
+
+    def settle(self, tab: Tab, cause: str) -> None:
+        """Say what it came to, on what the call spends."""
+        tab.close(self.request, self.reason, cause, self.num_cached)
 
     def count_waste(self, cause: str) -> None:
         """Book the tokens of a request that ended before its own end."""

@@ -43,6 +43,9 @@ _QUERY: Mapping[str, dict[str, Any]] = {
     "after": _NAME,
     "purpose": _NAME,
     "deep": {"type": "string", "enum": ["0", "1"]},
+    "since": _NAME,
+    "until": _NAME,
+    "by": _NAME,
 }
 _FORM = {
     "type": "object",

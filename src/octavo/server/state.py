@@ -24,6 +24,7 @@ from octavo.scheduler.policies.registry import POLICIES
 from octavo.server.admission.desk import Admission, Bounds
 from octavo.server.auth import Guest, KeyRing
 from octavo.server.canary import Canary
+from octavo.server.costs.desk import CostDesk
 from octavo.server.jobs.store import Store
 from octavo.server.response_store import ResponseStore
 from octavo.server.running import Calls
@@ -132,6 +133,8 @@ class AppState:
     bounds: Bounds = Bounds()
     """Of what may wait."""
     admission: Admission = field(init=False)
+    costs: CostDesk = field(init=False)
+    """Where the engine's time goes, and who pays."""
     keys: KeyRing = field(default_factory=KeyRing)
     formats: Formats = Formats()
     """How the model writes its reasoning and its tool calls."""
@@ -177,6 +180,8 @@ class AppState:
     def __post_init__(self) -> None:
         policy = POLICIES.load(self.scheduling_policy)()
         self.admission = Admission(self.engine, self.metrics, self.bounds, policy)
+        price = self.config.device_price
+        self.costs = CostDesk(self.served_names[0], self.metrics, price)
 
     @property
     def default_sampling(self) -> Mapping[str, float | int]:

@@ -38,6 +38,8 @@ from octavo.tools import openai_client
 from octavo.tools.flags import Configs
 from octavo.tools.openai_client import Backend
 
+LEDGER_FILE = "ledger.sqlite3"
+"""Of a --state-dir."""
 _PRIVATE = ServerConfig(disable_access_log=True, shutdown_timeout=0.0)
 
 
@@ -76,6 +78,11 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
             protocol=env.otlp_protocol(),
         )
     client.watch(state.metrics.observe_stats)
+    url = ledger_url(server)
+    if url is not None:
+        state.costs.open(url)
+    client.charge_to(state.costs.book)
+    state.costs.set_pace = client.charge_every
     if server.state_dir is not None:
         folder = Path(server.state_dir).expanduser()
         if server.takeover:
@@ -83,6 +90,13 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
         else:
             state.kept = _open_kept(folder)
     return state
+
+
+def ledger_url(config: ServerConfig) -> str | None:
+    """Where a server's ledger is kept, if anywhere."""
+    if config.ledger_url is not None or config.state_dir is None:
+        return config.ledger_url
+    return f"sqlite:///{Path(config.state_dir).expanduser().absolute() / LEDGER_FILE}"
 
 
 def _open_kept(folder: Path, *, is_shared: bool = False) -> Kept:

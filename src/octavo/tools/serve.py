@@ -97,6 +97,7 @@ def _serve(parsed: Configs, client: EngineClient, entered: float, launched: floa
         await client.start()
         ready = await client.wait_ready()
         await state.frontend.prepare_grammars()
+        await state.costs.opened()
         return ready
 
     chosen = choose_formats(parsed.server, state.chat_template).decisions

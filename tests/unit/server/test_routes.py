@@ -52,6 +52,7 @@ SNAPSHOT = {
     ("GET", "/v1/responses/{response_id}/input_items", False),
     ("GET", "/v1/requests/{request_id}", False),
     ("DELETE", "/v1/requests/{request_id}", False),
+    ("GET", "/v1/usage", False),
     ("POST", "/v1/messages", False),
     ("POST", "/v1/messages/count_tokens", False),
     ("POST", "/pooling", False),

@@ -68,6 +68,7 @@ def _renamed(error: RequestError) -> RequestError:
 
 async def _frames(call: Call, talk: Talk, writer: Writer) -> AsyncGenerator[bytes, None]:
     is_begun = False
+    call.tab.reasoning = lambda: talk.reader.num_reasoning_tokens
     async with aclosing(metered(call, [talk.generation])) as deltas:
         async for _, delta in deltas:
             events = [] if is_begun else writer.begin()

@@ -116,6 +116,7 @@ def respond(
     call: Call, body: GenerateBody, generations: Sequence[Generation], form: Form[P]
 ) -> ASGIApp:
     """The ASGI response of a generating call."""
+    call.tab.reasoning = lambda: form.num_reasoning_tokens or 0
     if not body.stream:
         return _Whole(call, generations, form)
     options = body.stream_options or StreamOptions()

@@ -12,7 +12,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from octavo.core.errors import OverloadError, RequestError
+from octavo.core.errors import OctavoError, OverloadError, RequestError
 from octavo.core.params import PoolingParams, PoolingTask
 from octavo.core.pooling import PoolingFacts
 from octavo.core.request import Request
@@ -150,8 +150,18 @@ class Work:
     async def answers(self, requests: Sequence[Request]) -> list[Answer]:
         """What comes of them, in their order."""
         self.call.running.requests = requests
-        state, account = self.call.state, self.call.allowance
-        account.begin(sum(request.num_prompt for request in requests))
+        state, account, tab = self.call.state, self.call.allowance, self.call.tab
+
+        def abort() -> None:
+            for request in requests:
+                state.engine.cancel(request.id)
+
+        tab.begin(abort)
+        try:
+            account.begin(sum(request.num_prompt for request in requests))
+        except OctavoError:
+            tab.end()
+            raise
         state.begin_call()
         try:
             limit = _FILL * state.engine.ready.max_num_seqs
@@ -161,6 +171,7 @@ class Work:
             raise
         finally:
             account.end()
+            tab.end()
             state.end_call()
         self.usage.prompt_tokens += sum(answer.num_prompt for answer in found)
         self.usage.total_tokens = self.usage.prompt_tokens
@@ -168,7 +179,9 @@ class Work:
         return found
 
     async def _booked(self, request: Request) -> Answer:
-        state, ticket = self.call.state, self.call.stay.ticket
+        state, ticket, tab = self.call.state, self.call.stay.ticket, self.call.tab
+        tab.check()
+        tab.open(request)
         state.metrics.observe_started(request)
         reason, answer = "error", None
         try:
@@ -193,9 +206,11 @@ class Work:
                 ended=time.monotonic(),
             )
             state.metrics.observe_finished(request, outcome)
+            num_cached = 0 if answer is None else answer.num_cached
             if self.call.trace is not None:
-                num_cached = 0 if answer is None else answer.num_cached
                 self.call.trace.add(request, outcome, num_cached)
+            cause = "disconnect" if reason == "abort" else ""
+            tab.close(request, reason, cause, num_cached)
         return answer
 
 

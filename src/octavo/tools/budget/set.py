@@ -1,0 +1,81 @@
+"""`octavo budget set`: what a key, a tenant, a feature or all may spend in a day or a month, and what happens then."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from octavo.core.errors import ConfigError
+from octavo.server.costs.budget import ACTIONS, MAX_AMOUNT, PERIODS, Budget, Measure, Scope
+from octavo.tools import ledger_file
+from octavo.tools.parser import Parser, number
+
+_WHOSE: tuple[Scope, ...] = ("key", "tenant", "feature")
+_AMOUNTS: tuple[Measure, ...] = ("money", "tokens", "device_hours")
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the verb's flags."""
+    parser.add_argument(
+        "name", metavar="NAME", help="What it is called; one of that name is replaced."
+    )
+    ledger_file.add_flags(parser)
+    parser.add_argument(
+        "--key", metavar="ID", help="Of an API key, as `octavo keys list` names it."
+    )
+    parser.add_argument("--tenant", metavar="TEXT", help="Of a tenant, with all its keys.")
+    parser.add_argument(
+        "--feature", metavar="TEXT", help="Of what comes with this X-Octavo-Feature."
+    )
+    for name, text in (
+        ("money", "In the currency of --device-price."),
+        ("tokens", "Of prompts and outputs together."),
+        ("device-hours", "Of prefill, decode and what was aborted."),
+    ):
+        parser.add_argument(
+            f"--{name}", type=number(0, MAX_AMOUNT), metavar="X", help=f"How much. {text}"
+        )
+    parser.add_argument(
+        "--per",
+        choices=PERIODS,
+        default="month",
+        help="From midnight UTC, of each day or first [month].",
+    )
+    parser.add_argument(
+        "--action",
+        choices=ACTIONS,
+        default="refuse",
+        help="At its end: warn in log and answers; throttle to one call at a time; refuse calls and end those that "
+        "run [refuse].",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Keep it."""
+    scopes = [name for name in _WHOSE if getattr(args, name) is not None]
+    measures = [name for name in _AMOUNTS if getattr(args, name) is not None]
+    if len(scopes) > 1 or len(measures) != 1:
+        raise ConfigError(
+            f"{len(scopes)} of --key, --tenant, --feature and {len(measures)} of --money, --tokens, --device-hours "
+            "are given; expected at most one of the first and one of the second.",
+            code="E-COST-02",
+            fix="Make a budget for each; without --key, --tenant and --feature it is everyone's.",
+        )
+    scope: Scope = scopes[0] if scopes else "all"
+    budget = Budget(
+        name=args.name,
+        scope=scope,
+        value=getattr(args, scope) if scopes else "",
+        measure=measures[0],
+        amount=getattr(args, measures[0]),
+        period=args.per,
+        action=args.action,
+        created=int(time.time()),
+    )
+    ledger = ledger_file.open_ledger(args, create=True)
+    try:
+        ledger.set_budget(budget)
+    finally:
+        ledger.close()
+    print(f"budget {budget.name} counts on running servers within a few seconds")
+    return 0

@@ -1,0 +1,241 @@
+"""The ledger on disk, on both databases: what is added is there once, and what is asked for sums up."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+import postgres
+from octavo.core.errors import ConfigError, RequestError
+from octavo.meter.metrics import Metrics
+from octavo.server.costs import desk as desks
+from octavo.server.costs.book import Batch, Line
+from octavo.server.costs.budget import Budget
+from octavo.server.costs.desk import CostDesk
+from octavo.server.costs.entry import End, Entry
+from octavo.server.costs.report import dimensions, moment, usage
+from octavo.server.costs.store import LedgerStore, Life
+from octavo.server.costs.tags import Tags
+
+ANN = Tags("ann", "key_1", "search", "m")
+BOB = Tags("bob", "key_2", "", "m")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    if postgres.programs() is None:
+        pytest.skip("PostgreSQL's server is not installed")
+    with postgres.postgres() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/folder/ledger.sqlite3"
+        return
+    name = request.getfixturevalue("server")
+    yield name
+    from octavo.server.costs.store import _data
+
+    store = LedgerStore(name)
+    _data.drop_all(store._engine)
+    store.close()
+
+
+def life(number: int = 1, price: float | None = 3600.0, began: float = 6000.0) -> Life:
+    return Life(f"{number:032x}", "m", began, price)
+
+
+def entry(name: str, tags: Tags = ANN, wasted: str | None = None) -> Entry:
+    made = Entry(name, tags, 10, 6001.0)
+    made.output, made.prefill_s, made.decode_s = 5, 1.0, 2.0
+    made.end = End("stop" if wasted is None else "abort", wasted, 4, 2)  # type: ignore[arg-type]  # an account
+    return made
+
+
+def batch(until: float, *amounts: tuple[int, Tags, str, float], entries: list[Entry] = []) -> Batch:  # noqa: B006  # only read
+    return Batch({Line(m, tags, item): a for m, tags, item, a in amounts}, entries, until)
+
+
+def test_sums_are_added_once_and_read_by_columns(url: str) -> None:
+    store = LedgerStore(url)
+    store.add_life(life())
+    first = batch(
+        6060.0,
+        (100, ANN, "prefill", 10.0),
+        (100, ANN, "tokens:prompt", 100.0),
+        (100, ANN, "requests:stop", 2.0),
+        (100, BOB, "decode", 20.0),
+        (100, Tags(model="m"), "idle", 30.0),
+        entries=[entry("a"), entry("b", BOB, "failed")],
+    )
+    store.write(life(), 1, first)
+    store.write(life(), 1, first)  # its answer was lost
+    store.write(life(), 2, batch(6120.0, (101, ANN, "prefill", 60.0), (100, ANN, "prefill", 0.0)))
+    store.write(life(), 3, batch(6121.0))
+    other = LedgerStore(url, create=False)
+    other.add_life(life(2, None, 6060.0))
+    other.write(life(2, None), 1, batch(6120.0, (101, BOB, "failed", 60.0)))
+    report = usage(other, ["tenant", "key"], 6000.0, 6120.0)
+    assert report.covered_s == pytest.approx(180.0) and report.currency_per_device_hour is None
+    named = {line.by["tenant"]: line for line in report.data}
+    assert named["ann"].by == {"tenant": "ann", "key": "key_1"}
+    assert (named["ann"].prefill_s, named["ann"].prompt_tokens, named["ann"].requests) == (
+        70,
+        100,
+        2,
+    )
+    assert (named["bob"].decode_s, named["bob"].failed_s) == (20, 60)
+    assert report.accounts is not None
+    assert sum(one.device_s for one in report.accounts) == pytest.approx(180.0)
+    mine = usage(store, ["feature"], 6060.0, tenant="ann")
+    assert mine.accounts is None and [line.by for line in mine.data] == [{"feature": "search"}]
+    assert mine.data[0].prefill_s == 60, "from the minute on"
+    assert usage(store, ["hour", "day"], 0).data[0].by == {
+        "hour": "1970-01-01T01:00Z",
+        "day": "1970-01-01",
+    }
+    rows = store.requests(10)
+    assert [(row["id"], row["cost"], row["account"]) for row in rows] == [
+        ("b", 0.0, "failed"),
+        ("a", 3.0, "request"),
+    ]
+    assert (rows[1]["prompt"], rows[1]["cached"], rows[1]["output"], rows[1]["reasoning"]) == (
+        *(10, 4, 5, 2),
+    )
+    store.drop_old_requests(1)
+    assert [row["id"] for row in store.requests(10)] == ["b"]
+    store.close()
+    other.close()
+
+
+def test_costs_are_of_the_price_of_each_server(url: str) -> None:
+    store = LedgerStore(url)
+    for number, price in ((1, 3600.0), (2, 7200.0)):
+        store.add_life(life(number, price, 6000.0 + number))
+        store.write(life(number, price), 1, batch(6060.0, (100, ANN, "decode", 10.0)))
+    (line,) = usage(store, ["tenant"], 6000.0).data
+    assert line.cost == pytest.approx(30.0) and line.decode_s == 20.0
+    store.close()
+
+
+def test_budgets_are_kept(url: str) -> None:
+    store = LedgerStore(url)
+    one = Budget(name="b", scope="feature", value="search", measure="money", amount=5.0)
+    store.set_budget(one)
+    two = Budget(name="b", scope="all", value="", measure="tokens", amount=9.0, period="day")
+    store.set_budget(two)
+    assert store.budgets() == [two]
+    assert store.remove_budget("b") and not store.remove_budget("b")
+    store.close()
+
+
+def test_the_file_is_its_owners_alone_and_a_bad_url_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite3"
+    LedgerStore(f"sqlite:///{path}").close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for url, words in [
+        ("mysql://a:secret@b/c", "expected sqlite"),
+        (f"sqlite:///{tmp_path}", "unable to open"),
+        ("postgresql://u:secret@/d?host=/nowhere", "no such"),
+        ("sqlite://", "expected sqlite"),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            LedgerStore(url)
+        assert words in caught.value.message.lower() and "secret" not in str(caught.value), url
+    with pytest.raises(ConfigError, match="no such file"):
+        LedgerStore(f"sqlite:///{tmp_path}/none", create=False)
+
+
+def test_times_and_columns() -> None:
+    assert moment("2h", 10_000.0) == 2_800.0
+    assert moment("1970-01-02", 0) == 86400.0
+    for text in ("soon", "5", "-1d", "9999999999999d"):
+        with pytest.raises(RequestError):
+            moment(text, 0.0)
+    assert dimensions("tenant, key") == ["tenant", "key"]
+    with pytest.raises(RequestError, match="tenant"):
+        dimensions("tenants")
+
+
+class Failing:
+    """A store that cannot write for a while."""
+
+    name = "of the test"
+
+    def __init__(self, store: LedgerStore) -> None:
+        self.store = store
+        self.is_full = True
+
+    def write(self, *args: object) -> None:
+        if self.is_full:
+            raise OperationalError("INSERT", {}, Exception("database or disk is full"))
+        self.store.write(*args)  # type: ignore[arg-type]  # passed on
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.store, name)
+
+
+def test_a_full_disk_is_waited_for_and_then_ends_the_ledger_alone(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        desk = CostDesk("m", Metrics("m"), 3600.0)
+        desk.open(url)
+        await desk.opened()
+        assert desk.store is not None
+        failing = Failing(desk.store)
+        desk.store = failing  # type: ignore[assignment]  # as one
+        for _ in range(3):
+            await desk.turn()
+        assert "disk is full" in desk.trouble
+        assert caplog.text.count("cannot be written") == 1, "told once"
+        failing.is_full = False
+        await desk.turn()
+        await desk.turn()
+        assert not desk.trouble
+        covered, _ = failing.store.covered(0.0)
+        (startup,) = [one for one in failing.store.sums((), 0.0) if one.item == "startup"]
+        assert startup.amount == pytest.approx(covered, abs=1e-5), "nothing was lost"
+        failing.is_full = True
+        monkeypatch.setattr(desks, "MAX_BACKLOG", 0)
+        await desk.turn()
+        await desk.turn()
+        assert desk.store is None and desk.trouble.startswith("ended")
+        await desk.turn()
+        assert not desk.book.sums, "it fills no memory"
+        await desk.close()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_a_desk_counts_budgets_from_the_database_and_itself(url: str) -> None:
+    async def run() -> None:
+        store = LedgerStore(url)
+        budget = Budget(name="b", scope="tenant", value="ann", measure="tokens", amount=100.0)
+        store.set_budget(budget)
+        now = time.time()
+        store.add_life(life(9, began=now))
+        store.write(life(9), 1, batch(now, (int(now // 60), ANN, "tokens:prompt", 30.0)))
+        desk = CostDesk("m", Metrics("m"), None)
+        desk.open(url)
+        await desk.opened()
+        entry = desk.book.open("r", ANN, 20)
+        await desk.turn()
+        desk.book.add_output(entry, 5)
+        assert desk.budgets.states["b"].used == 55.0
+        store.remove_budget("b")
+        desk._looked_at = 0.0
+        await desk.turn()
+        assert not desk.budgets.states
+        await desk.close()
+        store.close()
+
+    asyncio.run(asyncio.wait_for(run(), 60))

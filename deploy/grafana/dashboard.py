@@ -193,6 +193,23 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         "Cost and waste",
         (
             Panel(
+                "Device time by account",
+                "percentunit",
+                ((rate("octavo:device_seconds_total", "account"), "{{account}}"),),
+                about="Of one device; the accounts sum to all of it.",
+            ),
+            Panel(
+                "Cost per million tokens",
+                "short",
+                ((f"octavo:cost_per_million_tokens{{{CHOSEN}}}", "{{kind}} {{instance}}"),),
+                about="At --device-price, in its currency; nothing without it.",
+            ),
+            Panel(
+                "Budgets used",
+                "percentunit",
+                ((f"octavo:budget_used_ratio{{{CHOSEN}}}", "{{budget}}"),),
+            ),
+            Panel(
                 "Computed again after preemption",
                 "short",
                 ((rate("octavo:recomputed_tokens_total"), "tokens per second"),),

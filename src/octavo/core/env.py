@@ -7,12 +7,7 @@ import os
 from octavo.core.errors import ConfigError, did_you_mean
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-NAMES = (
-    "OCTAVO_API_KEY",
-    "OCTAVO_LOG_LEVEL",
-    "OCTAVO_TEST_BUILD",
-    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
-)
+NAMES = ("OCTAVO_API_KEY", "OCTAVO_LOG_LEVEL", "OCTAVO_TEST_BUILD")
 _FIRST_PASSED_FD = 3
 
 

@@ -93,11 +93,10 @@ class Stream:
         if isinstance(event, TokenOut):
             if not self._token_ids:
                 self._first_token, self._num_cached = now, event.num_cached
-                if self.restarts:
+                if self.restarts and event.admitted is not None:
                     event = replace(event, admitted=self._admitted)
-            elif (
-                event.admitted is not None
-            ):  # said again, by an engine that sent its own first tokens
+            elif event.num_cached or event.admitted is not None:
+                # Said again, by an engine that sent its own first tokens.
                 event = replace(event, num_cached=0, admitted=None)
             self._last_token = now
             self._token_ids.extend(event.token_ids)

@@ -250,14 +250,21 @@ def _resource(version: str) -> Any:
 
 
 def _exporter(target: Target) -> SpanExporter:
+    return _to_grpc(target) if target.protocol == "grpc" else _to_http(target)
+
+
+def _to_grpc(target: Target) -> SpanExporter:
     # lazy: as above, and only the one that is asked for: gRPC alone takes a quarter of a second
-    if target.protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as Grpc
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
-        return Grpc(endpoint=target.url, insecure=target.is_plain, timeout=_EXPORT_S)
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as Http
+    return OTLPSpanExporter(endpoint=target.url, insecure=target.is_plain, timeout=_EXPORT_S)
 
-    return Http(endpoint=target.url, timeout=_EXPORT_S)
+
+def _to_http(target: Target) -> SpanExporter:
+    # lazy: as above
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter(endpoint=target.url, timeout=_EXPORT_S)
 
 
 def _fail(span: Span, code: str) -> None:

@@ -197,3 +197,21 @@ def test_without_another_engine_everything_open_fails() -> None:
     error = ErrorInfo(code="engine_unavailable", message="gone.", status=503)
     streams.fail(error)
     assert told(stream) == [Failed(id="a", error=error)] and len(streams) == 0
+
+
+def test_when_it_first_ran_is_said_once_and_as_it_was() -> None:
+    streams = Streams()
+    stream = streams.open(request("a"), is_late=False)
+    streams.due()
+    streams.start(["a"], 11.0)
+    assert streams.stage("a") == "running" and streams.stage("b") == "elsewhere"
+    streams.lose()
+    assert streams.stage("a") == "waiting"
+    streams.due()
+    streams.start(["a"], 50.0)
+    streams.take([TokenOut(id="a", token_ids=(5,), admitted=50.0)], 51.0)
+    streams.lose()
+    streams.due()
+    streams.start(["a"], 80.0)
+    streams.take([TokenOut(id="a", token_ids=(6,), admitted=80.0, num_cached=16)], 81.0)
+    assert told(stream) == [TokenOut(id="a", token_ids=(5,), admitted=11.0), token("a", 6)]

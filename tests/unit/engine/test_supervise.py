@@ -351,6 +351,7 @@ async def test_who_follows_steps_follows_those_of_the_next_process_too() -> None
 async def test_all_that_only_grows_goes_on_over_processes() -> None:
     gauges = {"num_running", "num_waiting", "num_blocks", "num_free_blocks", "queued_tokens"}
     gauges |= {"pending_tokens", "last_step_tokens", "last_step_s", "step_time", "faults"}
+    gauges |= {"num_deferred"}
     grows = {name: 2 for name in EngineStats.__struct_fields__ if name not in gauges}
     one = EngineStats(**grows, faults=(("sample", 2), ("kv_epoch", 1)), queued_tokens=7)  # type: ignore[arg-type]
     script = Script([{"tokens": 2, "stats": one}, {"stats": one, "gate": asyncio.Event()}])
@@ -671,3 +672,23 @@ async def test_closing_is_no_crash(
     assert client.fatal is None and client.status().state == "dead"
     assert "E-ENGINE" not in caplog.text
     assert len(script.processes) == len(plans[moment])
+
+
+async def test_each_snapshot_is_told_and_a_stop_is_no_abort() -> None:
+    script = Script([{}])
+    seen: list[EngineStats] = []
+    async with client_of(script) as client:
+        client.watch(seen.append)
+        await client.wait_ready()
+        asked = request("whole", max_tokens=5)
+        assert client.stage("whole") == "elsewhere"
+        assert await answer(client, asked) == expected(asked)
+        assert [stats.generation_tokens for stats in seen] == [1, 2, 3, 4, 5]
+        events = client.generate(request("cut", max_tokens=1 << 20))
+        assert isinstance(await anext(events), TokenOut)
+        assert client.stage("cut") == "running"
+        client.stop("cut")
+        assert client.stage("cut") == "elsewhere"
+        await events.aclose()
+        await until(lambda: Cancel(("cut",), "stop") in script.processes[0].got)
+        assert Cancel(("cut",)) not in script.processes[0].got

@@ -78,6 +78,7 @@ def boot(
     resolved = decide(config)
     steps = _open_step_log(config.step_log)
     begin("weights", 0.15)
+    machine.free_large_at_once()
     loaded = load_model(
         model_folder(config.model),
         dtype=resolved.dtype,
@@ -89,6 +90,7 @@ def boot(
         runner=config.runner,
         progress=lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)),
     )
+    machine.keep_freed()
     begin("kv cache", 0.9)
     if resolved.storage.is_repacked:
         extension.take_over()

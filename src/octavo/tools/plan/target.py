@@ -10,7 +10,8 @@ from octavo.core.errors import ConfigError
 from octavo.engine import machine
 from octavo.engine.decide import Machine, Resolved, resolve_start
 from octavo.engine.memory import available_bytes
-from octavo.kernels.cpu import ceilings, native
+from octavo.kernels import ceilings
+from octavo.kernels.cpu import native
 from octavo.models.storage import plan_storage
 from octavo.tools import gpu
 from octavo.tools.plan.devices import CONTEXT_BYTES, MIB, Device, device_row

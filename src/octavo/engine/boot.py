@@ -79,6 +79,7 @@ def boot(
     found = _machine(config)
     resolved = decide(config)
     begin("weights", 0.15)
+    machine.free_large_at_once()
     loaded = load_model(
         model_folder(config.model),
         dtype=resolved.dtype,
@@ -90,6 +91,7 @@ def boot(
         runner=config.runner,
         progress=lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)),
     )
+    machine.keep_freed()
     begin("kv cache", 0.9)
     if resolved.storage.is_repacked:
         extension.take_over()

@@ -17,7 +17,7 @@ from local_engine import LocalEngine, write_tiny
 from octavo.core.config import EngineConfig
 from octavo.core.errors import ConfigError
 from octavo.core.kvspec import KVSpec
-from octavo.kernels import cpu_ceilings as ceilings
+from octavo.kernels import ceilings
 from octavo.models.facts import read_facts
 from octavo.models.shards import shard
 from octavo.tools import cli, gpu

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from octavo.core.kvspec import DTYPE_BYTES, KVSpec
-from octavo.kernels import cpu_ceilings as ceilings
-from octavo.kernels.cpu_ceilings import Product, Timing
+from octavo.kernels import ceilings
+from octavo.kernels.ceilings import Product, Timing
 from octavo.kernels.gemm.format_table import head_format
 from octavo.models.facts import ModelFacts
 from octavo.tools.plan.devices import Device

@@ -10,7 +10,7 @@ from octavo.core.errors import ConfigError
 from octavo.engine import machine
 from octavo.engine.decide import Machine, Resolved, resolve_start
 from octavo.engine.memory import available_bytes
-from octavo.kernels import cpu_ceilings as ceilings
+from octavo.kernels import ceilings
 from octavo.kernels.cpu import native
 from octavo.models.storage import plan_storage
 from octavo.tools import gpu

@@ -33,12 +33,14 @@ from octavo.engine.memory import MemoryPlan, Needs, available_bytes, plan
 from octavo.engine.pooling import PoolingRunner
 from octavo.engine.prepare import Rows
 from octavo.engine.pulse import Pulse
+from octavo.engine.record import Recorder, machine_of
 from octavo.engine.repro import Repros
 from octavo.engine.runner import Runner
 from octavo.kernels import recording
 from octavo.kernels.cpu import extension
 from octavo.kernels.dispatch import Choice
 from octavo.kernels.gemm.formats import head_format, quantized_as
+from octavo.meter.stepfile import StepFile
 from octavo.meter.steplog import StepLog
 from octavo.meter.timeline import Timeline
 from octavo.models.base import Model
@@ -91,7 +93,6 @@ def boot(
     begin("config", 0.1)
     found = _machine(config)
     resolved = decide(config)
-    steps = _open_step_log(config.step_log)
     begin("weights", 0.15)
     loaded = load_model(
         model_folder(config.model),
@@ -107,7 +108,7 @@ def boot(
     begin("kv cache", 0.9)
     if resolved.storage.is_repacked:
         extension.take_over()
-    engine = _build(resolved, loaded, link, steps, pulse or Pulse())
+    engine = _build(resolved, loaded, link, pulse or Pulse())
     timeline.stop()
     details = {
         "imports": f"torch {torch.__version__}",
@@ -237,20 +238,21 @@ def _device(asked: str) -> str:
     return asked
 
 
-def _open_step_log(path: str | None) -> StepLog:
+def _open_step_log(config: EngineConfig, scheduler: Scheduler) -> StepFile | None:
+    if config.step_log is None or not config.step_log_size:
+        return None
+    machine = machine_of(scheduler, config.model, config.scheduling_policy)
     try:
-        return StepLog(path=None if path is None else Path(path))
+        return StepFile(Path(config.step_log).expanduser(), config.step_log_size << 20, machine)
     except OSError as error:
         raise ConfigError(
-            f"--step-log {path} cannot be written: {error.strerror}.",
+            f"--step-log {config.step_log} cannot be written: {error.strerror}.",
             code="E-CFG-07",
-            fix="Name a file in a folder that exists and may be written.",
+            fix="Name a folder that may be written, or that can be made.",
         ) from error
 
 
-def _build(
-    resolved: Resolved, loaded: LoadedModel, link: Link, steps: StepLog, pulse: Pulse
-) -> Engine:
+def _build(resolved: Resolved, loaded: LoadedModel, link: Link, pulse: Pulse) -> Engine:
     limits, facts = resolved.limits, resolved.facts
     groups = resolved.memory.groups
     device = torch.device(resolved.device)
@@ -275,7 +277,10 @@ def _build(
     scheduler = Scheduler(limits, cache, policy)
     inject.install(runner, injections(resolved.config.inject))
     repros = Repros(resolved.config)
-    return Engine(scheduler, runner, link, steps, GrammarDesk(grammars), repros, pulse)
+    file = _open_step_log(resolved.config, scheduler)
+    recorder = None if file is None else Recorder(scheduler, file)
+    steps, desk = StepLog(sink=file), GrammarDesk(grammars)
+    return Engine(scheduler, runner, link, steps, desk, repros, pulse, recorder)
 
 
 def _eager_because(resolved: Resolved) -> str | None:

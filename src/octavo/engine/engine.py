@@ -26,7 +26,9 @@ from octavo.engine.ipc import (
 )
 from octavo.engine.isolate import Isolator, StepRunner
 from octavo.engine.pulse import GRAMMAR_S, Pulse
+from octavo.engine.record import Recorder
 from octavo.engine.repro import Repros
+from octavo.meter.frames import How
 from octavo.meter.steplog import StepLog, Waits
 from octavo.scheduler.scheduler import Scheduler
 
@@ -55,12 +57,14 @@ class Engine:
         grammars: GrammarDesk,
         repros: Repros,
         pulse: Pulse | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.link = link
         self.steps = steps
         self.feed = StepFeed(steps)
+        self.recorder = recorder
         self.grammars = grammars
         self.isolator = Isolator(runner, repros)
         self.pulse = pulse or Pulse()
@@ -81,6 +85,7 @@ class Engine:
         is_idle = not (self.scheduler.has_work or self.grammars.is_busy)
         if is_idle:
             self.feed.say(self.link.send, at_once=True)
+            self.steps.flush()
             self.pulse.rest()
         events = self._drain(wait=is_idle)
         if is_idle:
@@ -88,7 +93,7 @@ class Engine:
         if self.grammars.is_busy:
             events += self._admit_built()
         now = time.monotonic()
-        events += self.scheduler.expire(now)
+        events += self._recorded("expired", self.scheduler.expire(now), now)
         plan = self.scheduler.schedule(now)
         if plan is not None:
             if plan.starts:
@@ -98,16 +103,27 @@ class Engine:
             begun = time.monotonic()
             result = self.isolator.run(plan)
             self.pulse.end(is_whole=self.isolator.is_whole)
-            self._log(plan, result, begun)
-            events += self.scheduler.apply(plan, result, time.monotonic())
+            self._log(plan, result, now, begun)
+            ended = time.monotonic()
+            events += self._recorded("step", self.scheduler.apply(plan, result, ended), ended)
         self.grammars.forget_ended(events)
         if events or plan is not None:
             self.link.send(Events(events=tuple(events), stats=self.scheduler.stats()))
         self.feed.say(self.link.send, at_once=self.is_stopping)
+        if self.is_stopping:
+            self.steps.close()
 
-    def _log(self, plan: StepPlan, result: StepResult, begun: float) -> None:
+    def _recorded(self, how: How, events: list[Event], now: float) -> list[Event]:
+        """What the scheduler said, written down where a record is kept."""
+        if self.recorder is not None:
+            self.recorder.ended(how, events, now)
+        return events
+
+    def _log(self, plan: StepPlan, result: StepResult, planned: float, begun: float) -> None:
         """Into the step log, before what ends with this step has gone."""
         scheduler = self.scheduler
+        if self.recorder is not None:
+            self.recorder.planned(plan)
         reasons = scheduler.waits.reasons(scheduler.accounts.num_waiting)
         if self.grammars.is_busy:
             # In front: the last is what all wait for of whom nothing is said.
@@ -117,6 +133,7 @@ class Engine:
             plan,
             result,
             begun,
+            planned=planned,
             waits=Waits(reasons, scheduler.waits.heads),
             num_blocks=cache.num_blocks,
             num_free_blocks=cache.num_free,
@@ -138,6 +155,8 @@ class Engine:
                 return [event for request_id in ids for event in self._cancel(request_id)]
             case ResetPrefixCache():
                 self.scheduler.cache.forget_prefixes()
+                if self.recorder is not None:
+                    self.recorder.forgot()
             case FollowSteps(count):
                 self.feed.follow(count)
             case Shutdown():
@@ -148,15 +167,20 @@ class Engine:
 
     def _add(self, request: Request, to: GrammarDesk | Scheduler) -> list[Event]:
         try:
-            return to.add(request)
+            events = to.add(request)
         except OctavoError as error:
             return [Failed(id=request.id, error=error.info())]
+        if self.recorder is not None and to is self.scheduler:
+            self.recorder.arrived(request, events, time.monotonic())
+        return events
 
     def _cancel(self, request_id: str) -> list[Event]:
         """End a request wherever it stands; one that waits for its grammar by way of the scheduler, like all others."""
         waiting = self.grammars.cancel(request_id)
         refused = [] if waiting is None else self._add(waiting, self.scheduler)
-        return refused or self.scheduler.cancel(request_id)
+        return refused or self._recorded(
+            "cancel", self.scheduler.cancel(request_id), time.monotonic()
+        )
 
     def _admit_built(self) -> list[Event]:
         """Hand over to the scheduler what has its grammar; with nothing else to do, wait for it."""

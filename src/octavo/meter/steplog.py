@@ -1,7 +1,7 @@
-"""The append-only step log: who was in each step, for how many tokens, how long it took.
+"""The append-only step log: who was in each step, for how many tokens, how long it took, why others waited.
 
-Kept as a ring in memory, and as a JSONL file when one is named. Knows plans and results; does not know why the
-scheduler chose as it did.
+Kept as a ring in memory, and as one on disk (`stepfile.py`) where a folder is named. Knows plans and results; what the
+scheduler's reasons were it is told.
 """
 
 from __future__ import annotations
@@ -11,16 +11,12 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
-from octavo.core.log import get_logger
 from octavo.core.plan import StepPlan
 from octavo.core.result import StepResult
-
-logger = get_logger(__name__)
 
 
 class SliceRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -74,7 +70,7 @@ class Waits(NamedTuple):
     heads: tuple[tuple[str, str], ...] = ()
 
 
-class _Kept(NamedTuple):
+class KeptStep(NamedTuple):
     """A step as the ring keeps it: numbers in arrays, because thousands of steps of hundreds of slices as objects would
     take a hundred megabytes and have the garbage collector walk over them.
     """
@@ -135,6 +131,25 @@ class Tail(NamedTuple):
     """Steps in between that the ring no longer had."""
 
 
+class Sink(Protocol):
+    """Where steps go beside the ring (`stepfile.StepFile`)."""
+
+    epoch: float
+    """What to add to the log's clock to get Unix time."""
+
+    def step(self, kept: KeptStep, planned: float, begun: float) -> None:
+        """Take a step."""
+        ...
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        ...
+
+    def close(self) -> None:
+        """Write the rest."""
+        ...
+
+
 class StepLog:
     """Ring of the last `capacity` steps. Owner: the engine loop, the only caller of `add`.
 
@@ -144,17 +159,16 @@ class StepLog:
     def __init__(
         self,
         capacity: int = 4096,
-        path: Path | None = None,
+        sink: Sink | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._records: deque[_Kept] = deque(maxlen=capacity)
+        self._records: deque[KeptStep] = deque(maxlen=capacity)
         self._rows: dict[int, str] = {}
         self._last_end = clock()
-        self._epoch = time.time() - self._last_end
+        self._epoch = time.time() - self._last_end if sink is None else sink.epoch
         self.num_added = 0
         """Steps since the start, those that the ring has forgotten among them."""
-        # Unbuffered: whoever follows the file sees each step at once, and a killed engine loses none.
-        self._file = path.open("ab", buffering=0) if path is not None else None
+        self._sink = sink
 
     def add(
         self,
@@ -162,11 +176,13 @@ class StepLog:
         result: StepResult,
         begun: float | None = None,
         *,
+        planned: float | None = None,
         waits: Waits = Waits(),
         num_blocks: int = 0,
         num_free_blocks: int = 0,
     ) -> None:
-        """Append one step that has run, from `begun` on (on the log's clock; None: at the end of the last one).
+        """Append one step that was planned at `planned` and run from `begun` on (on the log's clock; None: at the end of
+        the last one).
 
         A result without slices counts as one in which nobody got a token.
         """
@@ -184,7 +200,7 @@ class StepLog:
         sampled = [-1 if each.error is not None else len(each.token_ids) for each in result.slices]
         if begun is None:
             begun = self._last_end
-        kept = _Kept(
+        kept = KeptStep(
             step=plan.step,
             at=self._epoch + begun,
             elapsed_s=result.elapsed_s,
@@ -203,16 +219,13 @@ class StepLog:
         self._last_end = begun + result.elapsed_s
         self.num_added += 1
         self._records.append(kept)
-        self._write(kept)
+        if self._sink is not None:
+            self._sink.step(kept, begun if planned is None else planned, begun)
 
-    def _write(self, kept: _Kept) -> None:
-        if self._file is None:
-            return
-        try:
-            self._file.write(msgspec.json.encode(kept.record()) + b"\n")
-        except OSError as error:  # a full disk ends the log, not the engine
-            logger.error("the step log ends here: %s", error)
-            self.close()
+    def flush(self) -> None:
+        """Write what is held back, before a while in which nothing may happen."""
+        if self._sink is not None:
+            self._sink.flush()
 
     def tail(self, count: int) -> list[StepRecord]:
         """The last `count` steps, oldest first."""
@@ -232,13 +245,6 @@ class StepLog:
         return len(self._records)
 
     def close(self) -> None:
-        """Flush and close the file, if there is one."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-def read_steplog(path: Path) -> list[StepRecord]:
-    """Read a JSONL step log back."""
-    decoder = msgspec.json.Decoder(StepRecord)
-    return decoder.decode_lines(path.read_bytes())
+        """Write the rest."""
+        if self._sink is not None:
+            self._sink.close()

@@ -29,9 +29,11 @@ from octavo.server.keys.rows import Role
 from octavo.server.lenient import Warned, WarningSender
 from octavo.server.limits import ClientGone, read_body
 from octavo.server.listen.protocol import ADMIN_KEY
+from octavo.server.marks import Marks
 from octavo.server.parse import Parser
 from octavo.server.running import Running
 from octavo.server.state import AppState, Inner
+from octavo.server.timing import TimingSender, wants_timing
 
 logger = get_logger(__name__)
 
@@ -85,6 +87,7 @@ class Call:
     async def body(self, parser: Parser[T]) -> T:
         """The body, checked. Raises RequestError naming the field at fault."""
         body = await read_body(self.receive, Headers(scope=self.scope), self.stay.hold)
+        self.running.marks.body = time.monotonic()
         return parser(body, self.refuse)
 
     def refuse(self, error: RequestError) -> None:
@@ -149,7 +152,7 @@ class Endpoint:
     async def _answer(
         self, scope: Scope, receive: Receive, send: Send, guest: Guest | None
     ) -> None:
-        status = 0
+        status, marks = 0, Marks()
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -157,7 +160,9 @@ class Endpoint:
                 status = message["status"]
                 if guest is not None:
                     MutableHeaders(scope=message).update(guest.allowance.headers())
+            begun = time.monotonic()
             await send(message)
+            marks.wrote(begun)
 
         request_id = scope[_ID_KEY]
         warnings: list[Warned] = []
@@ -167,7 +172,8 @@ class Endpoint:
                 guest = self._guest(scope)
                 if self._row.method == "POST" and not self._row.public:
                     guest.allowance.count_request()
-            running = Running(request_id, guest.caller.tenant, self._row.path)
+            marks.authorized = time.monotonic()
+            running = Running(request_id, guest.caller.tenant, self._row.path, marks)
             call = Call(
                 scope=scope,
                 receive=receive,
@@ -182,6 +188,8 @@ class Endpoint:
                 with running.interruptible():
                     response = await self._handler(call)
                 sender = WarningSender(watched, warnings) if warnings else watched
+                if wants_timing(scope):
+                    sender = TimingSender(sender, running)
                 await response(scope, receive, sender)
         except ClientGone:
             self._state.metrics.count("octavo:client_disconnects")

@@ -18,6 +18,7 @@ from octavo.core.result import RequestTiming
 from octavo.engine.frontend import Delta, Generation
 from octavo.meter.metrics import Metrics, Outcome
 from octavo.server.call import Call
+from octavo.server.marks import Marks
 
 logger = get_logger(__name__)
 
@@ -32,9 +33,10 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
         OctavoError: a request failed; the others of the call are cancelled.
     """
     state, account = call.state, call.allowance
+    call.running.marks.prepared = time.monotonic()
     account.begin(sum(generation.usage.prompt_tokens for generation in generations))
     books = {
-        (prompt_index, request.index): _Book(state.metrics, request, generation)
+        (prompt_index, request.index): _Book(state.metrics, request, generation, call.running.marks)
         for prompt_index, generation in enumerate(generations)
         for request in generation.requests
     }
@@ -110,7 +112,10 @@ async def _merged(generations: Sequence[Generation]) -> AsyncGenerator[Item, Non
 class _Book:
     """One request's entry in the metrics. Owner: `metered`."""
 
-    def __init__(self, metrics: Metrics, request: Request, generation: Generation) -> None:
+    def __init__(
+        self, metrics: Metrics, request: Request, generation: Generation, marks: Marks
+    ) -> None:
+        self._marks = marks
         self.request = request
         self.reason = ""
         self.num_output = 0
@@ -131,11 +136,12 @@ class _Book:
                 self._metrics.observe_first_token(now - self.request.arrived)
             else:
                 self._metrics.observe_gap(now - self._last)
-            self._last = now
+            self._last = self._marks.last[self.request.id] = now
             self.num_output += len(delta.token_ids)
         if delta.finish_reason is not None:
+            self._marks.done.add(self.request.id)
             if delta.timing is not None and delta.timing.admitted is not None:
-                self._timing = delta.timing
+                self._timing = self._marks.timings[self.request.id] = delta.timing
             self._num_preemptions = delta.num_preemptions
             self.close(delta.finish_reason)
 

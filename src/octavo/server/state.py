@@ -7,6 +7,7 @@ import importlib.metadata
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from octavo.core.config import ServerConfig
@@ -139,6 +140,10 @@ class AppState:
     """What is under way, by id."""
     background: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     """Responses that are made with no caller waiting, by tenant and id."""
+    step_log: Path | None = None
+    """Where the engine writes its steps; None: nowhere."""
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by whoever reads there: one at a time, so that the answers of others are not kept waiting."""
     kept: Kept = field(default_factory=Kept)
     open_kept: Callable[[], Kept] | None = None
     """Opens it when the server begins to listen; where another server has it until then."""

@@ -42,6 +42,7 @@ VERBS: dict[str, Verb] = {
     ),
     "keys revoke": Verb("octavo.tools.keys.revoke", "End an API key."),
     "keys rotate": Verb("octavo.tools.keys.rotate", "Put a new API key in place of one."),
+    "why": Verb("octavo.tools.why", "Where the time of a request went, and who cost it most."),
     "doctor": Verb("octavo.tools.doctor", "Check this machine and say what to fix."),
 }
 ALIASES = {"complete": "generate", "run-batch": "batch"}

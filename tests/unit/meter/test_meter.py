@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -13,7 +11,7 @@ from octavo.core.request import Request
 from octavo.core.result import EngineStats, RequestTiming, SliceResult, StepResult
 from octavo.meter.catalogue import ALIASES, ROWS
 from octavo.meter.metrics import Metrics, Outcome
-from octavo.meter.steplog import StepLog, Waits, read_steplog
+from octavo.meter.steplog import StepLog, Waits
 from octavo.meter.timeline import Timeline
 
 
@@ -74,21 +72,23 @@ def plan(step: int, slices: list[Slice], starts: dict[int, str], ended: list[int
     return StepPlan(step=step, slices=tuple(slices), starts=tuple(begun), ended=tuple(ended))
 
 
-def test_step_log_knows_who_sat_in_which_row(tmp_path: Path) -> None:
-    path = tmp_path / "steps.jsonl"
-    log = StepLog(capacity=2, path=path)
+def test_step_log_knows_who_sat_in_which_row() -> None:
+    log = StepLog(capacity=2)
+    everything = []
     prefill = Slice(row=0, start=0, count=4, sample=True)
     decode = Slice(row=0, start=4, count=1, sample=True, draft=(5, 6))
     done = StepResult(step=1, slices=(SliceResult(row=0, token_ids=(9,)),), elapsed_s=0.5)
-    log.add(plan(1, [prefill], {0: "a"}, []), done)
-    log.add(plan(2, [decode], {}, []), done)
-    log.add(plan(3, [prefill], {0: "b"}, [0]), StepResult(step=3, slices=()))
-    log.close()
+    for ran, result in (
+        (plan(1, [prefill], {0: "a"}, []), done),
+        (plan(2, [decode], {}, []), done),
+        (plan(3, [prefill], {0: "b"}, [0]), StepResult(step=3, slices=())),
+    ):
+        log.add(ran, result)
+        everything += log.tail(1)
     [last] = log.tail(1)
     assert (last.started, last.ended) == (("b",), ("a",))
     assert [record.step for record in log.tail(5)] == [2, 3], "a ring"
     assert log.tail(0) == [] and len(log) == 2
-    everything = read_steplog(path)
     assert [record.slices[0].id for record in everything] == ["a", "a", "b"]
     assert [record.slices[0].num_sampled for record in everything] == [1, 1, 0]
     for record in everything:
@@ -121,18 +121,6 @@ def test_steps_and_gaps_sum_to_the_clock() -> None:
     assert second.waiting == waits.reasons and second.heads == waits.heads
     assert (second.num_blocks, second.num_free_blocks) == (9, 4)
     assert log.since(0, 1) == ((first,), 1, 0) and log.since(2, 5) == ((), 2, 0)
-
-
-def test_the_step_log_is_on_file_at_once_and_a_full_disk_ends_it_alone(tmp_path: Path) -> None:
-    path = tmp_path / "steps.jsonl"
-    log = StepLog(path=path)
-    log.add(plan(1, [], {}, []), StepResult(step=1, slices=()))
-    assert len(read_steplog(path)) == 1, "nobody closed it yet"
-    log.close()
-    full = StepLog(path=Path("/dev/full"))
-    for step in (1, 2):
-        full.add(plan(step, [], {}, []), StepResult(step=step, slices=()))
-    assert len(full) == 2
 
 
 def test_counters_grow_by_differences() -> None:

@@ -23,7 +23,7 @@ from octavo.meter.steplog import SliceRecord, StepRecord
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium here")
 READY = "document.querySelector('#dot').dataset.state === 'ready'"
-STEP = "Number(document.querySelector('.batch').dataset.step)"
+STEP = "Number(document.querySelector('section.batch').dataset.step)"
 VIEWS = ("chat", "live", "batch", "requests")
 
 
@@ -82,8 +82,12 @@ async def console(url: str, *, width: int = 1440, height: int = 900, dark: bool 
     async with browsing() as page:
         await page.window(width, height, dark=dark, mobile=width < 700)
         await page.open(f"{url}/console")
-        await page.until(READY)
-        yield page
+        try:
+            await page.until(READY)
+            yield page
+        except BaseException as error:
+            error.add_note(f"the page said: {page.complaints}")
+            raise
         assert page.complaints == []
         assert [one for one in page.loaded if not one.startswith(url)] == []
 
@@ -103,6 +107,9 @@ def test_a_conversation_shows_its_tokens_and_what_they_took(url: str) -> None:
             await page.press("Enter")
             await page.until("document.querySelectorAll('.tokens .t').length > 3")
             await page.until("document.querySelector('.log').getAttribute('aria-busy') === 'false'")
+            assert "<|" not in await page.text(".tokens"), (
+                "the token that ends it is none of its text"
+            )
             stats = await page.text(".stats")
             assert "first token" in stats and "tokens" in stats, stats
             box = await page.run(

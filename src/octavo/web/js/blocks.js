@@ -43,7 +43,8 @@ export class Blocks {
     }
     for (let i = 0; i < Math.ceil(num / per); i++) {
       const [x, y] = [(i % columns) * cell, Math.floor(i / columns) * cell];
-      const ids = held.get(i);
+      const all = held.get(i);
+      const ids = chosen && all?.includes(chosen) ? [chosen, ...all.filter((id) => id !== chosen)] : all;
       context.beginPath();
       context.roundRect(x, y, size, size, round);
       if (!ids) {

@@ -2,7 +2,7 @@
 
 import { duration, font, h, palette, painter, prepare, say, short } from "./dom.js";
 
-const HEIGHT = 132;
+const HEIGHT = 160;
 const LEFT = 44;
 const BOTTOM = 18;
 const GRID = 4;

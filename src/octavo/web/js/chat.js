@@ -139,6 +139,7 @@ export class ChatView {
       if (chunk.usage) run.usage = chunk.usage;
       if (!choice) continue;
       run.reason = choice.finish_reason ?? run.reason;
+      if (choice.finish_reason === "stop") tokens.finish(run.text);
       const entries = choice.logprobs?.content ?? [];
       const text = (choice.delta?.reasoning ?? "") + (choice.delta?.content ?? "");
       if (entries.length || text) {
@@ -148,7 +149,7 @@ export class ChatView {
         run.count += entries.length;
         const isDown = this.isAtEnd();
         run.text += choice.delta?.content ?? "";
-        if (entries.length) tokens.add(entries, run.text, choice.finish_reason === "stop");
+        if (entries.length) tokens.add(entries);
         else tokens.addText(text);
         if (isDown) this.follow();
       }

@@ -8,7 +8,8 @@ const DIMS = ["tenant", "feature", "model"];
 const SPANS = [["1h", "hour"], ["1d", "day"], ["1w", "week"], ["30d", "30 days"]];
 const PARTS = [["prefill_s", "prefill", "p-prefill"], ["decode_s", "decode", "p-decode"], ["aborted_s", "aborted", "p-client"]];
 const EVERY_MS = 10_000;
-const KINDS = ["p-prefill", "p-decode", "p-client", "p-again", "p-queue", "p-others", "p-quiet"];
+const KNOWN = { idle: "p-idle", prefill: "p-prefill", decode: "p-decode", aborted: "p-client" };
+const WASTE = ["p-again", "p-queue", "p-quiet", "p-others", "p-batch"];
 
 /** Whether the server keeps books: its own list of routes says so, without an error for one that has none. */
 export async function hasCosts() {
@@ -72,7 +73,7 @@ export class CostView {
 
   /** Where all device time went, idle and waste among it. */
   accounts(answer) {
-    const rows = answer.accounts.filter((one) => one.device_s > 0).map((one, i) => ({ ...one, kind: one.name === "idle" ? "p-idle" : KINDS[i % KINDS.length] }));
+    const rows = answer.accounts.filter((one) => one.device_s > 0).map((one, i) => ({ ...one, kind: KNOWN[one.name] ?? WASTE[i % WASTE.length] }));
     const words = rows.map((one) => `${one.name} ${percent(one.share)}`).join(", ");
     return h("div", { class: "card" }, h("h2", {}, `All device time: ${duration(answer.covered_s)}`),
       h("div", { class: "why-bar tall", role: "img", "aria-label": words }, rows.map((one) => h("i", { class: one.kind, title: `${one.name} ${duration(one.device_s)}`, style: { width: `${100 * one.share}%` } }))),

@@ -45,6 +45,7 @@ export function short(value) {
 export function duration(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "–";
   const size = Math.abs(seconds);
+  if (size >= 7200) return `${(seconds / 3600).toFixed(1)} h`;
   if (size >= 120) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
   if (size >= 10) return `${seconds.toFixed(1)} s`;
   if (size >= 1) return `${seconds.toFixed(2)} s`;

@@ -115,6 +115,10 @@ export class Timeline {
         context.roundRect(x + 1 + (width - size) / 2, top + (row - size) / 2, size, size, size / 2);
         context.fill();
       }
+      if (request.cached && slice.start === request.cached && request.first === step.step) {
+        context.fillStyle = colours.good;
+        context.fillRect(x + 1, top + row - 3.5, width, 2.5);
+      }
       if (request.preempted.length && step.started.includes(slice.id)) this.again(context, colours, x, top, row);
     }
   }
@@ -127,10 +131,6 @@ export class Timeline {
     context.beginPath();
     context.roundRect(x + 1, top + (row - height) / 2, width, height, 2);
     context.fill();
-    if (slice.start > 0 && request.cached === slice.start && slice.start > 0) {
-      context.fillStyle = colours.good;
-      context.fillRect(x + 1, top + row - 4, width, 2.5);
-    }
     if (width >= 6 * String(slice.count).length && row >= 14) {
       context.fillStyle = colours.isDark ? "#15130f" : "#fff";
       context.font = font(width >= 26 ? 10 : 9, "mono");

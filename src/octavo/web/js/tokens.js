@@ -31,17 +31,10 @@ export class Tokens {
     return this.list.length;
   }
 
-  /**
-   * Entries of logprobs.content, with all text so far. A token that ends in the middle of a character shows it with the
-   * next. The last of an answer that `isOver` may be the token that ended it, which is not in the text.
-   */
-  add(entries, text, isOver) {
+  /** Entries of logprobs.content. A token that ends in the middle of a character shows it with the next. */
+  add(entries) {
     const spans = [];
-    for (const [i, entry] of entries.entries()) {
-      if (isOver && i === entries.length - 1 && !text.endsWith(entry.token)) {
-        spans.push(this.end(entry));
-        continue;
-      }
+    for (const entry of entries) {
       const part = this.decoder.decode(new Uint8Array(entry.bytes ?? new TextEncoder().encode(entry.token)), { stream: true });
       const span = h("span", { class: `t p${level(entry.logprob)}`, "data-i": String(this.list.length) }, part);
       this.list.push({ entry, span });
@@ -50,11 +43,13 @@ export class Tokens {
     this.element.append(...spans);
   }
 
-  /** A token that is not part of the text: the model's word that it is done. */
-  end(entry) {
-    const span = h("span", { class: "t end", "data-i": String(this.list.length), title: entry.token }, "◂ end");
-    this.list.push({ entry, span });
-    return span;
+  /** The answer is over, and this is its text: a last token that is not in it is the model's word that it is done. */
+  finish(text) {
+    const last = this.list.at(-1);
+    if (!last || text.endsWith(last.entry.token)) return;
+    last.span.className = "t end";
+    last.span.title = last.entry.token;
+    last.span.textContent = "end";
   }
 
   /** Text that came without tokens. */

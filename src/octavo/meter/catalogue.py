@@ -289,7 +289,7 @@ ROWS: tuple[Row, ...] = (
         ("kind",),
     ),
     Row("octavo:budget_used_ratio", "gauge", "Used of a budget; 1 is all.", ("budget",)),
-    Row("octavo:ledger_up", "gauge", "Whether the ledger on disk has all; absent without one."),
+    Row("octavo:ledger_up", "gauge", "Whether the ledger on disk has all.", ("database",)),
     Row("octavo:http_responses", "counter", "Answers by route and status.", ("route", "status")),
 )
 

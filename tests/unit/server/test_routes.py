@@ -94,8 +94,8 @@ BODIES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("/score", "/v1/score"), {"text_1": "a", "text_2": "b"}),
     **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), {"query": "a", "documents": ["b"]}),
 }
-KEEPS = ("/v1/files", "/v1/batches")
-"""Refused on this server, after the key has been looked at: it keeps no files."""
+KEEPS = ("/v1/files", "/v1/batches", "/v1/usage")
+"""Refused on this server, after the key has been looked at: it keeps no files and no ledger."""
 LOOKS_UP = "/v1/requests"
 """Finds nothing under way."""
 POOLING = ("/v1/embeddings", "/pooling", "/classify", "score", "rerank")

@@ -180,6 +180,7 @@ class CostDesk:
             logger.error("the ledger %s ends here: %s", self.store.name, cause)
             self.trouble = f"ended: {cause}"
             self._unwritten = None
+            self._tell_up()
             self._close_store()
 
     # -- budgets ---------------------------------------------------------------------------------------------------
@@ -226,7 +227,12 @@ class CostDesk:
             return None
         return [(budget, total(budget, store.used(budget, now))) for budget in kept]
 
+    def _tell_up(self) -> None:
+        if self.store is not None:
+            database = self.store.name.partition(":")[0]
+            self._metrics.set("octavo:ledger_up", 0.0 if self.trouble else 1.0, database)
+
     def _observe(self) -> None:
-        self._metrics.set("octavo:ledger_up", 0.0 if self.trouble else 1.0)
+        self._tell_up()
         for state in self.budgets.states.values():
             self._metrics.set("octavo:budget_used_ratio", state.share, state.budget.name)

@@ -209,6 +209,7 @@ def test_a_full_disk_is_waited_for_and_then_ends_the_ledger_alone(
         await desk.turn()
         await desk.turn()
         assert desk.store is None and desk.trouble.startswith("ended")
+        assert b'database="of the test",engine="0",model_name="m"} 0.0' in desk._metrics.render()
         await desk.turn()
         assert not desk.book.sums, "it fills no memory"
         await desk.close()

@@ -8,7 +8,8 @@ import pytest
 
 from fakes import FakeEngine, InProcess, make_state
 
-ASK = {"prompt": "tell me\na secret", "max_tokens": 3}
+SAID = "tell me\na secret"
+ASK = {"prompt": SAID, "max_tokens": 3}
 
 
 def lines(caplog: pytest.LogCaptureFixture, name: str) -> list[logging.LogRecord]:
@@ -45,7 +46,7 @@ def test_no_access_lines_where_they_are_off(caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.mark.parametrize(
-    ("limit", "shown"), [(0, None), (7, "tell me"), (12, "tell me\na se"), (99, ASK["prompt"])]
+    ("limit", "shown"), [(0, None), (7, "tell me"), (12, "tell me\na se"), (99, SAID)]
 )
 def test_a_prompt_is_logged_as_far_as_the_operator_says(
     caplog: pytest.LogCaptureFixture, limit: int, shown: str | None
@@ -55,7 +56,7 @@ def test_a_prompt_is_logged_as_far_as_the_operator_says(
     answer = InProcess(state).call("POST", "/v1/completions", json=ASK)
     [line] = lines(caplog, "octavo.server.metered")
     fields = vars(line)["fields"]
-    assert fields.get("prompt") == shown
+    assert shown in fields.values() if shown else "tell" not in str(fields)
     assert ("secret" in caplog.text) == (limit == 99)
     assert answer.headers["x-request-id"] in fields.values() and fields["num_output"] == 3
     assert "\n" not in line.getMessage()

@@ -22,7 +22,7 @@ from octavo.core.errors import EngineError, OctavoError, RequestError
 from octavo.core.log import REQUEST_ID, get_logger
 from octavo.engine.frontend import Caller
 from octavo.meter.trace import OPERATIONS, CallTrace
-from octavo.server.access import log_access
+from octavo.server.access import AccessLog
 from octavo.server.admission.tickets import Stay
 from octavo.server.auth import Guest
 from octavo.server.costs.tab import Tab
@@ -273,6 +273,7 @@ class RequestId:
     def __init__(self, app: ASGIApp, state: AppState) -> None:
         self._app = app
         self._state = state
+        self._access = AccessLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on with the id in the scope."""
@@ -300,7 +301,7 @@ class RequestId:
         finally:
             REQUEST_ID.reset(told)
             if not self._state.config.disable_access_log:
-                log_access(scope, status or 499, time.monotonic() - began, request_id)
+                self._access.add(scope, status or 499, time.monotonic() - began, request_id)
 
 
 def json_response(body: msgspec.Struct | dict[str, Any], status: int = 200) -> Response:

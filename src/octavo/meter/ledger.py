@@ -96,6 +96,7 @@ class _Spent:
         return charge
 
 
+_ENDS = frozenset((Finished, Failed))
 _TOKENS_ALONE = StepTime(token_s=1.0)
 
 
@@ -158,7 +159,7 @@ class Ledger:
 
         `is_idle`: there is nothing to do from now on.
         """
-        ended = [event.id for event in events if isinstance(event, Finished | Failed)]
+        ended = [event.id for event in events if type(event) in _ENDS]
         if self._is_resting or (now - self._since < self.every_s and not is_idle):
             if not ended:
                 return None

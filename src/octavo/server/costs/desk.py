@@ -71,6 +71,13 @@ class CostDesk:
         named = self._features.book_as(tenant, feature)
         return Tab(self, Tags(tenant, key, named, self.book.model))
 
+    def keep_pace(self) -> None:
+        """Have the engine tell of every step while a budget is nearly used up: one that begins, or once a second."""
+        pace = 0.0 if self.budgets.is_near else EVERY_S
+        if pace != self._pace:
+            self._pace = pace
+            self.set_pace(pace)
+
     # -- the database ----------------------------------------------------------------------------------------------
 
     def open(self, url: str) -> None:
@@ -120,10 +127,7 @@ class CostDesk:
         await self._write()
         await self._reread()
         self._observe()
-        pace = 0.0 if self.budgets.is_near else EVERY_S
-        if pace != self._pace:
-            self._pace = pace
-            self.set_pace(pace)
+        self.keep_pace()
 
     async def close(self) -> None:
         """Write what there is, and let go of the database."""

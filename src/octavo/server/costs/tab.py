@@ -41,6 +41,7 @@ class Tab:
         """
         self._notes = self._desk.budgets.begin(self.tags, self)
         self._ends.append(abort)
+        self._desk.keep_pace()
 
     def open(self, request: Request) -> None:
         """One request is about to be handed to the engine. Choices share their prompt: the first has it."""

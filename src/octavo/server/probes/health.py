@@ -64,6 +64,8 @@ class DeepHealth(Health, kw_only=True, omit_defaults=True):
 
     engine: EnginePulse | None = None
     canary: CanaryReport | None = None
+    ledger: str = ""
+    """Why the ledger on disk does not have all."""
 
 
 class Startup(msgspec.Struct, kw_only=True):
@@ -133,6 +135,7 @@ async def healthz(call: Call) -> Response:
         reason=trouble.reason if trouble else "",
         engine=None if pulse is None else _engine_pulse(pulse),
         canary=None if state.canary is None else _canary_report(state.canary),
+        ledger=state.costs.trouble,
     )
     return json_response(body, 503 if trouble else 200)
 

@@ -12,6 +12,7 @@ import pytest
 from fakes import FakeEngine, InProcess, make_state
 from octavo.core.charge import Charges, RequestCharge
 from octavo.core.errors import ConfigError, RequestError
+from octavo.meter.ledger import EVERY_S
 from octavo.server.costs.budget import Budget
 from octavo.server.costs.budgets import NEAR_S, Budgets
 from octavo.server.costs.tags import MAX_FEATURES, OTHER, Features, Tags, read_feature
@@ -97,17 +98,21 @@ def test_device_time_ends_a_call_that_says_nothing() -> None:
         engine.pause_after = 0
         server = server_with(engine, measure="money", amount=2.0)
         costs = server.state.costs
+        paces: list[float] = []
+        costs.set_pace = paces.append
         costs.book.begin(time.monotonic())
         call = asyncio.create_task(server.acall("POST", "/v1/completions", json=ROUTES[0][1]))
         while not engine.submitted:
             await asyncio.sleep(0)
         name, now = engine.submitted[0].id, time.monotonic()
-        assert costs.budgets.is_near == (NEAR_S > 2.0)
+        assert not costs.budgets.is_near and not paces, f"{NEAR_S} s are left"
         for seconds in (1.5, 1.0):
             charge = RequestCharge(name, prefill_s=seconds)
             costs.book.charge(Charges(since=now, until=now + seconds, requests=(charge,)))
             now += seconds
             assert costs.budgets.is_near == (seconds == 1.5), "each step is told of near the end"
+            costs.keep_pace()
+        assert paces == [0.0, EVERY_S]
         return await call
 
     answer = asyncio.run(asyncio.wait_for(run(), 20))

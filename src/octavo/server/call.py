@@ -123,7 +123,19 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Authorise, handle, answer. One call may fail; the server goes on."""
-        await self._answer(scope, receive, send, None)
+        began, status = time.monotonic(), 499
+
+        async def seen(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, seen, None)
+        finally:
+            seconds = time.monotonic() - began
+            self._state.metrics.observe_call(self._row.path, self._row.method, status, seconds)
 
     async def inner(self, body: bytes, guest: Guest) -> Inner:
         """Answer a call that comes from within, as if `guest` had sent `body`; who makes it counts it as a request."""

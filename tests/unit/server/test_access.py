@@ -61,3 +61,18 @@ def test_a_prompt_is_logged_as_far_as_the_operator_says(
     assert ("secret" in caplog.text) == (limit == 99)
     assert answer.headers["x-request-id"] in fields.values() and fields["num_output"] == 3
     assert "\n" not in line.getMessage()
+
+
+def test_calls_are_counted_as_dashboards_read_them() -> None:
+    engine = FakeEngine()
+    state = make_state(engine)
+    server = InProcess(state)
+    server.call("POST", "/v1/completions", json=ASK)
+    server.call("POST", "/v1/completions", json={})
+    engine.fail_after = 0
+    server.call("POST", "/v1/completions", json=ASK)
+    where = [("handler", "/v1/completions"), ("method", "POST")]
+    value = state.metrics.value
+    found = [value("http_requests_total", [*where, ("status", f"{n}xx")]) for n in (2, 4, 5)]
+    assert found == [1, 1, 1]
+    assert value("http_request_duration_seconds_count", where) == 3

@@ -34,7 +34,7 @@ from octavo.core.result import (
 from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.client import EngineStatus, aborted
 from octavo.engine.frontend import Frontend
-from octavo.engine.ipc import Phase, Ready
+from octavo.engine.ipc import Phase, Ready, Steps
 from octavo.engine.pulse import Reading
 from octavo.engine.streams import Stage
 from octavo.meter.metrics import Metrics
@@ -112,6 +112,9 @@ class FakeEngine:
         """Of the requests under way: set to end one."""
         self.failure = ErrorInfo(code="engine_error", message="failed on purpose.", status=500)
         self.num_resets = 0
+        self.steps: list[Steps] = []
+        """What its steps were: who follows gets these, and then nothing."""
+        self.num_followers = 0
 
     @property
     def ready(self) -> Ready:
@@ -160,6 +163,15 @@ class FakeEngine:
 
     def reset_prefix_cache(self) -> None:
         self.num_resets += 1
+
+    async def follow_steps(self) -> AsyncIterator[Steps]:
+        self.num_followers += 1
+        try:
+            for steps in self.steps:
+                yield steps
+            await asyncio.Event().wait()
+        finally:
+            self.num_followers -= 1
 
     async def generate(self, request: Request) -> AsyncIterator[Event]:
         self.submitted.append(request)

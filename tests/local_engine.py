@@ -15,7 +15,17 @@ from octavo.core.request import Request
 from octavo.core.result import Failed, Finished, Pooled, TokenOut
 from octavo.engine.boot import boot
 from octavo.engine.engine import Engine
-from octavo.engine.ipc import Cancel, Charged, Events, FromEngine, Ready, Started, Submit, ToEngine
+from octavo.engine.ipc import (
+    Cancel,
+    Charged,
+    Events,
+    FromEngine,
+    Ready,
+    Started,
+    Steps,
+    Submit,
+    ToEngine,
+)
 from octavo.scheduler import invariants
 from overcommit import overcommit
 
@@ -84,6 +94,7 @@ class LocalEngine:
         self.outs: dict[str, list[TokenOut]] = {}
         self.pooled: dict[str, Pooled] = {}
         self.ends: dict[str, Finished | Failed] = {}
+        self.steps: list[Steps] = []
 
     def submit(self, *requests: Request) -> None:
         self.link.inbox += [Submit(request) for request in requests]
@@ -102,6 +113,9 @@ class LocalEngine:
         for message in self.link.sent:
             if isinstance(message, Started):
                 self.started += message.ids
+                continue
+            if isinstance(message, Steps):
+                self.steps.append(message)
                 continue
             if isinstance(message, Charged):
                 self.charges.append(message.charges)

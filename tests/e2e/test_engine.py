@@ -12,7 +12,7 @@ from local_engine import LocalEngine, request, write_tiny
 from octavo.core.errors import ModelError
 from octavo.core.result import Finished
 from octavo.kernels.cpu import extension
-from octavo.meter.steplog import read_steplog
+from octavo.meter.stepfile import read_steplog
 
 PROMPT_LENGTHS = (1, 5, 16, 17, 40, 100, 33, 64)
 
@@ -267,11 +267,10 @@ def test_unknown_folder(tmp_path: Path) -> None:
 
 
 def test_the_step_log_accounts_for_every_token(tiny: Path, tmp_path: Path) -> None:
-    path = tmp_path / "steps.jsonl"
-    engine = LocalEngine(tiny, step_log=str(path), max_num_batched_tokens=24)
+    engine = LocalEngine(tiny, step_log=str(tmp_path), max_num_batched_tokens=24)
     engine.run(all_requests())
     engine.engine.steps.close()
-    records = read_steplog(path)
+    records = read_steplog(tmp_path)
     stats = engine.engine.scheduler.stats()
     assert len(records) == stats.num_steps
     sampled = sum(piece.num_sampled for record in records for piece in record.slices)

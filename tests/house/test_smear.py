@@ -13,7 +13,7 @@ from house import checks
 from house.sources import PACKAGE, Source, package_sources
 from octavo.core.registry import Registry
 
-ORDINARY_WORDS = {"torch", "reference", "dense", "priority", "cpu", "json", "openai"}
+ORDINARY_WORDS = {"torch", "reference", "dense", "priority", "cpu", "json", "openai", "triton"}
 """Names that are also words of the trade; for these the imports alone are checked."""
 
 DEFAULTS = "src/octavo/core/config.py"

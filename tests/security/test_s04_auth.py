@@ -16,10 +16,12 @@ from fakes import FakeEngine, ServerThread, running
 from octavo.server.app import ROUTES
 from security.keyed import Keys, keyed_state
 
-# Frozen: what answers without a key. Nothing is added here but what an orchestrator must reach.
+# Frozen: what answers without a key. Nothing is added here but what an orchestrator must reach, and files without data.
 PUBLIC = {"/health", "/healthz", "/ping", "/livez", "/readyz", "/startupz"}
+PUBLIC |= {"/console", "/console/{name:path}"}
 MAY = {"user": ("user",), "operator": ("user", "operator"), "admin": ("user", "operator", "admin")}
 PROTECTED = sorted((row.method, row.path, row.role) for row in ROUTES if not row.public)
+ENDLESS = "/console/events"
 REFUSALS = (b"400", b"401", b"403", b"404", b"405")
 
 
@@ -31,11 +33,15 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerThre
         yield server, keys
 
 
-def raw(port: int, head: str, body: bytes = b"{}") -> bytes:
-    """The status of what a request's own bytes get; empty when the server hangs up without a word."""
+def raw(port: int, head: str, body: bytes = b"{}", *, stays: bool = False) -> bytes:
+    """The status of what a request's own bytes get; empty when the server hangs up without a word.
+
+    A stream is begun for callers who stay alone.
+    """
     with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
         sock.sendall(head.encode("latin-1") + b"\r\n\r\n" + body)
-        sock.shutdown(socket.SHUT_WR)
+        if not stays:
+            sock.shutdown(socket.SHUT_WR)
         answer = b""
         while part := sock.recv(65536):
             answer += part
@@ -50,7 +56,7 @@ def head(method: str, target: str, *headers: str) -> str:
 def url_of(path: str) -> str:
     for part in ("{model:path}", "{response_id}", "{file_id}", "{batch_id}", "{request_id}"):
         path = path.replace(part, "x")
-    return path
+    return path + "?frames=1" * (path == ENDLESS)
 
 
 def test_public_routes_are_the_frozen_list() -> None:
@@ -65,7 +71,7 @@ def test_each_route_with_each_key(
     url = url_of(path)
 
     def status(*headers: str) -> bytes:
-        return raw(server.port, head(method, url, *headers))
+        return raw(server.port, head(method, url, *headers), stays=path == ENDLESS)
 
     assert status() == b"401"
     wrong = [

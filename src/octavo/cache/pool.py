@@ -7,8 +7,9 @@ import math
 import numpy as np
 import torch
 
+from octavo.cache.pages import PagesAhead, Region
 from octavo.core.kvspec import BLOCK_SIZE, KVGroup
-from octavo.core.plan import BlockCopy
+from octavo.core.plan import BlockCopy, StepPlan
 from octavo.kernels.kv import KVTensors
 
 
@@ -33,10 +34,29 @@ class KVPool:
                 by_layer[layer] = _empty_cache(group, device)
         assert sorted(by_layer) == list(range(num_layers)), "every layer in exactly one group"
         self._layers = tuple(by_layer[layer] for layer in range(num_layers))
+        self.pages = tuple(self._pages(group) for group in groups) if device.type == "cpu" else ()
 
     def layer(self, index: int) -> KVTensors:
         """Keys and values of a layer, which may be written."""
         return self._layers[index]
+
+    def update(self, plan: StepPlan) -> None:
+        """Take over what a plan says of blocks: copies, and which are handed out."""
+        for copy in plan.copies:
+            self.copy(copy)
+        for at, pages in enumerate(self.pages):
+            new = [max(p.new_blocks[at], default=0) for p in plan.slices if p.new_blocks]
+            new += [max(start.blocks[at], default=0) for start in plan.starts]
+            if new:
+                pages.reach(max(new))
+
+    def _pages(self, group: KVGroup) -> PagesAhead:
+        tensors = [t for layer in group.layers for t in self._layers[layer].tensors()]
+        regions = [
+            Region(t.data_ptr(), t.numel() * t.element_size(), t[0].numel() * t.element_size())
+            for t in tensors
+        ]
+        return PagesAhead(regions, tensors)
 
     def copy(self, block_copy: BlockCopy) -> None:
         """Copy one block of a group, in all its layers."""

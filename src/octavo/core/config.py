@@ -126,8 +126,20 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _Help(description="How log lines are written, to standard error; json: an object each."),
     ] = "text"
     step_log: Annotated[
-        str | None, _Help(description="File to which one JSON line per step is appended.")
+        str | None,
+        _Help(
+            description="Folder for the step log, which says who was in each step and why others waited (never a text or "
+            "a token); default: steps in --state-dir, else none."
+        ),
     ] = None
+    step_log_size: Annotated[
+        int,
+        _Help(
+            ge=0,
+            le=1 << 20,
+            description="Most MiB that --step-log takes, the oldest steps going first; 0: no log.",
+        ),
+    ] = 64
     fault_dir: Annotated[
         str | None,
         _Help(

@@ -47,3 +47,8 @@ def otlp_protocol() -> str:
 def is_test_build() -> bool:
     """Whether OCTAVO_TEST_BUILD is 1: requests may be broken on purpose here."""
     return os.environ.get("OCTAVO_TEST_BUILD") == "1"
+
+
+def is_triton_interpreted() -> bool:
+    """Whether TRITON_INTERPRET asks Triton to run kernels without a device. Triton reads it when it is imported."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")

@@ -15,6 +15,9 @@ class StepTime(msgspec.Struct, frozen=True, kw_only=True):
 
     base_s: float = 0.0
     """A step with next to nothing in it."""
+    chunk_s: float = 0.0
+    """Beyond that, a step in which some sequence has more than one token: it is not replayed from a recording. Negative
+    where reading the weights hides behind the arithmetic of many tokens."""
     token_s: float = 0.0
     """Each token that goes through the model."""
     context_s: float = 0.0
@@ -24,9 +27,13 @@ class StepTime(msgspec.Struct, frozen=True, kw_only=True):
     num_steps: int = 0
     """Steps it was fitted to; below a few dozen it says little."""
 
-    def predict(self, tokens: int, context: float) -> float:
-        """Seconds of a step of `tokens` tokens that attend to `context` tokens in all."""
-        return self.base_s + self.token_s * tokens + self.context_s * context
+    def predict(self, tokens: int, context: float, *, is_mixed: bool = False) -> float:
+        """Seconds of a step of `tokens` tokens that attend to `context` tokens in all.
+
+        `is_mixed`: some sequence has more than one of them.
+        """
+        base_s = self.base_s + self.chunk_s if is_mixed else self.base_s
+        return base_s + self.token_s * tokens + self.context_s * context
 
 
 def attended(start: int, count: int) -> float:

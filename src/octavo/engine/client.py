@@ -18,7 +18,7 @@ from octavo.core.request import Request
 from octavo.core.result import EngineStats, Event, Failed, Finished, RequestTiming, TokenOut
 from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.child import EngineProcess
-from octavo.engine.ipc import Ready
+from octavo.engine.ipc import Ready, Steps
 from octavo.engine.life import Process
 from octavo.engine.pulse import Reading
 from octavo.engine.streams import Stage
@@ -193,6 +193,14 @@ class EngineClient:
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Tell the engine, once, what grammars are built for; before the first request with a grammar."""
         self._supervisor.use_vocabulary(vocabulary)
+
+    def follow_steps(self) -> AsyncIterator[Steps]:
+        """What the engine's steps are from now on, some at a time, over its restarts: after one they count from 1 again.
+
+        Ends with the engine. Close it (`contextlib.aclosing`) when done: nothing is sent while nobody follows. Who reads
+        too slowly loses the oldest, and is told how many.
+        """
+        return self._supervisor.followers.follow()
 
     def charge_to(self, payer: Payer) -> None:
         """Tell `payer` where the time of this engine and all later ones goes; before `start`."""

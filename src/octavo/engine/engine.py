@@ -11,12 +11,15 @@ from octavo.core.errors import OctavoError
 from octavo.core.plan import StepPlan
 from octavo.core.request import Request
 from octavo.core.result import EngineStats, Event, Failed, FinishReason, StepResult
+from octavo.core.waits import GRAMMAR
+from octavo.engine.following import StepFeed
 from octavo.engine.grammars import GrammarDesk
 from octavo.engine.ipc import (
     Cancel,
     Charged,
     ChargeEvery,
     Events,
+    FollowSteps,
     FromEngine,
     ResetPrefixCache,
     Shutdown,
@@ -27,9 +30,11 @@ from octavo.engine.ipc import (
 )
 from octavo.engine.isolate import Isolator, StepRunner
 from octavo.engine.pulse import GRAMMAR_S, Pulse
+from octavo.engine.record import Recorder
 from octavo.engine.repro import Repros
+from octavo.meter.frames import How
 from octavo.meter.ledger import Ledger
-from octavo.meter.steplog import StepLog
+from octavo.meter.steplog import StepLog, Waits
 from octavo.scheduler.scheduler import Scheduler
 
 
@@ -57,11 +62,14 @@ class Engine:
         grammars: GrammarDesk,
         repros: Repros,
         pulse: Pulse | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.link = link
         self.steps = steps
+        self.feed = StepFeed(steps)
+        self.recorder = recorder
         self.grammars = grammars
         self.isolator = Isolator(runner, repros)
         self.pulse = pulse or Pulse()
@@ -84,6 +92,8 @@ class Engine:
         """One turn of the loop."""
         is_idle = self._is_idle
         if is_idle:
+            self.feed.say(self.link.send, at_once=True)
+            self.steps.flush()
             self.pulse.rest()
         events = self._drain(wait=is_idle)
         if is_idle:
@@ -92,22 +102,53 @@ class Engine:
         if self.grammars.is_busy:
             events += self._admit_built()
         now = time.monotonic()
-        events += self.scheduler.expire(now)
+        events += self._recorded("expired", self.scheduler.expire(now), now)
         plan = self.scheduler.schedule(now)
         if plan is not None:
             if plan.starts:
                 ids = tuple(start.request.id for start in plan.starts)
                 self.link.send(Started(ids=ids, at=now))
             self.pulse.begin(plan)
+            begun = time.monotonic()
             result = self.isolator.run(plan)
             self.pulse.end(is_whole=self.isolator.is_whole)
-            self.steps.add(plan, result)
+            self._log(plan, result, now, begun)
             self._account(plan, result)
-            events += self.scheduler.apply(plan, result, time.monotonic())
+            ended = time.monotonic()
+            events += self._recorded("step", self.scheduler.apply(plan, result, ended), ended)
         self.grammars.forget_ended(events)
         if events or plan is not None or self.grammars.num_waiting != self._num_deferred:
             self._tell_charges(events)
             self.link.send(Events(events=tuple(events), stats=self._stats()))
+        self.feed.say(self.link.send, at_once=self.is_stopping)
+        if self.is_stopping:
+            self.steps.close()
+
+    def _recorded(self, how: How, events: list[Event], now: float) -> list[Event]:
+        """What the scheduler said, written down where a record is kept."""
+        if self.recorder is not None:
+            self.recorder.ended(how, events, now)
+        return events
+
+    def _log(self, plan: StepPlan, result: StepResult, planned: float, begun: float) -> None:
+        """Into the step log, before what ends with this step has gone."""
+        scheduler = self.scheduler
+        if self.recorder is not None:
+            self.recorder.planned(plan)
+        reasons = scheduler.waits.reasons(scheduler.accounts.num_waiting)
+        if self.grammars.is_busy:
+            # In front: the last is what all wait for of whom nothing is said.
+            reasons = ((GRAMMAR, len(self.grammars.waiting_ids)), *reasons)
+        cache = scheduler.cache
+        self.steps.add(
+            plan,
+            result,
+            begun,
+            planned=planned,
+            waits=Waits(reasons, scheduler.waits.heads),
+            num_blocks=cache.num_blocks,
+            num_free_blocks=cache.num_free,
+        )
 
     def _stats(self) -> EngineStats:
         stats = self.scheduler.stats()
@@ -144,6 +185,10 @@ class Engine:
                 return [event for request_id in ids for event in self._cancel(request_id, reason)]
             case ResetPrefixCache():
                 self.scheduler.cache.forget_prefixes()
+                if self.recorder is not None:
+                    self.recorder.forgot()
+            case FollowSteps(count):
+                self.feed.follow(count)
             case ChargeEvery(seconds):
                 self.ledger.every_s = seconds
             case Shutdown():
@@ -154,15 +199,20 @@ class Engine:
 
     def _add(self, request: Request, to: GrammarDesk | Scheduler) -> list[Event]:
         try:
-            return to.add(request)
+            events = to.add(request)
         except OctavoError as error:
             return [Failed(id=request.id, error=error.info())]
+        if self.recorder is not None and to is self.scheduler:
+            self.recorder.arrived(request, events, time.monotonic())
+        return events
 
     def _cancel(self, request_id: str, reason: FinishReason = "abort") -> list[Event]:
         """End a request wherever it stands; one that waits for its grammar by way of the scheduler, like all others."""
         waiting = self.grammars.cancel(request_id)
         refused = [] if waiting is None else self._add(waiting, self.scheduler)
-        return refused or self.scheduler.cancel(request_id, reason)
+        return refused or self._recorded(
+            "cancel", self.scheduler.cancel(request_id, reason), time.monotonic()
+        )
 
     def _admit_built(self) -> list[Event]:
         """Hand over to the scheduler what has its grammar; with nothing else to do, wait for it."""

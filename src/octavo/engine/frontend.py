@@ -11,6 +11,7 @@ import contextlib
 import operator
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -254,6 +255,10 @@ class Generation:
         self._frontend = frontend
         self._kept = kept
         self._is_aborted = False
+        self.sent: dict[int, float] = {}
+        """When the engine was asked for each choice (`time.monotonic()`)."""
+        self.texts: deque[tuple[float, float]] = deque(maxlen=64)
+        """When tokens were last turned into text: from and to."""
 
     def abort(self) -> None:
         """End every choice that still runs: its last delta says abort and has what was held back."""
@@ -305,9 +310,12 @@ class Generation:
             yield Delta(index=request.index, finish_reason="abort")
             return
         client = self._frontend.client
+        self.sent[request.index] = time.monotonic()
         async with contextlib.aclosing(closable(client.generate(request))) as events:
             async for event in events:
+                begun = time.monotonic()
                 delta = fold.take(event)
+                self.texts.append((begun, time.monotonic()))
                 if delta is None:
                     continue
                 self.usage.completion_tokens += len(delta.token_ids)

@@ -17,6 +17,7 @@ from octavo.core.pooling import PoolingFacts
 from octavo.core.request import Request
 from octavo.core.result import EngineStats, Event, FinishReason
 from octavo.decoding.grammar.base import Vocabulary
+from octavo.meter.steplog import StepRecord
 
 MAX_FRAME_BYTES = 1 << 30
 """Above the largest honest one: prompt_logprobs of 20 over a million tokens are 300 MB."""
@@ -60,6 +61,15 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 
 class ResetPrefixCache(msgspec.Struct, frozen=True, tag="reset_prefix_cache"):
     """Client -> engine: forget all cached prefixes that nobody is using."""
+
+
+class FollowSteps(msgspec.Struct, frozen=True, tag="follow_steps"):
+    """Client -> engine: from now on say what each step was (`Steps`), of at most `count` further ones; 0: no more.
+
+    Who follows asks again before they are used up. An engine that is not asked keeps on, and says later what was lost.
+    """
+
+    count: int
 
 
 class ChargeEvery(msgspec.Struct, frozen=True, tag="charge_every"):
@@ -118,6 +128,14 @@ class Events(msgspec.Struct, frozen=True, tag="events"):
     stats: EngineStats
 
 
+class Steps(msgspec.Struct, frozen=True, tag="steps"):
+    """Engine -> client, while it follows: what the steps since the last message were."""
+
+    records: tuple[StepRecord, ...]
+    num_lost: int = 0
+    """Steps before these that nobody took in time."""
+
+
 class Charged(msgspec.Struct, frozen=True, tag="charged"):
     """Engine -> client: where its time went. Before the `Events` with the ends of the requests that it is final of."""
 
@@ -130,8 +148,17 @@ class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
     error: ErrorInfo
 
 
-ToEngine = StartEngine | UseVocabulary | Submit | Cancel | ResetPrefixCache | ChargeEvery | Shutdown
-FromEngine = Loading | Ready | Started | Charged | Events | Fatal
+ToEngine = (
+    StartEngine
+    | UseVocabulary
+    | Submit
+    | Cancel
+    | ResetPrefixCache
+    | FollowSteps
+    | ChargeEvery
+    | Shutdown
+)
+FromEngine = Loading | Ready | Started | Charged | Events | Steps | Fatal
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine = msgspec.msgpack.Decoder(ToEngine)

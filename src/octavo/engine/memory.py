@@ -149,6 +149,13 @@ def _blocks_per_sequence(group: KVGroup, num_tokens: int, chunk: int) -> int:
     return min(blocks, -(-(group.spec.window + chunk) // BLOCK_SIZE) + 1)
 
 
+def sequences_that_fit(groups: tuple[KVGroup, ...], num_tokens: int, chunk: int) -> int:
+    """Sequences of `num_tokens` that the pools hold at once, each with all its blocks."""
+    return min(
+        (group.num_blocks - 1) // _blocks_per_sequence(group, num_tokens, chunk) for group in groups
+    )
+
+
 def _kv_for(groups: tuple[KVGroup, ...], num_tokens: int, chunk: int) -> int:
     """Bytes of KV cache in which one sequence of `num_tokens` runs; the null blocks included."""
     return sum(

@@ -60,8 +60,7 @@ class Runner:
     def update(self, plan: StepPlan) -> None:
         """Take over what a plan says once. A sequence that cannot begin is in `faults`."""
         self.rows.take_over(plan, self.faults, begin=self._begin, end=self._end)
-        for copy in plan.copies:
-            self.pool.copy(copy)
+        self.pool.update(plan)
 
     def _end(self, row: int) -> None:
         self.state.remove(row)

@@ -25,11 +25,13 @@ from octavo.core.request import Request
 from octavo.core.result import EngineStats, FinishReason
 from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.child import EngineProcess
+from octavo.engine.following import Followers
 from octavo.engine.ipc import (
     Cancel,
     Charged,
     ChargeEvery,
     Events,
+    FollowSteps,
     FromEngine,
     Loading,
     Ready,
@@ -37,6 +39,7 @@ from octavo.engine.ipc import (
     Shutdown,
     Started,
     StartEngine,
+    Steps,
     Submit,
     UseVocabulary,
 )
@@ -101,6 +104,7 @@ class Supervisor:
     def __init__(self, config: EngineConfig, launch: Callable[[], Process] = EngineProcess) -> None:
         self.config = config
         self.streams = Streams()
+        self.followers = Followers(self._ask_steps)
         self.state: State = "loading"
         self.started: Ready | None = None
         """What was started last."""
@@ -211,6 +215,11 @@ class Supervisor:
         """Forget cached prefixes. An engine that has just started has none."""
         if self.state == "ready" and self._life is not None:
             self._life.send(ResetPrefixCache())
+
+    def _ask_steps(self, message: FollowSteps) -> None:
+        """An engine that is not ready is asked when it is."""
+        if self.state == "ready" and self._life is not None:
+            self._life.send(message)
 
     def charge_every(self, seconds: float) -> None:
         """Have this engine and all later ones say where their time went at least so often."""
@@ -359,6 +368,8 @@ class Supervisor:
                     if self.streams.take(events, now):
                         self._unanswered.clear()
                     self._pump()
+            case Steps():
+                self.followers.take(message)
             case Charged(charges):
                 if self.payer is not None:
                     self.payer.charge(charges)
@@ -393,6 +404,7 @@ class Supervisor:
                 len(self.streams),
                 self.streams.num_begun,
             )
+        self.followers.resume()
         self._pump()
         self.settled.set()
 
@@ -408,6 +420,7 @@ class Supervisor:
             code="engine_unavailable", message="the engine is shutting down.", status=503
         )
         self.streams.fail(unavailable(info))
+        self.followers.end()
         self.settled.set()
 
     def _cause(self, ending: Ending) -> ErrorInfo:

@@ -135,7 +135,8 @@ class Ledger:
             return
         if line is None or line.predict(1, 1.0) <= 0:
             line = _TOKENS_ALONE
-        share_s, context_s = line.base_s / len(slices), line.context_s
+        base_s = line.base_s + line.chunk_s if plan.num_tokens > len(slices) else line.base_s
+        share_s, context_s = base_s / len(slices), line.context_s
         plain_s = share_s + line.token_s + context_s
         weights = [
             plain_s + context_s * piece.start

@@ -231,6 +231,15 @@ class Metrics:
         wanted = {**dict(zip(_BASE_LABELS, self._base, strict=True)), **dict(labels)}
         return self._registry.get_sample_value(sample, wanted) or 0.0
 
+    def buckets(self, name: str) -> list[tuple[float, int]]:
+        """(upper bound, observations up to it) of a histogram without labels of its own, the last bound infinite."""
+        (family,) = self._metrics[name].collect()
+        return [
+            (float(sample.labels["le"]), int(sample.value))
+            for sample in family.samples
+            if sample.name.endswith("_bucket")
+        ]
+
     def _observe(self, name: str, value: float, *labels: str) -> None:
         child = self._child(name, *labels)
         assert isinstance(child, Histogram)

@@ -1,23 +1,22 @@
-"""The append-only step log: who was in each step, for how many tokens, how long it took.
+"""The append-only step log: who was in each step, for how many tokens, how long it took, why others waited.
 
-Kept as a ring in memory, and as a JSONL file when one is named. Knows plans and results; does not know why the
-scheduler chose as it did.
+Kept as a ring in memory, and as one on disk (`stepfile.py`) where a folder is named. Knows plans and results; what the
+scheduler's reasons were it is told.
 """
 
 from __future__ import annotations
 
+import itertools
+import time
 from array import array
 from collections import deque
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import msgspec
 
-from octavo.core.log import get_logger
 from octavo.core.plan import StepPlan
 from octavo.core.result import StepResult
-
-logger = get_logger(__name__)
 
 
 class SliceRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -31,42 +30,76 @@ class SliceRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     num_sampled: int
     """Tokens accepted."""
     failed: bool = False
+    blocks: tuple[int, ...] = ()
+    """Of KV group 0: blocks appended since the sequence's last slice; at its start all of them, shared ones first."""
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One step. The token counts of its slices sum to `num_tokens`."""
+    """One step. The token counts of its slices sum to `num_tokens`.
+
+    In an unbroken log `at` + `elapsed_s` + the next `gap_s` is the next `at`: steps and gaps sum to the time of the clock.
+    """
 
     step: int
+    """Counts from 1 in each engine process."""
+    at: float
+    """Unix time of its start, by a clock that is set once per process and never stepped."""
     elapsed_s: float
+    gap_s: float
+    """Before it, since the last step's end (or the log's begin): idle, or the loop's own work."""
     num_tokens: int
     slices: tuple[SliceRecord, ...]
     started: tuple[str, ...] = ()
     """Requests whose first slice this is, since their (last) admission."""
     ended: tuple[str, ...] = ()
     """Requests that left since the last step: finished, failed, cancelled or preempted."""
+    waiting: tuple[tuple[str, int], ...] = ()
+    """Why those who wait did not run, and how many each; the reasons are those of `core/waits.py`."""
+    heads: tuple[tuple[str, str], ...] = ()
+    """Of those, who was looked at and had a reason of their own: id and reason. All others have the last of `waiting`."""
+    num_blocks: int = 0
+    """Usable KV blocks, over all groups."""
+    num_free_blocks: int = 0
+    """Of those, held by nobody while the step ran."""
 
 
-class _Kept(NamedTuple):
+class Waits(NamedTuple):
+    """Why those who wait did not run, as `StepRecord` has it."""
+
+    reasons: tuple[tuple[str, int], ...] = ()
+    heads: tuple[tuple[str, str], ...] = ()
+
+
+class KeptStep(NamedTuple):
     """A step as the ring keeps it: numbers in arrays, because thousands of steps of hundreds of slices as objects would
     take a hundred megabytes and have the garbage collector walk over them.
     """
 
     step: int
+    at: float
     elapsed_s: float
+    gap_s: float
     ids: tuple[str, ...]
     starts: array[int]
     num_tokens: array[int]
     num_sampled: array[int]
     """-1 for a slice that failed."""
+    blocks: dict[int, tuple[int, ...]]
+    """By index of the slice, where there are any."""
     started: tuple[str, ...]
     ended: tuple[str, ...]
+    waits: Waits
+    num_blocks: int
+    num_free_blocks: int
 
     def record(self) -> StepRecord:
         """As read back from a file."""
         columns = (self.ids, self.starts, self.num_tokens, self.num_sampled)
         return StepRecord(
             step=self.step,
+            at=self.at,
             elapsed_s=self.elapsed_s,
+            gap_s=self.gap_s,
             num_tokens=sum(self.num_tokens),
             slices=tuple(
                 SliceRecord(
@@ -75,12 +108,46 @@ class _Kept(NamedTuple):
                     num_tokens=count,
                     num_sampled=max(0, sampled),
                     failed=sampled < 0,
+                    blocks=self.blocks.get(index, ()),
                 )
-                for id_, start, count, sampled in zip(*columns, strict=True)
+                for index, (id_, start, count, sampled) in enumerate(zip(*columns, strict=True))
             ),
             started=self.started,
             ended=self.ended,
+            waiting=self.waits.reasons,
+            heads=self.waits.heads,
+            num_blocks=self.num_blocks,
+            num_free_blocks=self.num_free_blocks,
         )
+
+
+class Tail(NamedTuple):
+    """Steps after a position in the log."""
+
+    records: tuple[StepRecord, ...]
+    position: int
+    """To ask from next time."""
+    num_lost: int
+    """Steps in between that the ring no longer had."""
+
+
+class Sink(Protocol):
+    """Where steps go beside the ring (`stepfile.StepFile`)."""
+
+    epoch: float
+    """What to add to the log's clock to get Unix time."""
+
+    def step(self, kept: KeptStep, planned: float, begun: float) -> None:
+        """Take a step."""
+        ...
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        ...
+
+    def close(self) -> None:
+        """Write the rest."""
+        ...
 
 
 class StepLog:
@@ -89,40 +156,76 @@ class StepLog:
     Plans name rows, not requests; the log follows `starts` and `ended` to know who sits in which row.
     """
 
-    def __init__(self, capacity: int = 4096, path: Path | None = None) -> None:
-        self._records: deque[_Kept] = deque(maxlen=capacity)
+    def __init__(
+        self,
+        capacity: int = 4096,
+        sink: Sink | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._records: deque[KeptStep] = deque(maxlen=capacity)
         self._rows: dict[int, str] = {}
-        # Unbuffered: whoever follows the file sees each step at once, and a killed engine loses none.
-        self._file = path.open("ab", buffering=0) if path is not None else None
+        self._last_end = clock()
+        self._epoch = time.time() - self._last_end if sink is None else sink.epoch
+        self.num_added = 0
+        """Steps since the start, those that the ring has forgotten among them."""
+        self._sink = sink
 
-    def add(self, plan: StepPlan, result: StepResult) -> None:
-        """Append one step that has run; a result without slices counts as one in which nobody got a token."""
-        ended = tuple(self._rows.pop(row) for row in plan.ended if row in self._rows)
+    def add(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        begun: float | None = None,
+        *,
+        planned: float | None = None,
+        waits: Waits = Waits(),
+        num_blocks: int = 0,
+        num_free_blocks: int = 0,
+    ) -> None:
+        """Append one step that was planned at `planned` and run from `begun` on (on the log's clock; None: at the end of
+        the last one).
+
+        A result without slices counts as one in which nobody got a token.
+        """
+        ended = tuple([self._rows.pop(row) for row in plan.ended if row in self._rows])
+        blocks: dict[int, tuple[int, ...]] = {}
         for start in plan.starts:
             self._rows[start.row] = start.request.id
         names, slices = self._rows, plan.slices
+        for index, piece in enumerate(slices):
+            if piece.new_blocks:
+                blocks[index] = piece.new_blocks[0]
+        if plan.starts:
+            tables = {start.row: start.blocks[0] for start in plan.starts if start.blocks}
+            blocks |= {i: tables[each.row] for i, each in enumerate(slices) if each.row in tables}
         sampled = [-1 if each.error is not None else len(each.token_ids) for each in result.slices]
-        kept = _Kept(
+        if begun is None:
+            begun = self._last_end
+        kept = KeptStep(
             step=plan.step,
+            at=self._epoch + begun,
             elapsed_s=result.elapsed_s,
+            gap_s=begun - self._last_end,
             ids=tuple([names.get(piece.row, "") for piece in slices]),
             starts=array("i", [piece.start for piece in slices]),
             num_tokens=array("i", [piece.count + len(piece.draft) for piece in slices]),
             num_sampled=array("i", sampled or [0] * len(slices)),
-            started=tuple(start.request.id for start in plan.starts),
+            blocks=blocks,
+            started=tuple([start.request.id for start in plan.starts]),
             ended=ended,
+            waits=waits,
+            num_blocks=num_blocks,
+            num_free_blocks=num_free_blocks,
         )
+        self._last_end = begun + result.elapsed_s
+        self.num_added += 1
         self._records.append(kept)
-        self._write(kept)
+        if self._sink is not None:
+            self._sink.step(kept, begun if planned is None else planned, begun)
 
-    def _write(self, kept: _Kept) -> None:
-        if self._file is None:
-            return
-        try:
-            self._file.write(msgspec.json.encode(kept.record()) + b"\n")
-        except OSError as error:  # a full disk ends the log, not the engine
-            logger.error("the step log ends here: %s", error)
-            self.close()
+    def flush(self) -> None:
+        """Write what is held back, before a while in which nothing may happen."""
+        if self._sink is not None:
+            self._sink.flush()
 
     def tail(self, count: int) -> list[StepRecord]:
         """The last `count` steps, oldest first."""
@@ -130,17 +233,18 @@ class StepLog:
             return []
         return [kept.record() for kept in list(self._records)[-count:]]
 
+    def since(self, position: int, most: int) -> Tail:
+        """At most `most` steps after the first `position` ones, oldest first, and how many of them are forgotten."""
+        first = max(position, self.num_added - len(self._records))
+        at = first - (self.num_added - len(self._records))
+        kept = list(itertools.islice(self._records, at, at + max(0, most)))
+        records = tuple([each.record() for each in kept])
+        return Tail(records, first + len(records), first - position)
+
     def __len__(self) -> int:
         return len(self._records)
 
     def close(self) -> None:
-        """Flush and close the file, if there is one."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-def read_steplog(path: Path) -> list[StepRecord]:
-    """Read a JSONL step log back."""
-    decoder = msgspec.json.Decoder(StepRecord)
-    return decoder.decode_lines(path.read_bytes())
+        """Write the rest."""
+        if self._sink is not None:
+            self._sink.close()

@@ -64,6 +64,7 @@ class Accounts:
         self.queued_tokens = 0
         self.line = NOMINAL
         self.steps = 0
+        self._chunks_at = -1
         self.all = Account("")  # rows and context over all accounts; its clock is never asked
         self._idle: OrderedDict[str, Account] = OrderedDict()
         self._highest = 0.0
@@ -211,8 +212,14 @@ class Accounts:
         self._retire(account)
 
     def charge(self, account: Account, start: int, count: int) -> None:
-        """A chunk of `count` tokens from position `start` on, beyond the one token that every row is charged."""
+        """A chunk of `count` tokens from position `start` on, beyond the one token that every row is charged.
+
+        What a step costs for having chunks at all is the first one's.
+        """
         cost = self.line.token_s * (count - 1) + self.line.context_s * attended(start, count)
+        if self._chunks_at != self.steps:
+            self._chunks_at = self.steps
+            cost = max(0.0, cost + self.line.chunk_s)  # clocks only rise
         account.clock = self.settle(account) + cost / account.weight
 
     def settled_context(self) -> float:

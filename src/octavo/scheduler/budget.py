@@ -31,7 +31,8 @@ class PrefillBudget:
             return
         if limits.max_itl_s is not None:
             self.tokens = limits.max_num_batched_tokens - num_decodes
-            self.seconds = most_s(limits.max_itl_s, line) - line.predict(num_decodes, context)
+            rest = line.predict(num_decodes, context, is_mixed=True)
+            self.seconds = most_s(limits.max_itl_s, line) - rest
         elif limits.prefill_share < 1:
             self.seconds = line.token_s * self.tokens + line.context_s * attended(0, self.tokens)
 

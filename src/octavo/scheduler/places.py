@@ -27,6 +27,8 @@ class Places:
         self.by_row: dict[int, Sequence] = {}
         self.ended_rows: list[int] = []
         """Free again since the last plan."""
+        self.left: list[Sequence] | None = None
+        """Who has ended, for whoever keeps a record; nobody does unless it is a list."""
         self._free_rows: list[int] = list(range(num_rows - 1, -1, -1))
 
     @property
@@ -88,6 +90,8 @@ class Places:
             self.accounts.dequeue(sequence)
         sequence.state = SequenceState.FINISHED
         del self.by_id[sequence.id]
+        if self.left is not None:
+            self.left.append(sequence)
 
     def _enqueue(self, sequence: Sequence) -> None:
         match = self.cache.match(sequence)

@@ -45,8 +45,9 @@ from octavo.scheduler.places import Places
 from octavo.scheduler.policies.base import Policy
 from octavo.scheduler.room import Room
 from octavo.scheduler.stats import Counters
-from octavo.scheduler.steptime import StepTimeFit, context_of
+from octavo.scheduler.steptime import StepTimeFit, context_of, is_mixed
 from octavo.scheduler.turns import Stuck, Turns, Verdict
+from octavo.scheduler.waits import Waits
 
 
 class Scheduler:
@@ -64,6 +65,8 @@ class Scheduler:
         self.by_id = self.places.by_id
         self.step_time = StepTimeFit()
         self._deadlines = Deadlines(self.by_id)
+        self.waits = Waits()
+        """Why those who wait did not start in the last step."""
         self._stuck = Stuck()
         self._starts: dict[int, SequenceStart] = {}  # of this step, by row
         self._row_taken_at = 0
@@ -137,6 +140,7 @@ class Scheduler:
         self._starts = {}
         chunks: list[Sequence] = []
         stalled = self._schedule_decodes(slices, chunks)
+        self.waits.begin(stalled=stalled)
         self._pending = 0  # of running prompts, beyond the one token that every row has pending
         if chunks or (self.accounts.num_waiting and not stalled):
             self._schedule_prompts(slices, chunks, now, admitting=not stalled)
@@ -195,10 +199,15 @@ class Scheduler:
                 # Nobody starts while one stalls, and a step that is full ends here.
                 admitting &= self._run_chunk(chunk, account, budget, slices)
                 continue
+            head = turns.head(account)
             verdict = self._start_head(account, turns, budget, slices, now)
+            if head is not None:
+                self.waits.note(head, verdict)
             if verdict in (Verdict.NO_ROW, Verdict.NO_ROOM):
                 starved = starved or account
             admitting = turns.goes_on(verdict, account, due)
+        if admitting and budget.most(0) <= 0:
+            self.waits.fill()
         turns.end()
         for sequence in chunks:
             if sequence.state is SequenceState.RUNNING:
@@ -333,7 +342,9 @@ class Scheduler:
         self.counters.last_step_tokens = plan.num_tokens
         self.counters.last_step_s = result.elapsed_s
         if result.elapsed_s > 0:
-            self.step_time.observe(plan.num_tokens, context_of(plan), result.elapsed_s)
+            self.step_time.observe(
+                plan.num_tokens, context_of(plan), result.elapsed_s, is_mixed=is_mixed(plan)
+            )
         for piece, outcome in zip(plan.slices, result.slices, strict=True):
             sequence = self.places.by_row[piece.row]
             if outcome.error is not None:

@@ -1,7 +1,7 @@
 """The application: a table of routes, each behind its key, and nothing else.
 
 Deny by default: a route needs a key unless its row says `public=True`, and more than a user's where it names a role.
-Public are the probes alone, because orchestrators carry no keys.
+Public are the probes, because orchestrators carry no keys, and the files of the console, because no data is in them.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _ADMIN = "octavo.server.admin"
 _OPENAI = "octavo.server.openai"
 _RESPONSES = "octavo.server.responses.endpoint"
 _ANTHROPIC = "octavo.server.anthropic.endpoint"
+_CONSOLE = "octavo.server.console"
 
 ROUTES: tuple[RouteRow, ...] = (
     RouteRow("/health", "GET", f"{_HEALTH}:health", public=True),
@@ -50,6 +51,9 @@ ROUTES: tuple[RouteRow, ...] = (
     RouteRow("/openapi.json", "GET", "octavo.server.openapi:openapi_json"),
     RouteRow("/load", "GET", f"{_HEALTH}:load", role="operator"),
     RouteRow("/reset_prefix_cache", "POST", f"{_ADMIN}:reset_prefix_cache", role="admin"),
+    RouteRow("/console", "GET", f"{_CONSOLE}.pages:index", public=True),
+    RouteRow("/console/events", "GET", f"{_CONSOLE}.events:events", role="operator"),
+    RouteRow("/console/{name:path}", "GET", f"{_CONSOLE}.pages:file", public=True),
     RouteRow("/v1/models", "GET", f"{_OPENAI}.models:list_models"),
     RouteRow("/v1/models/{model:path}", "GET", f"{_OPENAI}.models:get_model"),
     RouteRow("/v1/completions", "POST", f"{_OPENAI}.completions:completions"),
@@ -95,6 +99,7 @@ def create_app(state: AppState) -> Starlette:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(_beside(Watch(state).run()))
             await stack.enter_async_context(_beside(state.costs.run()))
+            await stack.enter_async_context(_beside(state.console.run()))
             if state.config.canary_interval > 0:
                 state.canary = Canary(state.engine, state.config.canary_interval)
                 await stack.enter_async_context(_beside(state.canary.run()))

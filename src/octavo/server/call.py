@@ -33,9 +33,11 @@ from octavo.server.keys.rows import Role
 from octavo.server.lenient import Warned, WarningSender
 from octavo.server.limits import ClientGone, read_body
 from octavo.server.listen.protocol import ADMIN_KEY
+from octavo.server.marks import Marks
 from octavo.server.parse import Parser
 from octavo.server.running import Running
 from octavo.server.state import AppState, Inner
+from octavo.server.timing import TimingSender, wants_timing
 
 logger = get_logger(__name__)
 
@@ -75,10 +77,10 @@ class Call:
     began: float = field(default_factory=time.monotonic)
     """`time.monotonic()` when its headers were read: deadlines count from here."""
     stay: Stay
-    trace: CallTrace | None = None
-    """Its span, where calls of this kind are traced."""
     tab: Tab
     """What the call spends."""
+    trace: CallTrace | None = None
+    """Its span, where calls of this kind are traced."""
 
     @property
     def caller(self) -> Caller:
@@ -93,6 +95,7 @@ class Call:
     async def body(self, parser: Parser[T]) -> T:
         """The body, checked. Raises RequestError naming the field at fault."""
         body = await read_body(self.receive, Headers(scope=self.scope), self.stay.hold)
+        self.running.marks.body = time.monotonic()
         return parser(body, self.refuse)
 
     def refuse(self, error: RequestError) -> None:
@@ -169,7 +172,7 @@ class Endpoint:
     async def _answer(
         self, scope: Scope, receive: Receive, send: Send, guest: Guest | None
     ) -> None:
-        status = 0
+        status, marks = 0, Marks()
         tab: Tab | None = None
 
         async def watched(message: Message) -> None:
@@ -182,7 +185,9 @@ class Endpoint:
                     MutableHeaders(scope=message).update(guest.allowance.headers())
                 if trace is not None:
                     MutableHeaders(scope=message)["traceparent"] = trace.traceparent
+            begun = time.monotonic()
             await send(message)
+            marks.wrote(begun)
 
         request_id = scope[_ID_KEY]
         trace = self._trace(scope)
@@ -193,9 +198,10 @@ class Endpoint:
                 guest = self._guest(scope)
                 if self._row.method == "POST" and not self._row.public:
                     guest.allowance.count_request()
+            marks.authorized = time.monotonic()
             feature = read_feature(Headers(scope=scope).getlist(HEADER))
             tab = self._state.costs.tab(guest.caller.tenant, guest.key, feature)
-            running = Running(request_id, guest.caller.tenant, self._row.path)
+            running = Running(request_id, guest.caller.tenant, self._row.path, marks)
             call = Call(
                 scope=scope,
                 receive=receive,
@@ -212,6 +218,8 @@ class Endpoint:
                 with running.interruptible():
                     response = await self._handler(call)
                 sender = WarningSender(watched, warnings) if warnings else watched
+                if wants_timing(scope):
+                    sender = TimingSender(sender, running)
                 await response(scope, receive, sender)
         except ClientGone:
             self._state.metrics.count("octavo:client_disconnects")

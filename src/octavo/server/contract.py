@@ -71,6 +71,14 @@ CONTRACTS: Mapping[tuple[str, str], Contract] = {
     ("GET", "/version"): Contract("The version.", answer=health.Version),
     ("GET", "/metrics"): Contract("Prometheus text.", media="text/plain"),
     ("GET", "/openapi.json"): Contract("This document."),
+    ("GET", "/console"): Contract("The console's page.", media="text/html"),
+    ("GET", "/console/events"): Contract(
+        "What the console draws, as it happens.",
+        media="text/event-stream",
+        failures=(400, 429),
+        query=("frames",),
+    ),
+    ("GET", "/console/{name:path}"): Contract("What the page loads.", media="*/*", failures=(404,)),
     ("GET", "/load"): Contract("Work at hand.", answer=health.Load),
     ("POST", "/reset_prefix_cache"): Contract(
         "Forget every cached prefix that no running request uses.",

@@ -21,6 +21,7 @@ from octavo.engine.frontend import Delta, Generation
 from octavo.meter.metrics import Metrics, Outcome
 from octavo.server.call import Call
 from octavo.server.costs.tab import Tab
+from octavo.server.marks import Marks
 
 logger = get_logger(__name__)
 
@@ -35,6 +36,7 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
         OctavoError: a request failed; the others of the call are cancelled.
     """
     state, account, tab = call.state, call.allowance, call.tab
+    call.running.marks.prepared = time.monotonic()
     tab.begin(partial(_abort, generations))
     try:
         account.begin(sum(generation.usage.prompt_tokens for generation in generations))
@@ -42,7 +44,7 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
         tab.end()
         raise
     books = {
-        (prompt_index, request.index): _Book(state.metrics, request)
+        (prompt_index, request.index): _Book(state.metrics, request, call.running.marks)
         for prompt_index, generation in enumerate(generations)
         for request in generation.requests
     }
@@ -129,7 +131,8 @@ async def _merged(generations: Sequence[Generation]) -> AsyncGenerator[Item, Non
 class _Book:
     """One request's entry in the metrics. Owner: `metered`."""
 
-    def __init__(self, metrics: Metrics, request: Request) -> None:
+    def __init__(self, metrics: Metrics, request: Request, marks: Marks) -> None:
+        self._marks = marks
         self.request = request
         self.reason = ""
         self.num_output = 0
@@ -155,12 +158,13 @@ class _Book:
                 self._begin(delta.num_cached)
             else:
                 self._metrics.observe_gap(now - self._last)
-            self._last = now
+            self._last = self._marks.last[self.request.id] = now
             self._metrics.observe_tokens(len(delta.token_ids))
             self.num_output += len(delta.token_ids)
         if delta.finish_reason is not None:
+            self._marks.done.add(self.request.id)
             if delta.timing is not None and delta.timing.admitted is not None:
-                self._timing = delta.timing
+                self._timing = self._marks.timings[self.request.id] = delta.timing
                 if self._last is None and delta.finish_reason != "abort":  # no output was asked for
                     self._begin(delta.num_cached)
             self.close(delta.finish_reason)

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from octavo.server.app import ROUTES
 from octavo.server.call import Call, RouteRow
+from octavo.server.console.events import MAX_FRAMES
 from octavo.server.contract import CONTRACTS, Contract
 from octavo.server.errors import ErrorBody
 from octavo.server.openai.pages import MAX_LIMIT
@@ -42,6 +43,7 @@ _QUERY: Mapping[str, dict[str, Any]] = {
     "order": {"type": "string", "enum": ["asc", "desc"]},
     "after": _NAME,
     "purpose": _NAME,
+    "frames": {"type": "integer", "minimum": 1, "maximum": MAX_FRAMES},
     "deep": {"type": "string", "enum": ["0", "1"]},
     "since": _NAME,
     "until": _NAME,

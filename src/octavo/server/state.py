@@ -7,6 +7,7 @@ import importlib.metadata
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from octavo.core.config import ServerConfig
@@ -16,7 +17,7 @@ from octavo.core.result import EngineStats, Event
 from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.client import EngineStatus
 from octavo.engine.frontend import Frontend
-from octavo.engine.ipc import Ready
+from octavo.engine.ipc import Ready, Steps
 from octavo.engine.streams import Stage
 from octavo.meter.metrics import Metrics
 from octavo.meter.trace import Tracer
@@ -25,6 +26,7 @@ from octavo.server.admission.desk import Admission, Bounds
 from octavo.server.auth import Guest, KeyRing
 from octavo.server.canary import Canary
 from octavo.server.costs.desk import CostDesk
+from octavo.server.feed import Feed
 from octavo.server.jobs.store import Store
 from octavo.server.response_store import ResponseStore
 from octavo.server.running import Calls
@@ -104,6 +106,10 @@ class EngineHandle(Protocol):
         """Tell the engine, once, what grammars are built for."""
         ...
 
+    def follow_steps(self) -> AsyncIterator[Steps]:
+        """The engine's steps from now on; close it when done."""
+        ...
+
     def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes that nobody is using."""
         ...
@@ -135,6 +141,7 @@ class AppState:
     admission: Admission = field(init=False)
     costs: CostDesk = field(init=False)
     """Where the engine's time goes, and who pays."""
+    console: Feed = field(init=False)
     keys: KeyRing = field(default_factory=KeyRing)
     formats: Formats = Formats()
     """How the model writes its reasoning and its tool calls."""
@@ -142,6 +149,10 @@ class AppState:
     """What is under way, by id."""
     background: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     """Responses that are made with no caller waiting, by tenant and id."""
+    step_log: Path | None = None
+    """Where the engine writes its steps; None: nowhere."""
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by whoever reads there: one at a time, so that the answers of others are not kept waiting."""
     kept: Kept = field(default_factory=Kept)
     open_kept: Callable[[], Kept] | None = None
     """Opens it when the server begins to listen; where another server has it until then."""
@@ -182,6 +193,7 @@ class AppState:
         self.admission = Admission(self.engine, self.metrics, self.bounds, policy)
         price = self.config.device_price
         self.costs = CostDesk(self.served_names[0], self.metrics, price)
+        self.console = Feed(self.engine, self.metrics, self.calls, octavo_version())
 
     @property
     def default_sampling(self) -> Mapping[str, float | int]:

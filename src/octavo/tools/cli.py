@@ -42,6 +42,10 @@ VERBS: dict[str, Verb] = {
     ),
     "keys revoke": Verb("octavo.tools.keys.revoke", "End an API key."),
     "keys rotate": Verb("octavo.tools.keys.rotate", "Put a new API key in place of one."),
+    "plan": Verb(
+        "octavo.tools.plan.command", "Say what a model takes and does on a device, before loading."
+    ),
+    "why": Verb("octavo.tools.why", "Where the time of a request went, and who cost it most."),
     "cost": Verb("octavo.tools.cost", "Who used how much device time, and what it cost."),
     "budget set": Verb("octavo.tools.budget.set", "Say how much a key or a feature may spend."),
     "budget list": Verb("octavo.tools.budget.list", "Show the budgets and what is used of each."),

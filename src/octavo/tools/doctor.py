@@ -19,7 +19,7 @@ import msgspec
 from octavo.core.assets import bundled, model_folder
 from octavo.core.config import BUNDLED_MODEL
 from octavo.core.errors import ConfigError, ModelError
-from octavo.tools import output
+from octavo.tools import doctor_device, output
 from octavo.tools.parser import Parser, number
 from octavo.tools.tables import bytes_text, table
 
@@ -59,11 +59,28 @@ def add_arguments(parser: Parser) -> None:
         metavar="TEXT",
         help="With --security: flags of `octavo serve`, as one text, to judge before they are used.",
     )
+    parser.add_argument(
+        "--url",
+        metavar="URL",
+        help="Look at the server that runs there instead: its health and its metrics (docs/troubleshooting.md).",
+    )
+    parser.add_argument("--api-key", help="With --url: an operator's key; also OCTAVO_API_KEY.")
+    parser.add_argument(
+        "--seconds",
+        type=number(0, 3600),
+        default=0.0,
+        metavar="X",
+        help="With --url: look at what happens in so many seconds, instead of all since the start.",
+    )
     output.add_json_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings: 1 when one of them is a failure."""
+    """Print the findings: 1 when one of them is a failure, or with --url anything is wrong."""
+    if args.url is not None:
+        checks = examine_live(args)
+        output.show(args.json, lambda: live_text(checks), lambda: to_json(checks))
+        return int(any(check.status != "ok" for check in checks))
     if args.security is None and args.flags is None:
         checks = examine(args.model, args.port)
         output.show(args.json, lambda: to_text(checks), lambda: to_json(checks))
@@ -84,7 +101,30 @@ def examine(model: str, port: int) -> list[Check]:
         lambda: check_model(model),
         lambda: check_port(port),
     ]
-    return [check() for check in checks]
+    return [check() for check in checks] + [Check(*found) for found in doctor_device.look()]
+
+
+def examine_live(args: argparse.Namespace) -> list[Check]:
+    """What is wrong with the server at `--url`.
+
+    Raises:
+        ConfigError: nothing answers there, or flags that do not go together.
+    """
+    # lazy: what reads metrics, which no other check needs
+    from octavo.tools import doctor_live
+
+    if args.security is not None or args.flags is not None:
+        raise ConfigError("--url does not go with --security or --flags.", fix="Give one of them.")
+    found = doctor_live.examine(args.url, api_key=args.api_key, seconds=args.seconds)
+    return [Check(*finding) for finding in found]
+
+
+def live_text(checks: list[Check]) -> str:
+    """What is wrong, with cause and fix; all that was looked for is in the JSON."""
+    wrong = [check for check in checks if check.status != "ok"]
+    if not wrong:
+        return f"{len(checks)} things looked at, and nothing is wrong."
+    return "\n\n".join([*_table(wrong), f"{len(checks) - len(wrong)} others are well."])
 
 
 def examine_security(url: str | None, flags: str | None) -> list[Check]:

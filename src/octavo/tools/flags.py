@@ -12,7 +12,7 @@ import argparse
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar
 
@@ -116,6 +116,15 @@ def add_config_flags(parser: argparse.ArgumentParser, *configs: type[msgspec.Str
         for flag in flags_of(config):
             _add(tests if flag.field in _FOR_TESTS else group, flag)
     unsupported.add_arguments(parser)
+
+
+def add_fields(
+    group: argparse._ArgumentGroup, config: type[msgspec.Struct], fields: Sequence[str]
+) -> None:
+    """Add the flags of some fields of a config class; what was not given is no attribute of the result."""
+    for flag in flags_of(config):
+        if flag.field in fields:
+            _add(group, flag)
 
 
 def _add(group: argparse._ArgumentGroup, flag: Flag) -> None:

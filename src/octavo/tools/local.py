@@ -65,6 +65,9 @@ def make_state(configs: Configs, client: EngineClient) -> AppState:
         metrics=Metrics(names[0]),
         keys=key_ring(server, env.api_keys()),
         scheduling_policy=engine.scheduling_policy,
+        step_log=Path(engine.step_log).expanduser()
+        if engine.step_log is not None and engine.step_log_size
+        else None,
         bounds=Bounds(engine.max_num_queued_reqs, server.max_num_queued_tokens),
     )
     if server.otlp_traces_endpoint is not None:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from octavo.core import env, log
 from octavo.core.config import EngineConfig, ServerConfig
@@ -40,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     log.configure(style=parsed.engine.log_format)
     _check_security(parsed.server)
+    parsed = with_step_log(parsed)
     if parsed.server.otlp_traces_endpoint is not None:
         # lazy: most servers are not traced
         from octavo.meter.trace import check
@@ -54,6 +58,15 @@ def run(args: argparse.Namespace) -> int:
         client.abandon()
         raise
     return 0
+
+
+def with_step_log(configs: Configs) -> Configs:
+    """The step log in the state folder, where there is one and no other was named."""
+    engine, server = configs
+    if engine.step_log is not None or server.state_dir is None:
+        return configs
+    folder = str(Path(server.state_dir).expanduser().absolute() / "steps")
+    return Configs(replace(engine, step_log=folder), server)
 
 
 def _check_security(server: ServerConfig) -> None:

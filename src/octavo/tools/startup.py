@@ -78,7 +78,7 @@ def timeline_text(total_s: float, before: Sequence[Phase], engine: Iterable[Phas
 
 
 def ready_text(ready: Ready, address: Address, *, has_openai: bool) -> str:
-    """The URL, and a curl and a Python line that work as printed, in this interpreter."""
+    """The URLs, and a curl and a Python line that work as printed, in this interpreter."""
     variable = "${OCTAVO_API_KEY%%,*}" if address.has_keys else "$OCTAVO_API_KEY"
     key = variable if address.needs_key else ""
     header = f' -H "Authorization: Bearer {key}"' if key else ""
@@ -95,6 +95,7 @@ def ready_text(ready: Ready, address: Address, *, has_openai: bool) -> str:
         [
             head,
             f"  URL     {address.url}/v1",
+            f"  console {address.url}/console",
             f"  curl    curl -s {address.url}{example.path}{header} "
             f"-H 'Content-Type: application/json' -d {shlex.quote(body)}",
             f"  Python  {shlex.quote(sys.executable)} -c {shlex.quote(call)}",

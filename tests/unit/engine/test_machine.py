@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -121,3 +123,41 @@ def test_threads(asked: int | None, usable: int, threads: int, words: str) -> No
     value, decision = resolve.cpu_threads(asked, usable)
     assert (value, decision.value) == (threads, str(threads))
     assert words in decision.reason
+
+
+def test_what_is_freed_while_loading_goes_back_to_the_system() -> None:
+    """Originals and packed forms in turn, as a loader makes them; in a process of its own, whose heap is new."""
+    script = """
+import numpy as np, sys
+from octavo.engine import machine
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+def load():
+    packed = []
+    for _ in range(24):
+        original = np.ones(6 << 20, np.uint8)
+        packed.append(np.ones(2 << 20, np.uint8))
+        del original
+    return packed
+
+del_first = np.ones(32 << 20, np.uint8)  # from here on glibc's own rule keeps what is below 32 MiB on the heap
+del del_first
+before = resident()
+if sys.argv[1] == "on":
+    machine.free_large_at_once()
+kept = load()
+machine.keep_freed()
+print(resident() - before)
+"""
+    grown = {
+        mode: int(
+            subprocess.run(
+                [sys.executable, "-c", script, mode], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for mode in ("on", "off")
+    }
+    assert 48 << 20 <= grown["on"] < 50 << 20, grown
+    assert grown["off"] > grown["on"] + (4 << 20), grown

@@ -22,10 +22,12 @@ from octavo.core.result import EngineStats, Event, Failed, Finished, RequestTimi
 from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine import life, supervise
 from octavo.engine.client import EngineClient
+from octavo.engine.following import CREDIT
 from octavo.engine.ipc import (
     Cancel,
     Events,
     Fatal,
+    FollowSteps,
     FromEngine,
     Loading,
     Phase,
@@ -33,6 +35,7 @@ from octavo.engine.ipc import (
     Shutdown,
     Started,
     StartEngine,
+    Steps,
     Submit,
     ToEngine,
     UseVocabulary,
@@ -42,6 +45,7 @@ from octavo.engine.ipc import (
 )
 from octavo.engine.pulse import Page
 from octavo.engine.streams import Streams
+from octavo.meter.steplog import StepRecord
 
 pytestmark = pytest.mark.anyio
 
@@ -320,6 +324,28 @@ async def test_streams_go_on_whatever_the_process_ends_from(
     assert len(script.processes) == 3 and all(one.is_removed for one in script.processes)
     assert caplog.text.count("restart 1 of 5 in a row") == 2
     assert "open requests go on" in caplog.text
+
+
+async def test_who_follows_steps_follows_those_of_the_next_process_too() -> None:
+    script = Script([{"tokens": 5}, {}])
+    record = StepRecord(step=1, at=0.0, elapsed_s=0.1, gap_s=0.0, num_tokens=0, slices=())
+    async with client_of(script) as client, contextlib.aclosing(client.follow_steps()) as steps:
+        first = asyncio.ensure_future(anext(steps))
+        await client.wait_ready()
+        for number in (0, 1):
+            await until(lambda n=number: len(script.processes) > n)  # type: ignore[misc]  # bound now
+            process = script.processes[number]
+            # Asked for with the first request that each gets: messages arrive in order.
+            await answer(client, request(f"r{number}", max_tokens=4))
+            assert FollowSteps(CREDIT) in process.got
+            process.say(Steps((record,)))
+            assert await first == Steps((record,))
+            first = asyncio.ensure_future(anext(steps))
+            await answer(client, request(f"s{number}", max_tokens=4))
+        assert len(script.processes) == 2
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+    assert script.processes[1].got.count(FollowSteps(CREDIT)) == 1
 
 
 async def test_all_that_only_grows_goes_on_over_processes() -> None:

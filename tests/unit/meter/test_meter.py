@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from octavo.core.params import SamplingParams
@@ -11,7 +9,7 @@ from octavo.core.plan import SequenceStart, Slice, StepPlan
 from octavo.core.request import Request
 from octavo.core.result import EngineStats, RequestTiming, SliceResult, StepResult
 from octavo.meter.metrics import Metrics, Outcome
-from octavo.meter.steplog import StepLog, read_steplog
+from octavo.meter.steplog import StepLog, Waits
 from octavo.meter.timeline import Timeline
 
 
@@ -72,37 +70,55 @@ def plan(step: int, slices: list[Slice], starts: dict[int, str], ended: list[int
     return StepPlan(step=step, slices=tuple(slices), starts=tuple(begun), ended=tuple(ended))
 
 
-def test_step_log_knows_who_sat_in_which_row(tmp_path: Path) -> None:
-    path = tmp_path / "steps.jsonl"
-    log = StepLog(capacity=2, path=path)
+def test_step_log_knows_who_sat_in_which_row() -> None:
+    log = StepLog(capacity=2)
+    everything = []
     prefill = Slice(row=0, start=0, count=4, sample=True)
     decode = Slice(row=0, start=4, count=1, sample=True, draft=(5, 6))
     done = StepResult(step=1, slices=(SliceResult(row=0, token_ids=(9,)),), elapsed_s=0.5)
-    log.add(plan(1, [prefill], {0: "a"}, []), done)
-    log.add(plan(2, [decode], {}, []), done)
-    log.add(plan(3, [prefill], {0: "b"}, [0]), StepResult(step=3, slices=()))
-    log.close()
+    for ran, result in (
+        (plan(1, [prefill], {0: "a"}, []), done),
+        (plan(2, [decode], {}, []), done),
+        (plan(3, [prefill], {0: "b"}, [0]), StepResult(step=3, slices=())),
+    ):
+        log.add(ran, result)
+        everything += log.tail(1)
     [last] = log.tail(1)
     assert (last.started, last.ended) == (("b",), ("a",))
     assert [record.step for record in log.tail(5)] == [2, 3], "a ring"
     assert log.tail(0) == [] and len(log) == 2
-    everything = read_steplog(path)
     assert [record.slices[0].id for record in everything] == ["a", "a", "b"]
     assert [record.slices[0].num_sampled for record in everything] == [1, 1, 0]
     for record in everything:
         assert record.num_tokens == sum(piece.num_tokens for piece in record.slices)
 
 
-def test_the_step_log_is_on_file_at_once_and_a_full_disk_ends_it_alone(tmp_path: Path) -> None:
-    path = tmp_path / "steps.jsonl"
-    log = StepLog(path=path)
-    log.add(plan(1, [], {}, []), StepResult(step=1, slices=()))
-    assert len(read_steplog(path)) == 1, "nobody closed it yet"
-    log.close()
-    full = StepLog(path=Path("/dev/full"))
-    for step in (1, 2):
-        full.add(plan(step, [], {}, []), StepResult(step=step, slices=()))
-    assert len(full) == 2
+def test_steps_and_gaps_sum_to_the_clock() -> None:
+    now = 50.0
+    log = StepLog(clock=lambda: now)
+    piece = Slice(
+        row=0, start=4, count=1, sample=True, new_blocks=((7, 8), (3,)), new_epochs=((1, 2), (3,))
+    )
+    waits = Waits((("no_row", 1), ("behind", 2)), (("x", "no_row"),))
+    prefill = Slice(row=0, start=0, count=4, sample=True)
+    for step, (begun, pieces) in enumerate([(50.5, [prefill]), (52.0, [piece])], 1):
+        result = StepResult(step=step, slices=(), elapsed_s=0.25)
+        begins = {0: "a"} if step == 1 else {}
+        log.add(
+            plan(step, pieces, begins, []),
+            result,
+            begun,
+            waits=waits,
+            num_blocks=9,
+            num_free_blocks=4,
+        )
+    first, second = log.tail(2)
+    assert (first.gap_s, second.gap_s) == (0.5, 1.25)
+    assert second.at == pytest.approx(first.at + first.elapsed_s + second.gap_s, abs=1e-6)
+    assert (first.slices[0].blocks, second.slices[0].blocks) == ((1,), (7, 8)), "group 0 alone"
+    assert second.waiting == waits.reasons and second.heads == waits.heads
+    assert (second.num_blocks, second.num_free_blocks) == (9, 4)
+    assert log.since(0, 1) == ((first,), 1, 0) and log.since(2, 5) == ((), 2, 0)
 
 
 def test_counters_grow_by_differences() -> None:

@@ -12,6 +12,7 @@ from octavo.core.params import SamplingParams
 from octavo.core.plan import StepPlan
 from octavo.core.request import Request
 from octavo.core.result import Event, Failed, Finished, SliceResult, StepResult
+from octavo.core.waits import BEHIND, HELD_BACK, NO_BUDGET, NO_ROOM, NO_ROW
 from octavo.scheduler.invariants import check
 from octavo.scheduler.limits import MAX_IN_VAIN, MAX_PASSED, Limits
 from octavo.scheduler.policies.registry import POLICIES
@@ -359,3 +360,34 @@ def test_a_full_step_does_not_go_through_the_chunks_that_are_left() -> None:
     plan, _ = step(scheduler)
     assert len([s for s in scheduler.running if s.num_pending > 1]) > 1
     assert len(ran) == len([piece for piece in plan.slices if piece.count > 1]) < 3
+
+
+def test_a_step_says_why_those_who_wait_did_not_run() -> None:
+    scheduler = make(max_num_seqs=2)
+    for name in "abcd":
+        scheduler.add(request(name, 8))
+    step(scheduler)
+    assert scheduler.waits.heads == (("c", NO_ROW),)
+    assert scheduler.waits.reasons(2) == ((NO_ROW, 1), (BEHIND, 1))
+    scheduler = make(num_blocks=12)
+    scheduler.add(request("a", 100, max_tokens=4))
+    while scheduler.counters.generation_tokens < 1:
+        step(scheduler)
+    scheduler.add(request("b", 150))
+    step(scheduler)
+    assert scheduler.waits.heads == (("b", NO_ROOM),) and scheduler.waits.reasons(1)[0][1] == 1
+    assert sum(count for _, count in scheduler.waits.reasons(1)) == 1
+    scheduler = make()
+    for name in "abc":
+        scheduler.add(request(name, 200))
+    step(scheduler)
+    assert scheduler.waits.reasons(2) == ((NO_BUDGET, 2),), "the step was full of the first's"
+    while scheduler.waiting:
+        step(scheduler)
+    assert scheduler.waits.reasons(0) == ()
+    twin = request("d", 200)
+    scheduler = make(max_num_batched_tokens=512)
+    scheduler.add(twin)
+    scheduler.add(replace(twin, id="e"))
+    scheduler.schedule(0.0)
+    assert scheduler.waits.heads == (("e", HELD_BACK),)

@@ -112,6 +112,18 @@ def test_what_answers_in_another_tongue_is_refused() -> None:
         asyncio.run(asyncio.wait_for(run(), 20))
 
 
+def test_a_server_that_hangs_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "_ASK_S", 0.05)
+    path = handover.offer_path("127.0.0.1", 1)
+    path.parent.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)  # connections are made, and nobody accepts them
+        with pytest.raises(ConfigError, match="has not answered") as caught:
+            Takeover.ask("127.0.0.1", 1)
+    assert caught.value.code == "E-NET-05"
+
+
 def test_nobody_to_ask() -> None:
     assert Takeover.ask("127.0.0.1", 1) is None
 

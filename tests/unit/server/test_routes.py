@@ -19,6 +19,9 @@ OPEN = InProcess(make_state())
 
 # A new route changes this on purpose: method, path, public.
 SNAPSHOT = {
+    ("GET", "/console", True),
+    ("GET", "/console/events", False),
+    ("GET", "/console/{name:path}", True),
     ("GET", "/health", True),
     ("GET", "/healthz", True),
     ("GET", "/livez", True),
@@ -68,6 +71,7 @@ SNAPSHOT = {
 }
 # And so does one that asks for more than a user's key.
 ROLES = {
+    ("GET", "/console/events"): "operator",
     ("GET", "/load"): "operator",
     ("GET", "/metrics"): "operator",
     ("POST", "/reset_prefix_cache"): "admin",
@@ -120,6 +124,7 @@ def keep_a_response() -> None:
 @pytest.mark.parametrize(("method", "path", "public"), sorted(SNAPSHOT))
 def test_every_route_with_every_key(method: str, path: str, public: bool) -> None:
     url = path.replace("{model:path}", "alias/model").replace("{response_id}", STORED)
+    url = url.replace("{name:path}", "style.css").replace("/events", "/events?frames=1")
     body = {"json": BODIES[path]} if path in BODIES and method == "POST" else {}
 
     def status(authorization: str | None) -> int:

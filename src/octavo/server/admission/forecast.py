@@ -111,7 +111,8 @@ def first_token_s(step: StepTime, room: Room, chunk: float, ahead: Ahead, own: f
     num_steps = max(1.0, math.ceil(tokens / chunk))
     per_prompt = ahead.tokens / ahead.num_prompts if ahead.num_prompts else 0.0
     attended = (ahead.tokens * per_prompt + own * own) / 2
-    work = num_steps * decode_s(step, ahead) + step.token_s * tokens + step.context_s * attended
+    around = step.predict(ahead.running, ahead.running * ahead.mean_tokens, is_mixed=True)
+    work = num_steps * around + step.token_s * tokens + step.context_s * attended
     return work if not ahead.running else max(work, _row_s(step, room, ahead))
 
 

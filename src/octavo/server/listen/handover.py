@@ -38,6 +38,8 @@ _SERVING = b"serving\n"
 _MAX_PATH = 107
 """Bytes of a Unix socket's path, unix(7)."""
 _PEERCRED = struct.Struct("3i")
+_ASK_S = 30.0
+"""Longest wait for a server's hello: one that runs sends it at once, unless it is handing over to another."""
 _CHANGE_S = 30.0
 """Longest time from YOURS to SERVING: a server that starts has loaded its model by then."""
 
@@ -139,16 +141,25 @@ class Takeover:
         """Ask the server on an address for its socket; None when there is none that offers it.
 
         Raises:
-            ConfigError: it answered with something else.
+            ConfigError: it answered with something else, or not at all.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(_ASK_S)
         try:
             connection.connect(str(offer_path(host, port)))
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
             return None
         # A server that ends, or has another successor, hangs up.
-        hello, fds, _, _ = socket.recv_fds(connection, len(_HELLO), 1)
+        try:
+            hello, fds, _, _ = socket.recv_fds(connection, len(_HELLO), 1)
+        except TimeoutError as error:
+            connection.close()
+            raise ConfigError(
+                f"--takeover: the server on {host}:{port} has not answered within {_ASK_S:g} s.",
+                code="E-NET-05",
+                fix="It hangs, or another successor of it is still starting. Look at its log; end one of them.",
+            ) from error
         if hello != _HELLO or len(fds) != 1:
             connection.close()
             raise ConfigError(

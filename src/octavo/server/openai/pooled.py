@@ -150,6 +150,8 @@ class Work:
     async def answers(self, requests: Sequence[Request]) -> list[Answer]:
         """What comes of them, in their order."""
         self.call.running.requests = requests
+        marks = self.call.running.marks
+        marks.prepared = marks.prepared or time.monotonic()
         state, account, tab = self.call.state, self.call.allowance, self.call.tab
 
         def abort() -> None:
@@ -189,12 +191,14 @@ class Work:
             answer = await self.frontend.answer(request)
             ticket.begin(request.id)
             reason = "stop"
+            self.call.running.marks.timings[request.id] = answer.timing
             state.metrics.observe_prompt(request.num_prompt, answer.num_cached)
             state.metrics.observe_stats(state.engine.stats)
         except asyncio.CancelledError:
             reason = "abort"
             raise
         finally:
+            self.call.running.marks.done.add(request.id)
             own = RequestTiming(
                 arrived=request.arrived, admitted=None, first_token=None, last_token=None
             )

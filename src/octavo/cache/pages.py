@@ -1,0 +1,116 @@
+"""Pages of memory for KV blocks, found before they are written. No torch.
+
+A pool costs no memory until it is used, so whoever writes a block first waits for its page: the system has to find and
+clear it, 0.1 to 0.2 ms for a large page of 2 MiB, several times that on a virtual machine whose host has to find it, too
+(4 ms measured). With large pages all layers reach the next one with the same block: tens of them in one step, which is what
+the slowest steps of a young pool were (45 of 60 ms). So a thread finds them a little ahead of the highest block handed out,
+and no two layers at the same time. Blocks are handed out in ascending order at first (`blocks.py`), so that is who comes next.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from octavo.core.log import get_logger
+
+logger = get_logger(__name__)
+
+LARGE_PAGE = 2 << 20
+MADV_POPULATE_WRITE = 23
+"""Linux 5.14, madvise(2): find the pages and make them writable; contents stay."""
+
+Find = Callable[[int, int], int]
+"""(address, bytes) -> 0 or an errno."""
+
+
+@dataclass(slots=True)
+class Region:
+    """One tensor of a pool: `block_bytes` for each block from `address` on."""
+
+    address: int
+    num_bytes: int
+    block_bytes: int
+    done: int = 0
+    """Address up to which pages were found."""
+
+
+class PagesAhead:
+    """The regions of one KV group. Owner: the pool; `reach` is called by the engine's loop.
+
+    `keep` is what the regions are part of: it stays in memory while a thread is at work, which is only as long as something
+    is to be found.
+    """
+
+    def __init__(self, regions: Iterable[Region], keep: object, find: Find | None = None) -> None:
+        self._regions = list(regions)
+        self._keep = keep
+        self._find = find or _populate
+        self._lock = threading.Lock()
+        self._highest = 0
+        self._thread: threading.Thread | None = None
+        self._is_over = not self._regions
+        for region in self._regions:
+            region.done = region.address
+
+    def reach(self, block: int) -> None:
+        """Blocks up to this one are handed out."""
+        if self._is_over or block <= self._highest:
+            return
+        with self._lock:
+            self._highest = block
+            if self._thread is None and self._next() is not None:
+                self._thread = threading.Thread(target=self._run, name="pages", daemon=True)
+                self._thread.start()
+
+    def wait(self) -> None:
+        """Until what has been asked for is there: for tests and measurements."""
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                piece = self._next()
+                if piece is None:
+                    self._thread = None
+                    break
+            region, size = piece
+            error = self._find(region.done, size)
+            if error:
+                logger.info("pages are found as they are written: %s", os.strerror(error))
+                self._is_over = True
+            region.done += size
+
+    def _next(self) -> tuple[Region, int] | None:
+        """What to find next: of the region that is furthest behind, to the end of a large page."""
+        if self._is_over:
+            return None
+        behind, count = 0, len(self._regions)
+        chosen: Region | None = None
+        for at, region in enumerate(self._regions):
+            used = (self._highest + 1) * region.block_bytes
+            ahead = LARGE_PAGE // 2 + LARGE_PAGE * at // count
+            wanted = region.address + min(region.num_bytes, used + ahead)
+            if wanted - region.done > behind:
+                behind, chosen = wanted - region.done, region
+        if chosen is None:
+            self._is_over = all(r.done >= r.address + r.num_bytes for r in self._regions)
+            return None
+        end = min((chosen.done // LARGE_PAGE + 1) * LARGE_PAGE, chosen.address + chosen.num_bytes)
+        return chosen, end - chosen.done
+
+
+def _populate(address: int, num_bytes: int) -> int:
+    """madvise on the whole pages around; 0 or an errno."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    start = address // page * page
+    libc = ctypes.CDLL(None, use_errno=True)  # calls let go of the interpreter's lock
+    call = libc.madvise
+    call.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    failed = call(start, address + num_bytes - start, MADV_POPULATE_WRITE)
+    return ctypes.get_errno() if failed else 0

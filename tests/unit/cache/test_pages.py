@@ -1,0 +1,117 @@
+"""Pages found ahead of the blocks that are handed out."""
+
+from __future__ import annotations
+
+import errno
+import resource
+
+import numpy as np
+import pytest
+import torch
+
+from octavo.cache.pages import LARGE_PAGE, PagesAhead, Region
+from octavo.cache.pool import KVPool
+from octavo.core.kvspec import BLOCK_SIZE, KVGroup, KVSpec
+from octavo.core.plan import Slice, StepPlan
+
+BASE = 16 * LARGE_PAGE + 4096
+BLOCK = LARGE_PAGE // 32
+
+
+class Found:
+    """Stands for the system."""
+
+    def __init__(self, answer: int = 0) -> None:
+        self.pieces: list[tuple[int, int]] = []
+        self.answer = answer
+
+    def __call__(self, address: int, num_bytes: int) -> int:
+        self.pieces.append((address, num_bytes))
+        return self.answer
+
+
+def ahead(found: Found, count: int = 4, num_blocks: int = 256) -> tuple[PagesAhead, list[Region]]:
+    stride = 1 << 30
+    regions = [Region(BASE + at * stride, num_blocks * BLOCK, BLOCK) for at in range(count)]
+    return PagesAhead(regions, None, found), regions
+
+
+def reach(pages: PagesAhead, block: int) -> None:
+    pages.reach(block)
+    pages.wait()
+
+
+def test_they_are_found_a_little_ahead_each_once_and_to_the_end() -> None:
+    found = Found()
+    pages, regions = ahead(found)
+    for block in range(1, 256):
+        reach(pages, block)
+        for region in regions:
+            lead = region.done - (region.address + (block + 1) * BLOCK)
+            end = region.done == region.address + region.num_bytes
+            assert end or LARGE_PAGE // 2 <= lead <= 4 * LARGE_PAGE
+    for region in regions:
+        mine = sorted(p for p in found.pieces if 0 <= p[0] - region.address < region.num_bytes)
+        starts = [address for address, _ in mine]
+        ends = [address + size for address, size in mine]
+        assert [region.address, *ends] == [*starts, region.address + region.num_bytes]
+        assert all(end % LARGE_PAGE == 0 for end in ends[:-1])
+        assert max(size for _, size in mine) <= LARGE_PAGE
+    count = len(found.pieces)
+    reach(pages, 300)
+    assert len(found.pieces) == count, "nothing is left to find"
+
+
+def test_layers_do_not_reach_their_next_large_page_with_the_same_block() -> None:
+    found = Found()
+    pages, _ = ahead(found, count=32)
+    reach(pages, 1)
+    most = 0
+    for block in range(2, 200):
+        before = len(found.pieces)
+        reach(pages, block)
+        most = max(most, len(found.pieces) - before)
+    assert 1 <= most <= 2, "32 layers, and 32 blocks to a page: one each"
+
+
+def test_a_system_that_cannot_is_asked_once() -> None:
+    found = Found(errno.EINVAL)
+    pages, _ = ahead(found)
+    for block in range(1, 100):
+        reach(pages, block)
+    assert len(found.pieces) == 1
+
+
+def test_what_was_found_is_written_without_a_fault_and_holds_zeros() -> None:
+    group = KVGroup(
+        spec=KVSpec(num_kv_heads=4, head_dim=64, dtype="float32"), layers=(0, 1), num_blocks=512
+    )
+    pool = KVPool((group,), 2, torch.device("cpu"))
+    piece = Slice(row=0, start=0, count=1, sample=True, new_blocks=((2, 40),))
+    pool.update(StepPlan(step=1, slices=(piece,)))
+    (pages,) = pool.pages
+    pages.wait()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for layer in range(2):
+        for tensor in pool.layer(layer).tensors():
+            values = tensor[:41].numpy()
+            assert not np.any(values)
+            values[:] = 1
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    num_pages = 4 * 41 * BLOCK_SIZE * 4 * 64 * 4 // 4096
+    assert faults < num_pages / 4, f"{num_pages} small pages were written"
+
+
+def test_the_whole_pool_of_a_small_model_is_found_at_once() -> None:
+    found = Found()
+    pages = PagesAhead([Region(BASE, 8 * 1024, 1024)], None, found)
+    reach(pages, 1)
+    assert found.pieces == [(BASE, 8 * 1024)]
+
+
+@pytest.mark.parametrize("block", [0, -1])
+def test_the_null_block_asks_for_nothing(block: int) -> None:
+    found = Found()
+    pages, _ = ahead(found)
+    reach(pages, block)
+    assert found.pieces == []

@@ -288,7 +288,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = 0
     disable_access_log: Annotated[
         bool,
-        _Help(description="No access log line per call; without it, probes that pass have none."),
+        _Help(
+            description="No access log line per call; without it, probes have one when their answer changes."
+        ),
     ] = False
     otlp_traces_endpoint: Annotated[
         str | None,

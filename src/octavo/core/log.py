@@ -17,7 +17,7 @@ REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 """Of the call that the running task answers; on each JSON line that is logged meanwhile."""
 
 _FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
-_SHARED = ("octavo", "uvicorn")
+_SHARED = ("octavo", "uvicorn", "opentelemetry")
 """Loggers whose lines are ours to write."""
 
 

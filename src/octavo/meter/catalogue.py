@@ -1,6 +1,6 @@
 """The table of metrics: names, types, help and labels. A tested API: rows are added, never renamed.
 
-`vllm:` names are those that dashboards and autoscalers already read; `octavo:` names are ours. Every metric carries
+`vllm:` and `http_` names are those that dashboards and autoscalers already read; `octavo:` names are ours. Every metric carries
 `model_name` and `engine`; `labels` are those beside them. Histograms have the bounds that vLLM gives them, so that a query
 for one of its `le` finds it, and a few more where Octavo is faster than its smallest.
 """
@@ -290,6 +290,19 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("octavo:budget_used_ratio", "gauge", "Used of a budget; 1 is all.", ("budget",)),
     Row("octavo:ledger_up", "gauge", "Whether the ledger on disk has all.", ("database",)),
+    Row(
+        "http_requests",
+        "counter",
+        "Calls by route and class of status, 2xx to 5xx, as vLLM's dashboards read them.",
+        ("handler", "method", "status"),
+    ),
+    Row(
+        "http_request_duration_seconds",
+        "histogram",
+        "From a call's head to the end of its answer.",
+        ("handler", "method"),
+        _LONG,
+    ),
     Row("octavo:http_responses", "counter", "Answers by route and status.", ("route", "status")),
 )
 

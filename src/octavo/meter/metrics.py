@@ -213,9 +213,14 @@ class Metrics:
         else:
             child.set(value)
 
-    def observe(self, name: str, value: float) -> None:
-        """Add to a histogram without labels."""
-        self._observe(name, value)
+    def observe(self, name: str, value: float, *labels: str) -> None:
+        """Add to a histogram."""
+        self._observe(name, value, *labels)
+
+    def observe_call(self, route: str, method: str, status: int, seconds: float) -> None:
+        """A call that came by HTTP is over."""
+        self.count("http_requests", 1, route, method, f"{status // 100}xx")
+        self._observe("http_request_duration_seconds", seconds, route, method)
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
@@ -235,8 +240,8 @@ class Metrics:
             if sample.name.endswith("_bucket")
         ]
 
-    def _observe(self, name: str, value: float) -> None:
-        child = self._child(name)
+    def _observe(self, name: str, value: float, *labels: str) -> None:
+        child = self._child(name, *labels)
         assert isinstance(child, Histogram)
         child.observe(value)
 

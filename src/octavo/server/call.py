@@ -22,7 +22,7 @@ from octavo.core.errors import EngineError, OctavoError, RequestError
 from octavo.core.log import REQUEST_ID, get_logger
 from octavo.engine.frontend import Caller
 from octavo.meter.trace import OPERATIONS, CallTrace
-from octavo.server.access import log_access
+from octavo.server.access import AccessLog
 from octavo.server.admission.tickets import Stay
 from octavo.server.auth import Guest
 from octavo.server.costs.tab import Tab
@@ -126,7 +126,19 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Authorise, handle, answer. One call may fail; the server goes on."""
-        await self._answer(scope, receive, send, None)
+        began, status = time.monotonic(), 499
+
+        async def seen(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, seen, None)
+        finally:
+            seconds = time.monotonic() - began
+            self._state.metrics.observe_call(self._row.path, self._row.method, status, seconds)
 
     async def inner(self, body: bytes, guest: Guest) -> Inner:
         """Answer a call that comes from within, as if `guest` had sent `body`; who makes it counts it as a request."""
@@ -281,6 +293,7 @@ class RequestId:
     def __init__(self, app: ASGIApp, state: AppState) -> None:
         self._app = app
         self._state = state
+        self._access = AccessLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on with the id in the scope."""
@@ -308,7 +321,7 @@ class RequestId:
         finally:
             REQUEST_ID.reset(told)
             if not self._state.config.disable_access_log:
-                log_access(scope, status or 499, time.monotonic() - began, request_id)
+                self._access.add(scope, status or 499, time.monotonic() - began, request_id)
 
 
 def json_response(body: msgspec.Struct | dict[str, Any], status: int = 200) -> Response:

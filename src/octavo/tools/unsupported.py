@@ -48,7 +48,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         ("--disable-access-log-for-endpoints",),
-        fix="Probes and /metrics are left out already; --disable-access-log leaves out all.",
+        fix="Probes and /metrics are left out already as long as their answer is the same.",
     ),
     Row(("--allowed-media-domains",), "values"),
     Row(("--limit-mm-per-prompt",)),

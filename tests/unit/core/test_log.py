@@ -13,7 +13,7 @@ from octavo.core import log
 
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
-    names = ("octavo", "uvicorn")
+    names = ("octavo", "uvicorn", "opentelemetry")
     before = {
         name: (list(logging.getLogger(name).handlers), logging.getLogger(name).propagate)
         for name in names

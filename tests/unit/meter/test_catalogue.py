@@ -100,6 +100,8 @@ READ = [
     "vllm:prompt_tokens_by_source_total",
     "vllm:cache_config_info",
     "process_resident_memory_bytes",
+    "http_requests_total",
+    "http_request_duration_seconds_bucket",
 ]
 
 
@@ -107,6 +109,7 @@ def exposed() -> Metrics:
     metrics = Metrics("m")
     metrics.observe_config(block_size=16, num_blocks=7, num_tokens=112, cache_dtype="float32")
     metrics.observe_startup([("weights", 1.5)])
+    metrics.observe_call("/v1/completions", "POST", 200, 0.4)
     return metrics
 
 
@@ -222,7 +225,7 @@ def table(rows: list[Row]) -> list[str]:
 
 def page() -> str:
     lines = [HEAD, "## vLLM's names", ""]
-    lines += table([row for row in ROWS if row.name.startswith("vllm:")])
+    lines += table([row for row in ROWS if not row.name.startswith("octavo:")])
     lines += ["", "## Octavo's own", ""]
     lines += table([row for row in ROWS if row.name.startswith("octavo:")])
     lines += ["", "## Old names", "", "Exposed beside the new ones, with the same samples.", ""]

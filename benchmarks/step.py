@@ -106,6 +106,7 @@ class LocalEngine:
             max_model_len=args.context + args.steps + SPARE,
             threads=args.threads,
             enable_prefix_caching=True,
+            step_log=args.step_log,
         )
         now = time.monotonic()
         self.engine = boot(config, SocketLink(ours), asked_at=now, process_at=now)
@@ -127,7 +128,7 @@ class LocalEngine:
             (runner.sampler.chooser_for(runner.device), "choose", "choose"),
             (runner.sampler, "sample", "sample"),
             (engine.scheduler, "apply", "apply"),
-            (engine.steps, "add", "log"),
+            (engine, "_log", "log"),
             (engine.link, "send", "emit"),
         ):
             setattr(owner, name, watch(part, getattr(owner, name)))
@@ -191,6 +192,7 @@ def summary(rows: list[dict[str, float]]) -> dict[str, float]:
     around = sorted(row["step"] - sum(row[part] for part in KERNELS) for row in rows)
     found["sum"] = sum(found[part] for part in PARTS)
     found["around"] = statistics.median(around)
+    found["log mean"] = statistics.fmean(row["log"] for row in rows)
     found["around p99"] = around[int(0.99 * (len(around) - 1))]
     found["around max"] = around[-1]
     return found
@@ -206,6 +208,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=32, help="prompt tokens")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--step-log", help="folder: write the step log as a server would")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     local = LocalEngine(args)
@@ -215,7 +218,7 @@ def main() -> None:
             for kind in args.kind
             for batch in args.batch
         }
-    names = (*PARTS, "sum", "step", "around", "around p99", "around max")
+    names = (*PARTS, "log mean", "sum", "step", "around", "around p99", "around max")
     lines = [[name, *(f"{found[name]:.0f}" for found in results.values())] for name in names]
     print(table(("us", *results), lines))
     if args.json:

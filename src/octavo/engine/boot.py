@@ -278,8 +278,8 @@ def _build(resolved: Resolved, loaded: LoadedModel, link: Link, pulse: Pulse) ->
     inject.install(runner, injections(resolved.config.inject))
     repros = Repros(resolved.config)
     file = _open_step_log(resolved.config, scheduler)
-    recorder = None if file is None else Recorder(scheduler, file)
     steps, desk = StepLog(sink=file), GrammarDesk(grammars)
+    recorder = None if file is None else Recorder(scheduler, file, steps.settle)
     return Engine(scheduler, runner, link, steps, desk, repros, pulse, recorder)
 
 

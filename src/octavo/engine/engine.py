@@ -29,7 +29,7 @@ from octavo.engine.pulse import GRAMMAR_S, Pulse
 from octavo.engine.record import Recorder
 from octavo.engine.repro import Repros
 from octavo.meter.frames import How
-from octavo.meter.steplog import StepLog, Waits
+from octavo.meter.steplog import NO_WAITS, StepLog, Waits
 from octavo.scheduler.scheduler import Scheduler
 
 
@@ -65,6 +65,7 @@ class Engine:
         self.steps = steps
         self.feed = StepFeed(steps)
         self.recorder = recorder
+        self._num_blocks = scheduler.cache.num_blocks
         self.grammars = grammars
         self.isolator = Isolator(runner, repros)
         self.pulse = pulse or Pulse()
@@ -124,19 +125,21 @@ class Engine:
         scheduler = self.scheduler
         if self.recorder is not None:
             self.recorder.planned(plan)
-        reasons = scheduler.waits.reasons(scheduler.accounts.num_waiting)
-        if self.grammars.is_busy:
-            # In front: the last is what all wait for of whom nothing is said.
-            reasons = ((GRAMMAR, len(self.grammars.waiting_ids)), *reasons)
-        cache = scheduler.cache
+        waits = NO_WAITS
+        if scheduler.accounts.num_waiting or self.grammars.is_busy:
+            reasons = scheduler.waits.reasons(scheduler.accounts.num_waiting)
+            if self.grammars.is_busy:
+                # In front: the last is what all wait for of whom nothing is said.
+                reasons = ((GRAMMAR, len(self.grammars.waiting_ids)), *reasons)
+            waits = Waits(reasons, scheduler.waits.heads)
         self.steps.add(
             plan,
             result,
             begun,
             planned=planned,
-            waits=Waits(reasons, scheduler.waits.heads),
-            num_blocks=cache.num_blocks,
-            num_free_blocks=cache.num_free,
+            waits=waits,
+            num_blocks=self._num_blocks,
+            num_free_blocks=scheduler.cache.num_free,
         )
 
     def _drain(self, *, wait: bool) -> list[Event]:

@@ -4,7 +4,7 @@ their blocks are called. Steps are the step log's. No text and no token leaves t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -32,7 +32,9 @@ def machine_of(scheduler: Scheduler, model: str, policy: str) -> Machine:
 class Recorder:
     """One scheduler's. Owner: the engine, which tells it in the order in which it tells the scheduler."""
 
-    def __init__(self, scheduler: Scheduler, file: StepFile) -> None:
+    def __init__(self, scheduler: Scheduler, file: StepFile, settle: Callable[[], None]) -> None:
+        """`settle` writes the steps so far, so that what is said after them stands after them."""
+        self._settle = settle
         self._scheduler = scheduler
         self._file = file
         self._left = scheduler.places.left = []
@@ -62,6 +64,7 @@ class Recorder:
                 now,
             )
 
+        self._settle()
         self._file.arrived(request.id, describe)
         self.ended("add", events, now)
 
@@ -69,6 +72,7 @@ class Recorder:
         """Whoever left the scheduler since the last call did so by `how`; `events` are what it said of them."""
         if not self._left:
             return
+        self._settle()
         ends = {event.id: event for event in events if isinstance(event, Finished | Failed)}
         for sequence in self._left:
             end = ends.get(sequence.id)
@@ -85,16 +89,20 @@ class Recorder:
 
     def forgot(self) -> None:
         """Cached prefixes were dropped."""
+        self._settle()
         self._file.put(Forgot())
 
     def planned(self, plan: StepPlan) -> None:
         """A step is about to be logged: what those who begin in it were looked up by."""
+        line = self._scheduler.step_time.line
+        if not plan.starts and line is self._line:
+            return
+        self._settle()
         for start in plan.starts:
             sequence = self._scheduler.by_id[start.request.id]
             number = self._file.number_of(sequence.id)
             if number is not None:
                 self._name(sequence, number)
-        line = self._scheduler.step_time.line
         if line is not self._line:
             self._line = line
             self._file.put(Line(line))

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from array import array
 from collections.abc import Callable, Iterator
+from operator import add
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,7 +96,7 @@ class StepFile:
         if self._fd < 0:
             return
         last = self._last
-        counts, sampled = kept.num_tokens, kept.num_sampled
+        counts, sampled, waits = kept.num_tokens, kept.num_sampled, kept.waits
         num = len(kept.ids)
         is_plain = counts.count(1) == num
         is_same = last is not None and last.ids == kept.ids
@@ -115,10 +117,16 @@ class StepFile:
                 None if is_plain else counts.tolist(),
                 None if sampled.count(1) == num else sampled.tolist(),
                 tuple(kept.blocks.items()) if kept.blocks else (),
-                tuple([numbers.get(name, -1) for name in kept.started]),
-                tuple([self._gone.get(name, numbers.get(name, -1)) for name in kept.ended]),
-                tuple([(_REASON[reason], count) for reason, count in kept.waits.reasons]),
-                tuple([(numbers.get(name, -1), _REASON[why]) for name, why in kept.waits.heads]),
+                tuple([numbers.get(name, -1) for name in kept.started]) if kept.started else (),
+                tuple([self._gone.get(name, numbers.get(name, -1)) for name in kept.ended])
+                if kept.ended
+                else (),
+                tuple([(_REASON[reason], count) for reason, count in waits.reasons])
+                if waits.reasons
+                else (),
+                tuple([(numbers.get(name, -1), _REASON[why]) for name, why in waits.heads])
+                if waits.heads
+                else (),
             )
         )
         self._gone.clear()
@@ -187,13 +195,12 @@ class _Columns(NamedTuple):
     """Of the step before."""
 
     ids: tuple[str, ...]
-    starts: object
-    counts: object
+    starts: array[int]
+    counts: array[int]
 
-    def goes_on(self, starts: object) -> bool:
+    def goes_on(self, starts: array[int]) -> bool:
         """Whether each of the same requests begins where it ended."""
-        pairs = zip(self.starts, self.counts, starts, strict=True)  # type: ignore[call-overload]  # arrays of int
-        return all([start + count == now for start, count, now in pairs])
+        return list(map(add, self.starts, self.counts)) == starts.tolist()
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

@@ -18,6 +18,10 @@ import msgspec
 from octavo.core.plan import StepPlan
 from octavo.core.result import StepResult
 
+_MOST_PENDING = 64
+_EVERY_S = 0.1
+"""Steps that are added and not taken down yet: so many, and for so long, at most."""
+
 
 class SliceRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """One request's share of a step."""
@@ -68,6 +72,9 @@ class Waits(NamedTuple):
 
     reasons: tuple[tuple[str, int], ...] = ()
     heads: tuple[tuple[str, str], ...] = ()
+
+
+NO_WAITS = Waits()
 
 
 class KeptStep(NamedTuple):
@@ -121,6 +128,19 @@ class KeptStep(NamedTuple):
         )
 
 
+class _Told(NamedTuple):
+    """A step as it was added."""
+
+    plan: StepPlan
+    result: StepResult
+    planned: float
+    begun: float
+    gap_s: float
+    waits: Waits
+    num_blocks: int
+    num_free_blocks: int
+
+
 class Tail(NamedTuple):
     """Steps after a position in the log."""
 
@@ -166,6 +186,8 @@ class StepLog:
         self._rows: dict[int, str] = {}
         self._last_end = clock()
         self._epoch = time.time() - self._last_end if sink is None else sink.epoch
+        self._pending: list[_Told] = []
+        self._settled_at = self._last_end
         self.num_added = 0
         """Steps since the start, those that the ring has forgotten among them."""
         self._sink = sink
@@ -177,7 +199,7 @@ class StepLog:
         begun: float | None = None,
         *,
         planned: float | None = None,
-        waits: Waits = Waits(),
+        waits: Waits = NO_WAITS,
         num_blocks: int = 0,
         num_free_blocks: int = 0,
     ) -> None:
@@ -186,25 +208,43 @@ class StepLog:
 
         A result without slices counts as one in which nobody got a token.
         """
-        ended = tuple([self._rows.pop(row) for row in plan.ended if row in self._rows])
-        blocks: dict[int, tuple[int, ...]] = {}
-        for start in plan.starts:
-            self._rows[start.row] = start.request.id
+        if begun is None:
+            begun = self._last_end
+        gap_s, self._last_end = begun - self._last_end, begun + result.elapsed_s
+        self.num_added += 1
+        planned = begun if planned is None else planned
+        self._pending.append(
+            _Told(plan, result, planned, begun, gap_s, waits, num_blocks, num_free_blocks)
+        )
+        if len(self._pending) >= _MOST_PENDING or begun - self._settled_at >= _EVERY_S:
+            self.settle()
+
+    def settle(self) -> None:
+        """Take down what was added: together, because that is cheaper than between any two steps."""
+        self._settled_at = self._last_end
+        pending, self._pending = self._pending, []
+        for told in pending:
+            kept = self._kept(told)
+            self._records.append(kept)
+            if self._sink is not None:
+                self._sink.step(kept, told.planned, told.begun)
+
+    def _kept(self, told: _Told) -> KeptStep:
+        plan, result = told.plan, told.result
         names, slices = self._rows, plan.slices
-        for index, piece in enumerate(slices):
-            if piece.new_blocks:
-                blocks[index] = piece.new_blocks[0]
+        ended = tuple([names.pop(row) for row in plan.ended if row in names])
+        for start in plan.starts:
+            names[start.row] = start.request.id
+        blocks = {i: piece.new_blocks[0] for i, piece in enumerate(slices) if piece.new_blocks}
         if plan.starts:
             tables = {start.row: start.blocks[0] for start in plan.starts if start.blocks}
             blocks |= {i: tables[each.row] for i, each in enumerate(slices) if each.row in tables}
         sampled = [-1 if each.error is not None else len(each.token_ids) for each in result.slices]
-        if begun is None:
-            begun = self._last_end
-        kept = KeptStep(
+        return KeptStep(
             step=plan.step,
-            at=self._epoch + begun,
+            at=self._epoch + told.begun,
             elapsed_s=result.elapsed_s,
-            gap_s=begun - self._last_end,
+            gap_s=told.gap_s,
             ids=tuple([names.get(piece.row, "") for piece in slices]),
             starts=array("i", [piece.start for piece in slices]),
             num_tokens=array("i", [piece.count + len(piece.draft) for piece in slices]),
@@ -212,29 +252,27 @@ class StepLog:
             blocks=blocks,
             started=tuple([start.request.id for start in plan.starts]),
             ended=ended,
-            waits=waits,
-            num_blocks=num_blocks,
-            num_free_blocks=num_free_blocks,
+            waits=told.waits,
+            num_blocks=told.num_blocks,
+            num_free_blocks=told.num_free_blocks,
         )
-        self._last_end = begun + result.elapsed_s
-        self.num_added += 1
-        self._records.append(kept)
-        if self._sink is not None:
-            self._sink.step(kept, begun if planned is None else planned, begun)
 
     def flush(self) -> None:
         """Write what is held back, before a while in which nothing may happen."""
+        self.settle()
         if self._sink is not None:
             self._sink.flush()
 
     def tail(self, count: int) -> list[StepRecord]:
         """The last `count` steps, oldest first."""
+        self.settle()
         if count <= 0:
             return []
         return [kept.record() for kept in list(self._records)[-count:]]
 
     def since(self, position: int, most: int) -> Tail:
         """At most `most` steps after the first `position` ones, oldest first, and how many of them are forgotten."""
+        self.settle()
         first = max(position, self.num_added - len(self._records))
         at = first - (self.num_added - len(self._records))
         kept = list(itertools.islice(self._records, at, at + max(0, most)))
@@ -242,9 +280,11 @@ class StepLog:
         return Tail(records, first + len(records), first - position)
 
     def __len__(self) -> int:
+        self.settle()
         return len(self._records)
 
     def close(self) -> None:
         """Write the rest."""
+        self.settle()
         if self._sink is not None:
             self._sink.close()

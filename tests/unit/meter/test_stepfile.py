@@ -45,6 +45,7 @@ class Writer:
         self.step = 0
 
     def begin(self, name: str) -> None:
+        self.log.settle()
         self.file.arrived(name, lambda number: arrived(number, name))
         start = SequenceStart(
             row=0, request=request(name), token_ids=(1,), blocks=((3,),), epochs=((1,),)
@@ -76,6 +77,7 @@ class Writer:
                 self.add(StepPlan(step=0, slices=(self.slice(position),)))
             number = self.file.number_of(name)
             assert number is not None
+            self.log.settle()
             self.file.ended(name, Ended(number, "step", "length", False, 9, 0.0))
             self.add(StepPlan(step=0, ended=(0,)))
 
@@ -83,7 +85,7 @@ class Writer:
 def test_what_is_read_is_what_was_told(tmp_path: Path) -> None:
     writer = Writer(tmp_path)
     writer.play(20)
-    writer.file.flush()
+    writer.log.flush()
     told = writer.log.tail(1000)
     read = read_steplog(tmp_path)
     assert [r.slices for r in read] == [r.slices for r in told]
@@ -98,7 +100,7 @@ def test_what_is_read_is_what_was_told(tmp_path: Path) -> None:
 def test_a_killed_engine_leaves_what_it_wrote_up_to_the_tear(tmp_path: Path) -> None:
     writer = Writer(tmp_path)
     writer.play(3)
-    writer.file.flush()
+    writer.log.flush()
     [path] = tmp_path.iterdir()
     data = path.read_bytes()
     whole = list(decode(data))
@@ -112,7 +114,7 @@ def test_a_killed_engine_leaves_what_it_wrote_up_to_the_tear(tmp_path: Path) -> 
     path.write_bytes(data[:-5])
     other = Writer(tmp_path)
     other.play(1)
-    other.file.close()
+    other.log.close()
     runs = read_runs(tmp_path)
     assert len(runs) == 2 and runs[0].head.run != runs[1].head.run
 
@@ -126,7 +128,7 @@ def test_the_ring_keeps_within_its_size_and_each_file_can_be_read_alone(
     writer = Writer(tmp_path, most)
     for _ in range(30):
         writer.play(10)
-        writer.file.flush()
+        writer.log.flush()
         assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= most + 1024
     [run] = read_runs(tmp_path)
     assert not run.is_whole and run.head.segment > 5

@@ -241,7 +241,7 @@ export class BatchView {
     parts.push(`${number(step.slices.length)} requests`, `gap ${duration(step.gap)}`);
     this.told.setAttribute("aria-live", this.cursor === null || this.replay ? "off" : "polite");
     say(this.told, parts.join(" · "));
-    const waits = step.waiting.map(([reason, count]) => `${count} wait: ${REASONS[reason] ?? reason}`);
+    const waits = step.waiting.filter(([, count]) => count > 0).map(([reason, count]) => `${count} wait: ${REASONS[reason] ?? reason}`);
     say(this.why, waits.join(" · ") || (this.cursor === null ? "live, nobody waits" : "nobody waits"));
     this.why.classList.toggle("waits", waits.length > 0);
     this.element.dataset.step = String(step.step);
@@ -265,6 +265,6 @@ export class BatchView {
       request.cached ? `${number(request.cached)} found in the prefix cache` : "", request.preempted.length ? `gave way ${request.preempted.length}×` : ""];
     put(this.detail, h("div", { class: "card" }, h("h2", {}, `Block table of ${shortId(request.id)}`), h("p", { class: "told" }, facts.filter(Boolean).join(" · ")),
       h("p", { class: "hint" }, "Above: its place in the sequence. Below: the physical block, anywhere in the cache. Outlined: shared with others."),
-      blocks.length ? h("ol", { class: "table" }, chips, blocks.length > MAX_CHIPS ? h("li", { class: "more" }, `+${blocks.length - MAX_CHIPS}`) : null) : h("p", { class: "hint" }, "It holds none at this step.")));
+      blocks.length ? h("ol", { class: "table" }, chips, blocks.length > MAX_CHIPS ? h("li", { class: "more" }, `+${blocks.length - MAX_CHIPS}`) : null) : h("p", { class: "hint" }, tables.partial.has(request.id) ? "Its blocks were given to it before this page looked." : "It holds none at this step.")));
   }
 }

@@ -5,6 +5,7 @@ import { callId, duration, h, number, painter, percent, put, say, shortId } from
 
 const MAX_ROWS = 60;
 const EVERY_MS = 500;
+const SLIGHT = 0.005;
 const PARTS = {
   prefill: ["own prompt", "p-prefill"], own_prefill: ["own prompt", "p-prefill"], others_prefill: ["others' prompts", "p-others"],
   decode: ["decode", "p-decode"], batch: ["others' outputs", "p-batch"], again: ["computed again", "p-again"], others: ["between its steps", "p-others"],
@@ -151,13 +152,16 @@ export class RequestsView {
     put(this.detail,
       h("div", { class: "row" }, h("h2", {}, shortId(request.id)), h("button", { type: "button", class: "quiet small", onclick: () => this.choose(request.id) }, "Close")),
       h("dl", {}, facts.filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
-      this.parts("From the steps", partsOf(request)),
-      told.timing ? this.why(told.timing) : null,
+      told.timing ? this.why(told.timing) : this.parts("From the steps", partsOf(request)),
       told.error ? h("p", { class: "error" }, told.error) : null);
   }
 
-  parts(title, parts) {
-    const total = parts.reduce((sum, [, seconds]) => sum + seconds, 0) || 1;
+  /** A bar and its parts by name, the slightest of them in one. */
+  parts(title, all) {
+    const total = all.reduce((sum, [, seconds]) => sum + seconds, 0) || 1;
+    const slight = all.filter(([, seconds]) => seconds > 0 && seconds < SLIGHT * total);
+    const parts = all.filter(([, seconds]) => seconds >= SLIGHT * total);
+    if (slight.length) parts.push([slight.map(([name]) => look(name)[0]).join(", "), slight.reduce((sum, [, seconds]) => sum + seconds, 0)]);
     return h("section", {}, h("h3", {}, `${title}: ${duration(total)}`), bar(parts, total, title),
       h("dl", { class: "parts" }, parts.filter(([, seconds]) => seconds > 0).flatMap(([name, seconds, reason]) => {
         const [words, kind] = look(name);

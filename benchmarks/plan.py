@@ -158,15 +158,8 @@ def summary(found: dict[str, Any], seqs: int) -> list[list[str]]:
     """Rows of the table."""
     name = f"{Path(found['model']).name} {found['quantization']}"
     predicted, measured = found["memory predicted"], found["memory measured"]
-    rows = [
-        [
-            name,
-            "memory",
-            bytes_text(predicted),
-            bytes_text(measured),
-            f"{predicted / measured - 1:+.1%}",
-        ]
-    ]
+    share = f"{predicted / measured - 1:+.1%}"
+    rows = [[name, "memory", bytes_text(predicted), bytes_text(measured), share, ""]]
     for key, label in (("itl 1", "ITL, 1"), ("itl n", f"ITL, {seqs}"), ("ttft", "TTFT")):
         predicted = [row[f"{key} predicted"] for row in found["rounds"]]
         measured = [row[f"{key} measured"] for row in found["rounds"]]
@@ -205,8 +198,6 @@ def main() -> None:
         words += ["--threads", str(args.threads)] if args.threads else []
         done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
-    rows = [row for each in found for row in summary(each, args.seqs)]
-    print(table(("subject", "what", "predicted", "measured", "error", "at best"), rows))
     if args.json:
         record = {
             "command": "benchmarks/plan.py",
@@ -215,6 +206,8 @@ def main() -> None:
             "subjects": found,
         }
         args.json.write_text(json.dumps(record, indent=1) + "\n")
+    rows = [row for each in found for row in summary(each, args.seqs)]
+    print(table(("subject", "what", "predicted", "measured", "error", "at best"), rows))
 
 
 if __name__ == "__main__":

@@ -217,7 +217,7 @@ def _does_not_fit(
         limit = f"{_gib(available * share)} ({share:.0%} of the {_gib(available)} available, 5 % headroom included)"
         cause = f"{spent} + KV for one sequence of {length} tokens {_gib(wanted)} exceed {limit}."
         changes = _shorter(needs, length, room)
-        need_share = (fixed + wanted) / (1 - HEADROOM_SHARE) / available
+        need_share = (fixed + wanted) / (1 - HEADROOM_SHARE) / max(1, available)
         if share < need_share <= 0.98:
             changes.append(f"--gpu-memory-utilization {need_share + 0.005:.2f}")
     elif kv_bytes > left:

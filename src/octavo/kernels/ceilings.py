@@ -161,6 +161,9 @@ def _attend(spec: KVSpec, num_heads: int, count: int, context: int, threads: int
     blocks = -(-context // BLOCK_SIZE)
     shape = (blocks, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
     width = {"float32": np.float32, "int8": np.int8}.get(spec.dtype, np.uint16)
+    one = (
+        0x3C00 if width is np.uint16 else 1
+    )  # no subnormal number, which would be slow, in either 16-bit type
     per_cache = blocks * BLOCK_SIZE * spec.bytes_per_token
     caches = max(1, min(64, CACHES * last_level_cache() // per_cache)) if count == 1 else 1
     pools = [
@@ -168,8 +171,8 @@ def _attend(spec: KVSpec, num_heads: int, count: int, context: int, threads: int
         for _ in range(caches)
     ]
     for keys, values, _ in pools:
-        keys.fill(1)
-        values.fill(1)
+        keys.fill(one)
+        values.fill(one)
     q_THD = np.full((count, num_heads, spec.head_dim), 0.01, np.float32)
     out_THD = np.empty_like(q_THD)
     table = np.arange(blocks, dtype=np.int32)[None]

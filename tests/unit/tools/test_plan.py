@@ -193,6 +193,7 @@ def test_several_devices_share_a_model_and_cannot_be_run(
     [
         (1.4, {}),
         (0.9, {}),
+        (0.01, {}),
         (3.6, {"max_model_len": 32768}),
         (6.0, {"max_model_len": 40960, "max_num_batched_tokens": 8192}),
         (4.0, {"kv_cache_memory_bytes": 8 << 30}),

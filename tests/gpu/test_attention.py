@@ -72,7 +72,7 @@ def test_contexts(slices: Slices) -> None:
     check(case, spec, slices)
 
 
-@pytest.mark.parametrize("cache_dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("cache_dtype", ["bfloat16", "int8", "float8_e4m3fn"])
 @pytest.mark.parametrize(("window", "soft_cap"), [(1, None), (40, None), (None, 5.0), (300, 5.0)])
 @torch.inference_mode()
 def test_windows_caps_and_caches(

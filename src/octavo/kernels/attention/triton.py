@@ -230,9 +230,9 @@ class TritonAttention:
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         if num_partials == 0:
             return None, None
-        shape = (self.case.num_kv_heads, num_partials)
-        options = {"dtype": torch.float32, "device": device}
-        return torch.empty(*shape, self.case.head_dim, **options), torch.empty(*shape, 2, **options)
+        heads, dim = self.case.num_kv_heads, self.case.head_dim
+        partials = torch.empty(heads, num_partials, dim, dtype=torch.float32, device=device)
+        return partials, torch.empty(heads, num_partials, 2, dtype=torch.float32, device=device)
 
 
 def _tables(batch: ForwardBatch, group_index: int) -> torch.Tensor:

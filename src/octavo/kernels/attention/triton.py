@@ -27,6 +27,9 @@ MAX_GROUP = 64
 """Query heads per key/value head: a token's must fit in a tile."""
 SPAN = 1024
 """Keys that have a softmax of their own where rows must not depend on their batch."""
+MAX_PROGRAMS = 4096
+"""Of a plan with room, whose every program is started though most may find nothing to do: some thirty per multiprocessor.
+Others have a program per item, which the device hands out as places become free."""
 HEADER = 4
 """Words before the items of what is sent: how many items, how many merges, and two that align the rest."""
 LOG2E = math.log2(math.e)
@@ -69,6 +72,7 @@ class TritonPlan:
     partials: torch.Tensor | None
     stats: torch.Tensor | None
     num_partials: int
+    has_room: bool = False
 
 
 class TritonAttention:
@@ -155,7 +159,8 @@ class TritonAttention:
         partials = out_THD if plan.partials is None else plan.partials
         stats = out_THD if plan.stats is None else plan.stats
         scale = case.scale * LOG2E if case.soft_cap is None else case.scale / case.soft_cap
-        self._kernels.attend[(num_items * case.num_kv_heads,)](
+        programs = num_items * case.num_kv_heads
+        self._kernels.attend[(min(programs, MAX_PROGRAMS) if plan.has_room else programs,)](
             q_THD,
             cache.k,
             cache.v,

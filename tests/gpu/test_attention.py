@@ -126,7 +126,7 @@ def test_a_plan_with_room_is_filled_again(monkeypatch: pytest.MonkeyPatch) -> No
     room_SB = torch.zeros(4, 40, dtype=torch.int32, device=DEVICE)
     plan = backend.reserve(room_SB, max_len=640, max_tokens=900)
     held = [t.data_ptr() for t in (plan.sent, plan.tables_SB, plan.partials, plan.stats)]
-    for lengths in ((600, 1, 17, 257), (3, 90, 2, 64), (300, 300, 1, 299)):
+    for lengths in ((600, 1, 17, 257), (3, 90, 2, 64), (600, 620, 640, 600)):
         batch, num_blocks = make(tuple((1, length) for length in lengths), spec)
         q_THD, cache = make_tensors(case, batch, num_blocks)
         wanted_THD = reference.run(q_THD, cache, reference.plan(batch, 0, spec)).float()

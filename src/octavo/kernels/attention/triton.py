@@ -16,7 +16,15 @@ import torch
 from octavo.core.batch import ForwardBatch
 from octavo.core.kvspec import BLOCK_SIZE, KVSpec
 from octavo.kernels.attention.base import AttentionCase
-from octavo.kernels.attention.work import ITEM_WORDS, MERGE_WORDS, Cut, Work, lay_out, max_work
+from octavo.kernels.attention.work import (
+    ITEM_WORDS,
+    MERGE_WORDS,
+    Cut,
+    Work,
+    lay_out,
+    lay_out_within,
+    max_work,
+)
 from octavo.kernels.kv import KVTensors
 from octavo.kernels.triton import support
 
@@ -117,7 +125,8 @@ class TritonAttention:
         """A plan for any step of one token for each of S sequences, to be filled before each: what a graph captures.
 
         `tables_SB` is where the tables of those steps will lie; no sequence has more than `max_len` tokens, and all of
-        them together at most `max_tokens`, which is what the cache holds.
+        them together at most `max_tokens`, which is what the cache holds. Those that share a prefix may be longer: their
+        contexts are split into fewer parts then.
         """
         cut = self._cut(self._single_tiling)
         num_items, num_partials = max_work(len(tables_SB), max_len, max_tokens, cut)
@@ -133,7 +142,8 @@ class TritonAttention:
         Raises:
             ValueError: the step does not fit.
         """
-        work = lay_out(batch.query_starts, batch.context_lens, self._cut(plan.tiling))
+        cut = self._cut(plan.tiling)
+        work = lay_out_within(batch.query_starts, batch.context_lens, cut, plan.room[0])
         tables_SB = _tables(batch, group_index)
         fits = len(work.items) <= plan.room[0] and work.num_partials <= plan.num_partials
         shapes = len(tables_SB), batch.num_tokens, tables_SB.shape[1] <= plan.tables_SB.shape[1]

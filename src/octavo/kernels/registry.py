@@ -25,6 +25,7 @@ RMS_NORM: Op[OpCase, Callable[[Tensor, Tensor, float], Tensor]] = Op(
         "rms_norm kernel",
         {
             "cpu": "octavo.kernels.cpu_rows:RMS_NORM",
+            "triton": "octavo.kernels.triton_rows:RMS_NORM",
             "torch": "octavo.kernels.ops:TORCH_RMS_NORM",
         },
     ),
@@ -35,6 +36,7 @@ ADD_RMS_NORM: Op[OpCase, Callable[[Tensor, Tensor, Tensor, float], Pair]] = Op(
         "add_rms_norm kernel",
         {
             "cpu": "octavo.kernels.cpu_rows:ADD_RMS_NORM",
+            "triton": "octavo.kernels.triton_rows:ADD_RMS_NORM",
             "torch": "octavo.kernels.ops:TORCH_ADD_RMS_NORM",
         },
     ),
@@ -46,6 +48,7 @@ ATTENTION_INPUTS: Op[OpCase, Callable[[Tensor, QkNorm | None, Pair, Tensor, KVTe
             "attention_inputs kernel",
             {
                 "cpu": "octavo.kernels.cpu_rows:ATTENTION_INPUTS",
+                "triton": "octavo.kernels.triton_rows:ATTENTION_INPUTS",
                 "torch": "octavo.kernels.ops:TORCH_ATTENTION_INPUTS",
             },
         ),
@@ -57,6 +60,7 @@ SILU_AND_MUL: Op[OpCase, Callable[[Tensor], Tensor]] = Op(
         "silu_and_mul kernel",
         {
             "cpu": "octavo.kernels.cpu_rows:SILU_AND_MUL",
+            "triton": "octavo.kernels.triton_rows:SILU_AND_MUL",
             "torch": "octavo.kernels.ops:TORCH_SILU_AND_MUL",
         },
     ),
@@ -67,6 +71,7 @@ LAYER_NORM: Op[OpCase, Callable[[Tensor, Tensor, Tensor | None, float], Tensor]]
         "layer_norm kernel",
         {
             "cpu": "octavo.kernels.cpu_rows:LAYER_NORM",
+            "triton": "octavo.kernels.triton_rows:LAYER_NORM",
             "torch": "octavo.kernels.ops:TORCH_LAYER_NORM",
         },
     ),
@@ -77,6 +82,7 @@ ADD_LAYER_NORM: Op[OpCase, Callable[[Tensor, Tensor, Tensor, Tensor | None, floa
         "add_layer_norm kernel",
         {
             "cpu": "octavo.kernels.cpu_rows:ADD_LAYER_NORM",
+            "triton": "octavo.kernels.triton_rows:ADD_LAYER_NORM",
             "torch": "octavo.kernels.ops:TORCH_ADD_LAYER_NORM",
         },
     ),
@@ -87,6 +93,7 @@ ACTIVATE: Op[OpCase, Callable[[Tensor, Curve], Tensor]] = Op(
         "activate kernel",
         {
             "cpu": "octavo.kernels.cpu_rows:ACTIVATE",
+            "triton": "octavo.kernels.triton_rows:ACTIVATE",
             "torch": "octavo.kernels.ops:TORCH_ACTIVATE",
         },
     ),
@@ -97,12 +104,20 @@ ACTIVATE_AND_MUL: Op[OpCase, Callable[[Tensor, Curve], Tensor]] = Op(
         "activate_and_mul kernel",
         {
             "cpu": "octavo.kernels.cpu_rows:ACTIVATE_AND_MUL",
+            "triton": "octavo.kernels.triton_rows:ACTIVATE_AND_MUL",
             "torch": "octavo.kernels.ops:TORCH_ACTIVATE_AND_MUL",
         },
     ),
 )
 EMBEDDING: Op[OpCase, Callable[[Tensor, Tensor], Tensor]] = Op(
-    "embedding", Registry("embedding kernel", {"torch": "octavo.kernels.ops:TORCH_EMBEDDING"})
+    "embedding",
+    Registry(
+        "embedding kernel",
+        {
+            "triton": "octavo.kernels.triton_rows:EMBEDDING",
+            "torch": "octavo.kernels.ops:TORCH_EMBEDDING",
+        },
+    ),
 )
 
 OPS = (

@@ -14,6 +14,7 @@ from octavo.kernels.attention.work import (
     MAX_SPLITS,
     Cut,
     lay_out,
+    lay_out_within,
     max_work,
 )
 
@@ -79,6 +80,18 @@ def test_a_plan_with_room_has_enough(seed: int) -> None:
     work = lay_out(starts, lens, cut)
     items, partials = max_work(len(lens), max(lens), sum(lens), cut)
     assert len(work.items) <= items and work.num_partials <= partials
+
+
+def test_sequences_that_share_a_prefix_are_split_less() -> None:
+    """256 of 100,000 tokens each, in a cache of 200,000."""
+    cut, starts, lens = Cut(4, 4, None, 0), list(range(257)), [100_000] * 256
+    items, partials = max_work(256, 131_072, 200_000, cut)
+    assert len(lay_out(starts, lens, cut).items) > items
+    work = lay_out_within(starts, lens, cut, items)
+    assert len(work.items) <= items and work.num_partials <= partials
+    fixed = cut._replace(split=1024)
+    items, _ = max_work(256, 131_072, 200_000, fixed)
+    assert len(lay_out_within(starts, lens, fixed, items).items) == 256 * 98 <= items
 
 
 def test_where_a_slice_is_cut_depends_on_it_alone() -> None:

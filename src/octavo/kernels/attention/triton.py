@@ -16,7 +16,15 @@ import torch
 from octavo.core.batch import ForwardBatch
 from octavo.core.kvspec import BLOCK_SIZE, KVSpec
 from octavo.kernels.attention.base import AttentionCase
-from octavo.kernels.attention.work import ITEM_WORDS, MERGE_WORDS, Cut, Work, lay_out, max_work
+from octavo.kernels.attention.work import (
+    ITEM_WORDS,
+    MERGE_WORDS,
+    Cut,
+    Work,
+    lay_out,
+    lay_out_within,
+    max_work,
+)
 from octavo.kernels.kv import KVTensors
 from octavo.kernels.triton import support
 
@@ -27,6 +35,9 @@ MAX_GROUP = 64
 """Query heads per key/value head: a token's must fit in a tile."""
 SPAN = 1024
 """Keys that have a softmax of their own where rows must not depend on their batch."""
+MAX_PROGRAMS = 4096
+"""Of a plan with room, whose every program is started though most may find nothing to do: some thirty per multiprocessor.
+Others have a program per item, which the device hands out as places become free."""
 HEADER = 4
 """Words before the items of what is sent: how many items, how many merges, and two that align the rest."""
 LOG2E = math.log2(math.e)
@@ -69,6 +80,7 @@ class TritonPlan:
     partials: torch.Tensor | None
     stats: torch.Tensor | None
     num_partials: int
+    has_room: bool = False
 
 
 class TritonAttention:
@@ -113,7 +125,8 @@ class TritonAttention:
         """A plan for any step of one token for each of S sequences, to be filled before each: what a graph captures.
 
         `tables_SB` is where the tables of those steps will lie; no sequence has more than `max_len` tokens, and all of
-        them together at most `max_tokens`, which is what the cache holds.
+        them together at most `max_tokens`, which is what the cache holds. Those that share a prefix may be longer: their
+        contexts are split into fewer parts then.
         """
         cut = self._cut(self._single_tiling)
         num_items, num_partials = max_work(len(tables_SB), max_len, max_tokens, cut)
@@ -129,7 +142,8 @@ class TritonAttention:
         Raises:
             ValueError: the step does not fit.
         """
-        work = lay_out(batch.query_starts, batch.context_lens, self._cut(plan.tiling))
+        cut = self._cut(plan.tiling)
+        work = lay_out_within(batch.query_starts, batch.context_lens, cut, plan.room[0])
         tables_SB = _tables(batch, group_index)
         fits = len(work.items) <= plan.room[0] and work.num_partials <= plan.num_partials
         shapes = len(tables_SB), batch.num_tokens, tables_SB.shape[1] <= plan.tables_SB.shape[1]
@@ -155,7 +169,8 @@ class TritonAttention:
         partials = out_THD if plan.partials is None else plan.partials
         stats = out_THD if plan.stats is None else plan.stats
         scale = case.scale * LOG2E if case.soft_cap is None else case.scale / case.soft_cap
-        self._kernels.attend[(num_items * case.num_kv_heads,)](
+        programs = num_items * case.num_kv_heads
+        self._kernels.attend[(min(programs, MAX_PROGRAMS) if plan.has_room else programs,)](
             q_THD,
             cache.k,
             cache.v,
@@ -230,9 +245,9 @@ class TritonAttention:
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         if num_partials == 0:
             return None, None
-        shape = (self.case.num_kv_heads, num_partials)
-        options = {"dtype": torch.float32, "device": device}
-        return torch.empty(*shape, self.case.head_dim, **options), torch.empty(*shape, 2, **options)
+        heads, dim = self.case.num_kv_heads, self.case.head_dim
+        partials = torch.empty(heads, num_partials, dim, dtype=torch.float32, device=device)
+        return partials, torch.empty(heads, num_partials, 2, dtype=torch.float32, device=device)
 
 
 def _tables(batch: ForwardBatch, group_index: int) -> torch.Tensor:

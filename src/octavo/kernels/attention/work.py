@@ -41,6 +41,8 @@ class Cut(NamedTuple):
     ahead: int
     split: int = 0
     """Keys of a range of few tokens' slices, the same for all; 0: as suits the slice."""
+    least: int = MIN_SPLIT
+    """Keys of the smallest range, where they suit the slice."""
 
 
 class Work(NamedTuple):
@@ -91,16 +93,32 @@ def lay_out(query_starts: Sequence[int], context_lens: Sequence[int], cut: Cut) 
     return Work(items, merges, int(rows_W.sum()))
 
 
+def lay_out_within(
+    query_starts: Sequence[int], context_lens: Sequence[int], cut: Cut, num_items: int
+) -> Work:
+    """As `lay_out`, with ranges as much longer as it takes to have no more items, if longer ones can do that."""
+    work = lay_out(query_starts, context_lens, cut)
+    while len(work.items) > num_items and not cut.split and cut.least < max(context_lens):
+        cut = cut._replace(least=2 * cut.least)
+        work = lay_out(query_starts, context_lens, cut)
+    return work
+
+
 def max_work(num_slices: int, max_len: int, max_tokens: int, cut: Cut) -> tuple[int, int]:
     """The most items, and rows of partial results, of any step of one token for each of `num_slices` sequences, none of
     them longer than `max_len` and all of them together no longer than `max_tokens`.
+
+    Sequences that share a prefix may be longer together than the cache is; `lay_out_within` has an answer, where ranges
+    may suit the slice. Where they may not, `max_tokens` counts for nothing.
     """
     split = cut.split or MIN_SPLIT
     most_each = -(-max_len // split)
     if not cut.split:
         most_each = min(most_each, MAX_SPLITS)
     # One more each: a window may cut a range short at its beginning as well as at its end.
-    items = min(num_slices * (most_each + 1), 2 * num_slices + max_tokens // split)
+    items = num_slices * (most_each + 1)
+    if not cut.split:
+        items = min(items, 2 * num_slices + max_tokens // split)
     return items, items * cut.group
 
 
@@ -111,7 +129,7 @@ def _splits(count_S: IntArray, len_S: IntArray, tiles_S: IntArray, cut: Cut) -> 
     most_of_chunk_S = np.maximum(1, MAX_CHUNK_ITEMS // np.maximum(tiles_S, 1))
     most_S = np.where(tiles_S > 1, most_of_chunk_S, MAX_SPLITS)
     least_S = -(-len_S // most_S)
-    return np.maximum(MIN_SPLIT, -(-least_S // ALIGNMENT) * ALIGNMENT)
+    return np.maximum(cut.least, -(-least_S // ALIGNMENT) * ALIGNMENT)
 
 
 def _merges(

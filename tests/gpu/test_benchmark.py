@@ -1,0 +1,27 @@
+"""That `benchmarks/gpu/kernels.py` runs from end to end, where it measures nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpu_cases import DEVICE
+from octavo.kernels.triton.support import is_interpreting
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
+
+
+@pytest.mark.skipif(not is_interpreting(), reason="measures for minutes on a device")
+def test_dry_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    import kernels
+
+    kernels.main(["--interpret", "--json", str(tmp_path / "out.json")])
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record["is_interpreted"] and DEVICE == "cpu"
+    assert len(record["results"]) == 2 * len(kernels.CACHES) + 5
+    for result in record["results"]:
+        assert result["seconds"] is None and "of_ceiling" not in result and result["bytes"] > 0

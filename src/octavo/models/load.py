@@ -14,7 +14,7 @@ from octavo.core.kvspec import DTYPE_BYTES, KVGroup, group_layers
 from octavo.kernels.cpu import extension
 from octavo.kernels.cpu_facts import DtypeChoice, read_cpu_flags, resolve_dtype
 from octavo.kernels.dispatch import Choice, Dispatcher, OpCase, check_forced
-from octavo.kernels.gemm.formats import head_format, weight_format
+from octavo.kernels.gemm.formats import check_device, head_format, weight_format
 from octavo.kernels.gemm.registry import LINEAR
 from octavo.kernels.registry import OPS
 from octavo.layers.build import Build
@@ -89,6 +89,7 @@ def choose_storage(
 def _storage(
     facts: ModelFacts, dispatch: Dispatcher, dtype: str, device: str, quantization: str
 ) -> WeightStorage:
+    check_device(quantization, torch.device(device).type)
     sizes = (facts.vocab_size, facts.hidden_size)
     head = head_format(quantization)
     case = OpCase(device=torch.device(device).type, dtype=dtype, weights=head, sizes=sizes)

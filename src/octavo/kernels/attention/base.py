@@ -41,6 +41,9 @@ class AttentionCase:
     attention in both directions."""
     soft_cap: float | None = None
     """Scores become soft_cap * tanh(score / soft_cap) (https://arxiv.org/abs/2408.00118)."""
+    is_invariant: bool = False
+    """Whether a row must have the same bits whatever its batch mates and chunks are, at the cost of speed where a
+    backend would not give that anyway."""
 
 
 class AttentionBackend(Protocol[PlanT]):

@@ -16,6 +16,7 @@ ATTENTION: Op[AttentionCase, AttentionBackend[Any]] = Op(
         "attention backend",
         {
             "cpu_paged": "octavo.kernels.attention.cpu:CpuAttention",
+            "triton": "octavo.kernels.attention.triton:TritonAttention",
             "torch_sdpa": "octavo.kernels.attention.torch_sdpa:TorchSdpa",
             "reference": "octavo.kernels.attention.reference:ReferenceAttention",
         },

@@ -1,0 +1,31 @@
+"""What several kernels need."""
+
+import triton
+import triton.language as tl
+
+from octavo.kernels.triton.support import is_interpreting
+
+INTERPRETED = tl.constexpr(is_interpreting())
+
+
+@triton.jit
+def dot(a, b, sum, PRECISION: tl.constexpr = "tf32"):
+    """`sum` + a b, float32. PRECISION is that of float32 operands.
+
+    The interpreter multiplies the bits of bfloat16 as integers (triton 3.9), so that operands are widened there, which
+    changes no product.
+    """
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, sum, input_precision=PRECISION)
+
+
+@triton.jit
+def widen(x, like):
+    """`x`, int8 or float8 perhaps, in the dtype of `like`, which holds all its values.
+
+    The interpreter gets integers as bfloat16 wrong unless they are float32 between (triton 3.9).
+    """
+    if INTERPRETED:
+        x = x.to(tl.float32)
+    return x.to(like.dtype)

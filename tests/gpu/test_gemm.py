@@ -10,12 +10,13 @@ import torch
 from gpu_cases import DEVICE, random
 from octavo.core.errors import ConfigError
 from octavo.kernels.dispatch import OpCase
-from octavo.kernels.gemm import tiles, triton
+from octavo.kernels.gemm import triton
 from octavo.kernels.gemm.formats import FORMATS, quantize, quantize_whole_rows
 from octavo.kernels.gemm.quantized import TorchQuantized
 from octavo.kernels.gemm.registry import LINEAR
-from octavo.kernels.gemm.tiles import ROW_BUCKETS, Shape, Tile, choose_tile
+from octavo.kernels.triton import tiles
 from octavo.kernels.triton.quantize import quantize_rows
+from octavo.kernels.triton.tiles import ROW_BUCKETS, Shape, Tile, choose_tile
 
 SIZES = ((1, 1), (70, 203), (16, 0))
 """(O, D): one of each, a rest of every block, no inputs."""
@@ -67,9 +68,9 @@ def test_matches_the_levels(form: str) -> None:
 
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("form", ["int8", "int4_g32_zp", "int4_g128", "fp8"])
-def test_every_tile_matches(form: str, tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_tile_matches(form: str, tile: Tile) -> None:
     kernel = kernel_of(form, "float16", 70, 300)
-    monkeypatch.setattr(kernel, "_tile", lambda kind, rows: tile)
+    kernel.force_tile(tile)
     weight_OD, x_ND, bias_O = random(70, 300), random(35, 300, dtype="float16"), random(70)
     packed = kernel.pack(weight_OD)
     reference = TorchQuantized(kernel.case, rounds_rows=False)
@@ -77,13 +78,13 @@ def test_every_tile_matches(form: str, tile: Tile, monkeypatch: pytest.MonkeyPat
     close(kernel.run(x_ND, packed, bias_O.half()), wanted, "float16")
 
 
-def test_integer_sums_are_the_same_bits_in_any_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_integer_sums_are_the_same_bits_in_any_tile() -> None:
     kernel = kernel_of("int8_w8a8", "bfloat16", 40, 300)
     packed = kernel.pack(random(40, 300))
     x_ND = random(20, 300, dtype="bfloat16")
     results = []
     for tile in TILES:
-        monkeypatch.setattr(kernel, "_tile", lambda kind, rows, tile=tile: tile)
+        kernel.force_tile(tile)
         results.append(kernel.run(x_ND, packed, None))
         assert torch.equal(kernel.run(x_ND[7:8], packed, None), results[-1][7:8])
     assert all(torch.equal(result, results[0]) for result in results)

@@ -110,9 +110,9 @@ class TritonChooser:
         is_sound_N = finite_rows(raw_NV, sent[at_table]) if batch.edits or masks else None
         logprobs = None
         if len(wanted):
-            logprobs = token_logprobs(
-                raw_NV, tokens_N, *(sent[at] for at in at_wanted), int(num_top.max())
-            )
+            wanted_C, num_top_C = sent[at_wanted[0]], sent[at_wanted[1]]
+            most = int(num_top.max())
+            logprobs = token_logprobs(raw_NV, tokens_N, wanted_C, num_top_C, most)
         return DeviceTokens(tokens_N, is_sound_N, logprobs, batch.num_logprobs)
 
 

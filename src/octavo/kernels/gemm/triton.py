@@ -14,8 +14,8 @@ import torch
 
 from octavo.kernels.dispatch import OpCase
 from octavo.kernels.gemm.formats import FORMATS, Quantized, WeightFormat, quantize
-from octavo.kernels.gemm.tiles import Shape, Tile, choose_tile
 from octavo.kernels.triton import support
+from octavo.kernels.triton.tiles import Shape, Tile, choose_tile
 
 if TYPE_CHECKING:
     from octavo.kernels.triton.gemm import Int4Weight, Weight8
@@ -38,6 +38,7 @@ class _TritonLinear:
         self._dtype: torch.dtype = getattr(torch, case.dtype)
         self._device, self._units = _device_facts(case.device)
         self._tiles: dict[int, Tile] = {}
+        self._forced: Tile | None = None
 
     @staticmethod
     def stores(checkpoint: str, /) -> str:
@@ -55,9 +56,13 @@ class _TritonLinear:
         scales_T1 = packed.scales_O.index_select(0, ids_T)[:, None]
         return (levels_TD.view(packed.levels_OD.dtype).float() * scales_T1).to(self._dtype)
 
+    def force_tile(self, tile: Tile | None) -> None:
+        """Use this tile for any number of rows from now on; None chooses again. For measurements and tests."""
+        self._forced = tile
+
     def _tile(self, kind: str, rows: int) -> Tile:
         """Chosen once per number of rows."""
-        tile = self._tiles.get(rows)
+        tile = self._forced or self._tiles.get(rows)
         if tile is None:
             outputs, inputs = self.case.sizes
             tile = choose_tile(

@@ -16,9 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo.kernels.gemm.tiles import Tile
 from octavo.kernels.triton.quantize import quantize_rows
 from octavo.kernels.triton.support import is_interpreting
+from octavo.kernels.triton.tiles import Tile
 
 _MAGIC = tl.constexpr(0x4B000000)
 _MAGIC_VALUE = tl.constexpr(8388608.0)

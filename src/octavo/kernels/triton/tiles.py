@@ -1,7 +1,7 @@
 """Which tile a product with quantized weights is cut into on a GPU: measured tables first, else rules of thumb.
 
 A table is a JSON file of `kernels/tuned`, named by the device: `benchmarks/gpu/gemm.py --tune` writes one. Without it a
-tile follows from the number of rows. No torch here. Shape letters: N rows, D inputs, O outputs.
+tile follows from the number of rows. Loads no triton. Shape letters: N rows, D inputs, O outputs.
 """
 
 from __future__ import annotations

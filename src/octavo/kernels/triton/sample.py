@@ -197,8 +197,10 @@ def _draw(table, tokens, values, ids, count, largest, mass, vocab, entries):
     c_C = tl.arange(0, _MOST)
     x_C = tl.load(values + c_C, mask=c_C < count, other=-_INFINITY)
     key_C = tl.where(c_C < count, key_of(x_C), -1)
-    kth = largest_key_with(key_C, tl.full([_MOST], 1, tl.int64), top_k)
-    is_kept_C = (c_C < count) & ((top_k >= vocab) | (key_C >= kth))
+    kth = tl.zeros([], tl.int64)
+    if has_top_k:
+        kth = largest_key_with(key_C, tl.full([_MOST], 1, tl.int64), top_k)
+    is_kept_C = (c_C < count) & (key_C >= kth)
     weight_C = tl.where(is_kept_C, weigh(x_C, largest, temperature, log_min_p), 0)
     held = tl.sum(weight_C, 0)
     goal = goal_of(tl.where(has_top_k, held, mass), _float_parameter(table, 0, entries))

@@ -9,7 +9,7 @@ from octavo.core.errors import ConfigError
 from octavo.kernels.cpu import extension
 from octavo.kernels.cpu.gemm import QuantWeight
 from octavo.kernels.dispatch import OpCase
-from octavo.kernels.gemm.formats import FORMATS, quantize, weight_format
+from octavo.kernels.gemm.formats import FORMATS, WeightFormat, check_device, quantize, weight_format
 from octavo.kernels.gemm.quantized import TorchQuantized
 from octavo.kernels.gemm.registry import LINEAR
 
@@ -19,10 +19,16 @@ ROWS = (0, 1, 2, 5, 6, 7, 13, 40)
 ISAS = extension.runnable_isas()
 ERROR = {8: 0.012, 4: 0.13}
 """Largest root-mean-square error of normal weights, relative to them, by bits."""
+FP8_ERROR = 0.03
+CPU_FORMATS = {name: form for name, form in FORMATS.items() if not form.rows}
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def error_of(form: WeightFormat) -> float:
+    return FP8_ERROR if form.rows == "fp8" else ERROR[form.bits]
 
 
 def packed_as(name: str, weight_OD: torch.Tensor) -> QuantWeight:
@@ -63,7 +69,7 @@ def test_refuses_or_matches_the_levels(name: str, form: str) -> None:
 def test_error_of_normal_weights(form: str) -> None:
     weight_OD = random(64, 1024)
     error = (quantize(weight_OD, FORMATS[form]).dequantize() - weight_OD).norm() / weight_OD.norm()
-    assert error < ERROR[FORMATS[form].bits]
+    assert error < error_of(FORMATS[form])
 
 
 def test_wider_and_smaller_weights_keep_their_relative_error() -> None:
@@ -71,11 +77,11 @@ def test_wider_and_smaller_weights_keep_their_relative_error() -> None:
         for factor in (1e-30, 1e-3, 1e30):
             weight_OD = random(16, 128) * factor
             error = (quantize(weight_OD, form).dequantize() - weight_OD).double()
-            assert error.norm() / weight_OD.double().norm() < ERROR[form.bits]
+            assert error.norm() / weight_OD.double().norm() < error_of(form)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("form", list(FORMATS))
+@pytest.mark.parametrize("form", list(CPU_FORMATS))
 def test_every_instruction_set_gives_the_same_bits(form: str, isa: str) -> None:
     for outputs, inputs in SIZES:
         packed = packed_as(form, random(outputs, inputs))
@@ -145,3 +151,12 @@ def test_bad_input() -> None:
         packed.rows(torch.tensor([0.0]), torch.zeros(1, 64))
     with pytest.raises(ConfigError, match="Did you mean 'int4_g64'"):
         weight_format("int4_g63")
+
+
+def test_formats_for_gpus_are_refused_elsewhere() -> None:
+    for form in ("fp8", "int8_w8a8"):
+        check_device(form, "cuda")
+        with pytest.raises(ConfigError, match=f"{form} .* runs on CUDA devices, not on cpu"):
+            check_device(form, "cpu")
+    for form in ("", *CPU_FORMATS):
+        check_device(form, "cpu")

@@ -1,5 +1,5 @@
-"""Who chooses the tokens of a step: plain torch, here, or the compiled kernel on a CPU (`chooser_cpu.py`). Both give
-the same tokens.
+"""Who chooses the tokens of a step: plain torch, here, the compiled kernel on a CPU (`chooser_cpu.py`), or Triton kernels
+on a GPU (`chooser_triton.py`). All give the same tokens.
 
 Shape letters: N entries of the step, n entries of one kind, V vocabulary.
 """
@@ -86,7 +86,11 @@ SAMPLE: Op[OpCase, Chooser] = Op(
     "sample",
     Registry(
         "sampling kernel",
-        {"cpu": "octavo.decoding.chooser_cpu:CPU", "torch": "octavo.decoding.chooser:TORCH"},
+        {
+            "cpu": "octavo.decoding.chooser_cpu:CPU",
+            "triton": "octavo.decoding.chooser_triton:TRITON",
+            "torch": "octavo.decoding.chooser:TORCH",
+        },
     ),
 )
 

@@ -79,6 +79,7 @@ class RowEdits:
         self.allowed_ids: IdArray | None = None
         if params.allowed_token_ids is not None:
             self.allowed_ids = _known_ids(params.allowed_token_ids, vocab_size)
+        self._allowed_words: npt.NDArray[np.uint32] | None = None
         self.tally = _tally(request, output_ids, vocab_size)
         self._banned_ids = _known_ids(words, vocab_size)
         self._phrases = [(ids[:-1], ids[-1]) for ids in phrases if ids[-1] < vocab_size]
@@ -97,6 +98,15 @@ class RowEdits:
             or self._phrases
             or (self._num_to_min and self._stop_ids.size)
         )
+
+    def allowed_words(self, vocab_size: int) -> npt.NDArray[np.uint32]:
+        """`allowed_ids` as a mask: bit t % 32 of word t // 32. Made once. Only where there are any."""
+        if self._allowed_words is None:
+            assert self.allowed_ids is not None
+            is_allowed = np.zeros(-(-vocab_size // 32) * 32, np.bool_)
+            is_allowed[self.allowed_ids] = True
+            self._allowed_words = np.packbits(is_allowed, bitorder="little").view(np.uint32)
+        return self._allowed_words
 
     def append(self, token_id: int) -> None:
         """Take note of a new output token."""

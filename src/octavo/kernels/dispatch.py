@@ -31,6 +31,8 @@ class OpCase:
     """Of the activations, by torch's name: "float32", "bfloat16"."""
     weights: str = ""
     """Of a linear: the quantized format in which its weight is kept (`gemm/format_table.py`); "" for none."""
+    is_invariant: bool = False
+    """Whether a row must have the same bits in any batch, at the cost of speed; some kernels have them anyway."""
     sizes: tuple[int, ...] = ()
     """Sizes that never change: (features,) of a norm, (out, in) of a linear, (heads, kv heads, head dim) of rope."""
 

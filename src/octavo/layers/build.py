@@ -39,6 +39,8 @@ class Build:
     """Format in which linear kernels keep their weights, quantized at load (`kernels/gemm/format_table.py`); "" for none."""
     quant: QuantFormat[Any] | None = None
     """Format of a checkpoint that is quantized already."""
+    is_invariant: bool = False
+    """Whether kernels must give a row the same bits in any batch."""
     prefix: str = ""
     weights: dict[str, Weight] = field(default_factory=dict)
     """Checkpoint name -> where it goes; each is filled exactly once."""
@@ -67,7 +69,13 @@ class Build:
 
     def case(self, *sizes: int, weights: str = "") -> OpCase:
         """The case of a simple op with these sizes."""
-        return OpCase(device=self.device.type, dtype=self.dtype_name, weights=weights, sizes=sizes)
+        return OpCase(
+            device=self.device.type,
+            dtype=self.dtype_name,
+            weights=weights,
+            is_invariant=self.is_invariant,
+            sizes=sizes,
+        )
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """An unfilled parameter that is in no map yet."""

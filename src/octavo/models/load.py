@@ -11,6 +11,7 @@ import torch
 
 from octavo.core.kvspec import KVGroup, group_layers
 from octavo.kernels.dispatch import Choice, Dispatcher, check_forced
+from octavo.kernels.gemm.format_table import check_device
 from octavo.kernels.gemm.registry import LINEAR
 from octavo.kernels.gemm.storage import Stored
 from octavo.kernels.registry import OPS
@@ -57,6 +58,7 @@ def choose_storage(
 def _storage(
     facts: ModelFacts, dispatch: Dispatcher, dtype: str, device: str, quantization: str
 ) -> WeightStorage:
+    check_device(quantization, torch.device(device).type)
     kernel = dispatch.choose(LINEAR, head_case(facts, dtype, device, quantization))
     return weight_storage(facts, Stored(kernel.stores(facts.dtype), kernel.repacks), quantization)
 

@@ -17,6 +17,9 @@ class WeightFormat(NamedTuple):
     """Whether a group has a zero point; without, 0 is level 8 of 16."""
     head: str = ""
     """Format of the head, and of an embedding tied to it; "": this one. Logits suffer most from few bits."""
+    rows: str = ""
+    """What activations become beside the weights, with one scale per row: "int8", or "fp8" (e4m3), which weights then are,
+    too. Such formats are for GPUs, whose matrix units take no finer scales. "": as the kernel says."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -33,6 +36,8 @@ FORMATS = {
     "int4_g32_zp": WeightFormat(4, 32, has_zeros=True, head="int8"),
     "int4_g64_zp": WeightFormat(4, 64, has_zeros=True, head="int8"),
     "int4_g128_zp": WeightFormat(4, 128, has_zeros=True, head="int8"),
+    "int8_w8a8": WeightFormat(8, head="int8", rows="int8"),
+    "fp8": WeightFormat(8, head="int8", rows="fp8"),
 }
 """By the value of `--quantization`. `_g` is the size of a group, `_zp` says that groups have zero points."""
 
@@ -63,6 +68,21 @@ def weight_format(name: str) -> WeightFormat:
             code="E-CFG-08",
         )
     return FORMATS[name]
+
+
+def check_device(name: str, device: str) -> None:
+    """Check that products in format `name` ("": none) exist on a type of device.
+
+    Raises:
+        ConfigError: the format is for GPUs, and this is none.
+    """
+    if name and weight_format(name).rows and device != "cuda":
+        raise ConfigError(
+            f"--quantization {name} rounds activations with one scale per row and runs on CUDA devices, not on {device}.",
+            param="quantization",
+            code="E-CFG-08",
+            fix="Use --quantization int8, which multiplies in int8 on a CPU, or a GPU.",
+        )
 
 
 def head_format(name: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from octavo.kernels.gemm.format_table import (
     FORMATS,
     WeightFormat,
+    check_device,
     head_format,
     quantized_as,
     weight_format,
@@ -22,6 +23,7 @@ __all__ = [
     "FORMATS",
     "Quantized",
     "WeightFormat",
+    "check_device",
     "head_format",
     "quantize",
     "quantize_rows",
@@ -32,6 +34,8 @@ __all__ = [
 
 _LARGEST = torch.tensor(127.0)
 """Of int8. A tensor: for a plain number torch would multiply by the inverse, which rounds twice."""
+_FP8_LARGEST = torch.tensor(448.0)
+"""Of e4m3 (https://arxiv.org/abs/2209.05433)."""
 _TINY = torch.finfo(torch.float32).tiny * 128
 """Below it the largest of some values counts as zero, because its inverse would not be finite."""
 
@@ -40,7 +44,7 @@ class Quantized(NamedTuple):
     """A weight as levels: value = (level - zero) * scale."""
 
     levels_OD: torch.Tensor
-    """int32; int8 formats have levels -127 .. 127 and zero 0, int4 formats 0 .. 15."""
+    """int32; int8 formats have levels -127 .. 127 and zero 0, int4 formats 0 .. 15. fp8: float32, each an e4m3."""
     scales_OG: torch.Tensor
     """float32."""
     zeros_OG: torch.Tensor
@@ -63,20 +67,25 @@ _CLIPPINGS = 7
 def quantize(weight_OD: torch.Tensor, form: WeightFormat) -> Quantized:
     """`weight_OD` in `form`, in plain torch: what every kernel's own packing must equal, bit for bit.
 
-    int8: scale max |w| / 127. int4 without zero points: the value of largest magnitude becomes level 0, that is -8, as
+    int8: scale max |w| / 127; fp8: max |w| / 448. int4 without zero points: the value of largest magnitude becomes level 0, that is -8, as
     in ggml's Q4_0; with them: levels 0 .. 15 span the group's range, 0 included. An int4 range is clipped by whichever
     of 1, 0.95, ... 0.7 leaves the smallest squared error.
     """
     weight_OD = weight_OD.float()
     outputs, inputs = weight_OD.shape
     group = form.group or max(1, inputs)
+    if form.rows == "fp8":
+        levels_OD, scales_O = quantize_whole_rows(weight_OD, "fp8")
+        return Quantized(levels_OD, scales_O[:, None], torch.zeros_like(scales_O[:, None]), group)
     padded_OD = torch.nn.functional.pad(weight_OD, (0, -inputs % group))
     values_OGg = padded_OD.view(outputs, padded_OD.shape[1] // group, group)
     if form.bits == 8:
         largest_OG = values_OGg.abs().amax(2)
         scales_OG = torch.where(largest_OG < _TINY, 0.0, largest_OG / 127.0)
         zeros_OG = torch.zeros_like(scales_OG)
-        inverse_OG = torch.where(largest_OG < _TINY, 0.0, _LARGEST / largest_OG)
+        inverse_OG = torch.where(
+            largest_OG < _TINY, 0.0, _LARGEST.to(largest_OG.device) / largest_OG
+        )
         levels_OGg = torch.round(values_OGg * inverse_OG.unsqueeze(2))
     else:
         scales_OG, zeros_OG = _find_levels(values_OGg, has_zeros=form.has_zeros)
@@ -134,3 +143,19 @@ def quantize_rows(x_ND: torch.Tensor, group: int) -> torch.Tensor:
     inverse_NG1 = torch.where(largest_NG1 < _TINY, 0.0, _LARGEST / largest_NG1)
     levels_NGg = torch.round(values_NGg * inverse_NG1).double()
     return (levels_NGg * (largest_NG1 / 127.0).double()).flatten(1)[:, :inputs]
+
+
+def quantize_whole_rows(x_ND: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows as float32 levels [N, D] of `kind` (int8 or fp8) and one scale each, float32 [N]."""
+    wide_ND = x_ND.float()
+    largest = (_FP8_LARGEST if kind == "fp8" else _LARGEST).to(x_ND.device)
+    largest_N = wide_ND.abs().amax(1) if wide_ND.shape[1] else wide_ND.new_zeros(len(wide_ND))
+    is_zero_N = largest_N < _TINY
+    inverse_N = torch.where(is_zero_N, 0.0, largest / largest_N)
+    scales_N = torch.where(is_zero_N, 0.0, largest_N / largest)
+    levels_ND = wide_ND * inverse_N[:, None]
+    if kind == "fp8":
+        levels_ND = levels_ND.clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    else:
+        levels_ND = levels_ND.round()
+    return levels_ND, scales_N

@@ -13,7 +13,13 @@ from octavo.kernels.cpu import extension
 from octavo.kernels.cpu.gemm import QuantWeight
 from octavo.kernels.dispatch import OpCase
 from octavo.kernels.gemm.cpu import CpuLinear
-from octavo.kernels.gemm.formats import FORMATS, Quantized, quantize, quantize_rows
+from octavo.kernels.gemm.formats import (
+    FORMATS,
+    Quantized,
+    quantize,
+    quantize_rows,
+    quantize_whole_rows,
+)
 
 INT8_ACTIVATION_GROUP = 128
 """kActivationGroup of csrc/cpu/qgemm.h."""
@@ -27,6 +33,8 @@ class CpuQuantized(CpuLinear):
         """Refuses unquantized weights, other devices and dtypes, and a build without the extension."""
         if case.weights not in FORMATS:
             return "takes weights quantized at load"
+        if FORMATS[case.weights].rows:
+            return "has finer scales of activations than one per row"
         return extension.refusal(case.device, case.dtype, ("float32",))
 
     def pack(self, weight_OD: torch.Tensor, /) -> QuantWeight:
@@ -42,11 +50,15 @@ class CpuQuantized(CpuLinear):
 
 
 class TorchQuantized:
-    """The reference: the same levels, multiplied in float64. Far too slow to serve, so it is in no registry."""
+    """The reference: the same levels, multiplied in float64. Far too slow to serve, so it is in no registry.
 
-    def __init__(self, case: OpCase) -> None:
+    `rounds_rows`: whether activations are rounded, too; formats that say how always do.
+    """
+
+    def __init__(self, case: OpCase, *, rounds_rows: bool = True) -> None:
         self.case = case
         self._format = FORMATS[case.weights]
+        self._rounds_rows = rounds_rows
 
     def pack(self, weight_OD: torch.Tensor, /) -> Quantized:
         """Levels, scales and zero points."""
@@ -56,8 +68,17 @@ class TorchQuantized:
         self, x_ND: torch.Tensor, packed: Quantized, bias_O: torch.Tensor | None, /
     ) -> torch.Tensor:
         """[N, D] -> [N, O] in x's dtype."""
-        rounded_ND = quantize_rows(x_ND, self._format.group or INT8_ACTIVATION_GROUP)
+        rounded_ND = self._rounded(x_ND)
         out_NO = rounded_ND @ packed.dequantize().double().T
         if bias_O is not None:
             out_NO = out_NO + bias_O.double()
         return out_NO.to(x_ND.dtype)
+
+    def _rounded(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """float64 [N, D]."""
+        if self._format.rows:
+            levels_ND, scales_N = quantize_whole_rows(x_ND, self._format.rows)
+            return levels_ND.double() * scales_N.double()[:, None]
+        if self._rounds_rows:
+            return quantize_rows(x_ND, self._format.group or INT8_ACTIVATION_GROUP)
+        return x_ND.double()

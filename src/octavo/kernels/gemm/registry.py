@@ -16,6 +16,8 @@ LINEAR: Op[OpCase, LinearKernel] = Op(
         "linear kernel",
         {
             "cpu_quantized": "octavo.kernels.gemm.quantized:CpuQuantized",
+            "triton_weight_only": "octavo.kernels.gemm.triton:TritonWeightOnly",
+            "triton_8bit": "octavo.kernels.gemm.triton:Triton8Bit",
             "cpu_packed": "octavo.kernels.gemm.cpu:CpuLinear",
             "torch": "octavo.kernels.gemm.torch_linear:TorchLinear",
         },

@@ -1,0 +1,95 @@
+"""Rows of activations to 8 bits in Triton, each with one scale. Shape letters: N rows, D inputs."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+_ROUND = tl.constexpr(12582912.0)
+"""1.5 * 2**23: adding and subtracting it rounds to the nearest integer, ties to even."""
+_SUBNORMAL_ROUND = tl.constexpr(24576.0)
+"""1.5 * 2**14: the same, to multiples of 2**-9, the smallest e4m3."""
+
+
+@triton.jit
+def _round_e4m3(value):
+    """The nearest e4m3 of float32 within its range, ties to even, so that the conversion itself rounds nothing."""
+    bits = value.to(tl.int32, bitcast=True)
+    kept = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000
+    normal = kept.to(tl.float32, bitcast=True)
+    return tl.where(tl.abs(value) < 0.015625, (value + _SUBNORMAL_ROUND) - _SUBNORMAL_ROUND, normal)
+
+
+@triton.jit
+def quantize_row(
+    x,
+    levels,
+    row_scales,
+    inputs,
+    LARGEST: tl.constexpr,
+    IS_FP8: tl.constexpr,
+    TINY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A row [D] to int8 or e4m3 levels and one scale: its largest magnitude is LARGEST.
+
+    A row with NaN or infinity has the scale NaN, so that nothing of it is finite. To be compiled without fused
+    multiply-adds: levels are those of `formats.quantize_rows`.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    x += row * inputs
+    levels += row * inputs
+    largest_B = tl.zeros([BLOCK], tl.float32)
+    is_bad_B = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, inputs, BLOCK):
+        d_B = start + tl.arange(0, BLOCK)
+        size_B = tl.abs(tl.load(x + d_B, mask=d_B < inputs, other=0).to(tl.float32))
+        is_bad_B |= (~(size_B < float("inf"))).to(tl.int32)
+        largest_B = tl.maximum(largest_B, size_B)
+    is_bad = tl.max(is_bad_B, 0) != 0
+    largest = tl.where(is_bad, 1.0, tl.max(largest_B, 0))
+    is_zero = largest < TINY
+    inverse = tl.where(
+        is_zero, 0.0, tl.div_rn(tl.full([], LARGEST, tl.float32), tl.where(is_zero, 1.0, largest))
+    )
+    scale = tl.where(is_zero, 0.0, tl.div_rn(largest, tl.full([], LARGEST, tl.float32)))
+    tl.store(row_scales + row, tl.where(is_bad, float("nan"), scale))
+    for start in range(0, inputs, BLOCK):
+        d_B = start + tl.arange(0, BLOCK)
+        value_B = tl.load(x + d_B, mask=d_B < inputs, other=0).to(tl.float32)
+        scaled_B = tl.where(is_bad, 0.0, value_B * inverse)
+        if IS_FP8:
+            scaled_B = _round_e4m3(tl.minimum(tl.maximum(scaled_B, -LARGEST), LARGEST))
+        else:
+            scaled_B = (scaled_B + _ROUND) - _ROUND
+        tl.store(levels + d_B, scaled_B.to(levels.dtype.element_ty), mask=d_B < inputs)
+
+
+_BLOCK = 4096
+_TINY = 2.0**-119
+"""Below it a row counts as zero, as in `formats.py`."""
+
+
+def quantize_rows(x_ND: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Levels [N, D] of `dtype` (int8 or float8_e4m3fn) and float32 scales [N]: x is about level * scale."""
+    x_ND = x_ND.contiguous()
+    rows, inputs = x_ND.shape
+    levels_ND = torch.empty(rows, inputs, dtype=dtype, device=x_ND.device)
+    scales_N = torch.empty(rows, dtype=torch.float32, device=x_ND.device)
+    is_fp8 = dtype == torch.float8_e4m3fn
+    if rows:
+        block = min(_BLOCK, triton.next_power_of_2(max(inputs, 16)))
+        quantize_row[(rows,)](
+            x_ND,
+            levels_ND,
+            scales_N,
+            inputs,
+            LARGEST=448.0 if is_fp8 else 127.0,
+            IS_FP8=is_fp8,
+            TINY=_TINY,
+            BLOCK=block,
+            num_warps=4 if block <= 2048 else 8,
+            enable_fp_fusion=False,
+        )
+    return levels_ND, scales_N

@@ -43,8 +43,8 @@ GPU_OVERHEAD = Overhead(step_s=1.0e-3, layer_s=0.08e-3, row_s=3e-6, value_s=0.0)
 """Assumed: a loop in Python, and some ten kernel launches per layer of 8 us."""
 CPU_SHARES = Shares(read=0.53, products=0.61)
 """Medians of benchmarks/results/roofline-qwen3-0.6b.json, unquantized (2 cores, AVX2)."""
-CPU_OVERHEAD = Overhead(step_s=0.45e-3, layer_s=0.045e-3, row_s=8e-6, value_s=0.5e-9)
-"""Fitted to benchmarks/results/step-tiny.json and step-octavo-mini.json (2 cores, AVX2)."""
+CPU_OVERHEAD = Overhead(step_s=0.25e-3, layer_s=0.025e-3, row_s=8e-6, value_s=0.5e-9)
+"""Fitted to steps of octavo-mini in benchmarks/plan.py on quiet cores (2 cores, AVX2); twice that on busy ones."""
 ALL_REDUCE_S = 15e-6
 """Of one sum over devices, beside sending it: assumed."""
 

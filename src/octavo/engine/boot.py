@@ -17,7 +17,7 @@ from octavo.cache.pool import KVPool
 from octavo.core import resolve
 from octavo.core.assets import model_folder
 from octavo.core.config import EngineConfig
-from octavo.core.errors import ConfigError
+from octavo.core.errors import ConfigError, MemoryPlanError
 from octavo.core.inject import injections
 from octavo.core.kvspec import BLOCK_SIZE, group_layers
 from octavo.core.log import get_logger
@@ -25,11 +25,14 @@ from octavo.core.resolve import Decision
 from octavo.decoding.grammar.rows import GrammarRows
 from octavo.decoding.state import SamplerState
 from octavo.engine import inject, machine
+from octavo.engine.device import Device, device_for, holders
+from octavo.engine.device import choose as choose_device
 from octavo.engine.engine import Engine, Link
 from octavo.engine.grammars import GrammarDesk
 from octavo.engine.graphs import StepGraphs
 from octavo.engine.ipc import Loading, Phase, Ready
-from octavo.engine.memory import MemoryPlan, Needs, available_bytes, plan
+from octavo.engine.measure import activation_bytes, measured_text
+from octavo.engine.memory import MemoryPlan, Needs, available_bytes, plan, with_measured
 from octavo.engine.pooling import PoolingRunner
 from octavo.engine.prepare import Rows
 from octavo.engine.pulse import Pulse
@@ -39,6 +42,7 @@ from octavo.kernels import recording
 from octavo.kernels.cpu import extension
 from octavo.kernels.dispatch import Choice
 from octavo.kernels.gemm.formats import head_format, quantized_as
+from octavo.kernels.gpu_facts import GpuFacts, held_by_others
 from octavo.meter.steplog import StepLog
 from octavo.meter.timeline import Timeline
 from octavo.models.base import Model
@@ -92,6 +96,7 @@ def boot(
     found = _machine(config)
     resolved = decide(config)
     steps = _open_step_log(config.step_log)
+    device = device_for(resolved.device)
     begin("weights", 0.15)
     loaded = load_model(
         model_folder(config.model),
@@ -104,22 +109,39 @@ def boot(
         runner=config.runner,
         progress=lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)),
     )
-    begin("kv cache", 0.9)
+    weights = device.allocated()
+    details = {"imports": f"torch {torch.__version__}"}
+    details["weights"] = measured_text(resolved.memory.weights, weights)
+    if device.torch_device.type != "cpu":
+        begin("activations", 0.9)
+        resolved, details["activations"] = _measure_activations(resolved, loaded, device)
+    begin("kv cache", 0.95)
     if resolved.storage.is_repacked:
         extension.take_over()
     engine = _build(resolved, loaded, link, steps, pulse or Pulse())
     timeline.stop()
-    details = {
-        "imports": f"torch {torch.__version__}",
-        "weights": f"{resolved.memory.weights / MIB:.0f} MiB",
-        "kv cache": f"{resolved.memory.kv / MIB:.0f} MiB of {resolved.kv_dtype}",
-    }
+    kv = measured_text(resolved.memory.kv, device.allocated() - weights if weights else 0)
+    details["kv cache"] = f"{kv} of {resolved.kv_dtype}"
     phases = tuple(
         Phase(name=part.name, seconds=part.seconds, detail=details.get(part.name, ""))
         for part in timeline.parts()
     )
     link.send(_ready(resolved, loaded, phases, found))
     return engine
+
+
+def _measure_activations(
+    resolved: Resolved, loaded: LoadedModel, device: Device
+) -> tuple[Resolved, str]:
+    """Run the largest step that limits allow, before the KV cache takes the rest. What it needs beyond the estimate comes
+    off the cache, so that nothing runs out of memory once the engine is ready; and kernels are compiled by it.
+    """
+    limits, memory = resolved.limits, resolved.memory
+    found = activation_bytes(loaded.model, memory.groups, limits, device)
+    memory = with_measured(
+        memory, found, max_model_len=limits.max_model_len, chunk=limits.max_num_batched_tokens
+    )
+    return resolved._replace(memory=memory), measured_text(resolved.memory.activations, found)
 
 
 def _machine(config: EngineConfig) -> tuple[Decision, ...]:
@@ -149,7 +171,7 @@ def decide(config: EngineConfig) -> Resolved:
     injections(config.inject)  # likewise
     facts = read_facts(model_folder(config.model), config.runner)
     chunks = config.enable_chunked_prefill and not facts.sees_whole_prompts
-    device = _device(config.device)
+    device, device_reason, gpu = choose_device(config.device)
     quantization = quantized_as(config.quantization)
     dtype = choose_dtype(facts, config.dtype, device, quantization)
     kv_dtype = dtype.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
@@ -167,20 +189,16 @@ def decide(config: EngineConfig) -> Resolved:
         device=device,
         whole_prompts_of=None if chunks else wanted_len,
     )
-    memory = plan(
-        Needs(
-            weights=storage.num_bytes,
-            activations=facts.activation_bytes(tokens, dtype.dtype, num_logits=config.max_num_seqs),
-            groups=group_layers(facts.kv_specs(kv_dtype)),
-            max_model_len=wanted_len,
-            is_len_explicit=asked_len is not None,
-            max_num_seqs=config.max_num_seqs,
-            chunk=tokens,
-        ),
-        available=available_bytes(device),
-        share=resolve.memory_share(config.gpu_memory_utilization, device),
-        kv_bytes=config.kv_cache_memory_bytes,
+    needs = Needs(
+        weights=storage.num_bytes,
+        activations=facts.activation_bytes(tokens, dtype.dtype, num_logits=config.max_num_seqs),
+        groups=group_layers(facts.kv_specs(kv_dtype)),
+        max_model_len=wanted_len,
+        is_len_explicit=asked_len is not None,
+        max_num_seqs=config.max_num_seqs,
+        chunk=tokens,
     )
+    memory = _plan(config, needs, device, gpu)
     length, length_decision = resolve.context_length(
         asked_len,
         model_limit=model_len if asked_len is None else facts.max_context,
@@ -196,7 +214,7 @@ def decide(config: EngineConfig) -> Resolved:
         max_itl_s=None if config.max_itl_ms is None else config.max_itl_ms / 1e3,
     )
     decisions = (
-        Decision("device", device, "as given" if config.device != "auto" else "what there is"),
+        Decision("device", device, device_reason),
         Decision("dtype", dtype.dtype, dtype.reason),
         *_quantization(config.quantization),
         Decision(
@@ -213,6 +231,22 @@ def decide(config: EngineConfig) -> Resolved:
     )
 
 
+def _plan(config: EngineConfig, needs: Needs, device: str, gpu: GpuFacts | None) -> MemoryPlan:
+    """The memory plan of this machine, or of its GPU."""
+    try:
+        return plan(
+            needs,
+            available=available_bytes() if gpu is None else gpu.free,
+            total=None if gpu is None else gpu.total,
+            share=resolve.memory_share(config.gpu_memory_utilization, device),
+            kv_bytes=config.kv_cache_memory_bytes,
+        )
+    except MemoryPlanError as error:
+        if gpu is None:
+            raise
+        raise held_by_others(error, gpu, holders(gpu)) from error
+
+
 def _quantization(asked: str) -> tuple[Decision, ...]:
     name = quantized_as(asked)
     why = f"as given; head and tied embedding {head_format(name)}"
@@ -222,19 +256,6 @@ def _quantization(asked: str) -> tuple[Decision, ...]:
 def _pooling(facts: ModelFacts) -> tuple[Decision, ...]:
     spec = facts.pooling
     return () if spec is None else (Decision("pooling", ", ".join(spec.tasks), spec.reason),)
-
-
-def _device(asked: str) -> str:
-    has_cuda = torch.cuda.is_available()
-    if asked == "cuda" and not has_cuda:
-        raise ConfigError(
-            "--device cuda, but torch sees no CUDA device.",
-            code="E-CFG-06",
-            fix="Use --device cpu, or install a CUDA build of torch and check the driver.",
-        )
-    if asked == "auto":
-        return "cuda" if has_cuda else "cpu"
-    return asked
 
 
 def _open_step_log(path: str | None) -> StepLog:

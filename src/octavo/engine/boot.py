@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 
@@ -19,12 +19,13 @@ from octavo.core.assets import model_folder
 from octavo.core.config import EngineConfig
 from octavo.core.errors import ConfigError, MemoryPlanError
 from octavo.core.inject import injections
-from octavo.core.kvspec import BLOCK_SIZE, group_layers
+from octavo.core.kvspec import BLOCK_SIZE
 from octavo.core.log import get_logger
 from octavo.core.resolve import Decision
 from octavo.decoding.grammar.rows import GrammarRows
 from octavo.decoding.state import SamplerState
 from octavo.engine import inject, machine
+from octavo.engine.decide import Machine, Resolved, resolve_start
 from octavo.engine.device import Device, device_for, holders
 from octavo.engine.device import choose as choose_device
 from octavo.engine.engine import Engine, Link
@@ -32,7 +33,7 @@ from octavo.engine.grammars import GrammarDesk
 from octavo.engine.graphs import StepGraphs
 from octavo.engine.ipc import Loading, Phase, Ready
 from octavo.engine.measure import activation_bytes, measured_text
-from octavo.engine.memory import MemoryPlan, Needs, available_bytes, plan, with_measured
+from octavo.engine.memory import available_bytes, with_measured
 from octavo.engine.pooling import PoolingRunner
 from octavo.engine.prepare import Rows
 from octavo.engine.pulse import Pulse
@@ -41,33 +42,17 @@ from octavo.engine.runner import Runner
 from octavo.kernels import recording
 from octavo.kernels.cpu import extension
 from octavo.kernels.dispatch import Choice
-from octavo.kernels.gemm.formats import head_format, quantized_as
-from octavo.kernels.gpu_facts import GpuFacts, held_by_others
+from octavo.kernels.gemm.format_table import quantized_as
+from octavo.kernels.gpu_facts import held_by_others
 from octavo.meter.steplog import StepLog
 from octavo.meter.timeline import Timeline
 from octavo.models.base import Model
-from octavo.models.facts import ModelFacts, read_facts
-from octavo.models.load import LoadedModel, WeightStorage, choose_dtype, choose_storage, load_model
-from octavo.scheduler.limits import PREFILL_SHARE, Limits
+from octavo.models.load import LoadedModel, choose_storage, load_model
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
 
 MIB = 1 << 20
 logger = get_logger(__name__)
-
-
-class Resolved(NamedTuple):
-    """All that is decided before loading."""
-
-    config: EngineConfig
-    facts: ModelFacts
-    device: str
-    dtype: str
-    kv_dtype: str
-    storage: WeightStorage
-    limits: Limits
-    memory: MemoryPlan
-    decisions: tuple[Decision, ...]
 
 
 def boot(
@@ -162,100 +147,20 @@ def _machine(config: EngineConfig) -> tuple[Decision, ...]:
 
 
 def decide(config: EngineConfig) -> Resolved:
-    """Everything that follows from config, checkpoint and machine, before loading.
+    """Everything that follows from config, checkpoint and this machine, before loading.
 
     Raises:
         OperatorError: it cannot work.
     """
-    POLICIES.load(config.scheduling_policy)  # for its error: an unknown name
-    injections(config.inject)  # likewise
-    facts = read_facts(model_folder(config.model), config.runner)
-    chunks = config.enable_chunked_prefill and not facts.sees_whole_prompts
-    device, device_reason, gpu = choose_device(config.device)
-    quantization = quantized_as(config.quantization)
-    dtype = choose_dtype(facts, config.dtype, device, quantization)
-    kv_dtype = dtype.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    storage = choose_storage(facts, dtype.dtype, device, quantization)
-    asked_len = config.max_model_len
-    if asked_len is not None:
-        resolve.context_length(asked_len, model_limit=facts.max_context, fits=asked_len)
-    model_len = facts.max_context
-    if facts.pooling is not None and facts.pooling.max_tokens is not None:
-        model_len = min(model_len, facts.pooling.max_tokens)
-    wanted_len = asked_len or model_len
-    tokens, tokens_decision = resolve.step_tokens(
-        config.max_num_batched_tokens,
-        max_num_seqs=config.max_num_seqs,
-        device=device,
-        whole_prompts_of=None if chunks else wanted_len,
-    )
-    needs = Needs(
-        weights=storage.num_bytes,
-        activations=facts.activation_bytes(tokens, dtype.dtype, num_logits=config.max_num_seqs),
-        groups=group_layers(facts.kv_specs(kv_dtype)),
-        max_model_len=wanted_len,
-        is_len_explicit=asked_len is not None,
-        max_num_seqs=config.max_num_seqs,
-        chunk=tokens,
-    )
-    memory = _plan(config, needs, device, gpu)
-    length, length_decision = resolve.context_length(
-        asked_len,
-        model_limit=model_len if asked_len is None else facts.max_context,
-        fits=memory.kv_tokens,
-    )
-    limits = Limits(
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=tokens,
-        max_model_len=length,
-        max_num_waiting=config.max_num_queued_reqs,
-        enable_chunked_prefill=chunks,
-        prefill_share=1.0 if config.performance_mode == "throughput" else PREFILL_SHARE,
-        max_itl_s=None if config.max_itl_ms is None else config.max_itl_ms / 1e3,
-    )
-    decisions = (
-        Decision("device", device, device_reason),
-        Decision("dtype", dtype.dtype, dtype.reason),
-        *_quantization(config.quantization),
-        Decision(
-            "kv_cache_dtype",
-            kv_dtype,
-            "the activations'" if config.kv_cache_dtype == "auto" else "as given",
-        ),
-        length_decision,
-        tokens_decision,
-        *_pooling(facts),
-    )
-    return Resolved(
-        config, facts, device, dtype.dtype, kv_dtype, storage, limits, memory, decisions
-    )
-
-
-def _plan(config: EngineConfig, needs: Needs, device: str, gpu: GpuFacts | None) -> MemoryPlan:
-    """The memory plan of this machine, or of its GPU."""
+    device, why, gpu = choose_device(config.device)
+    if gpu is None:
+        return resolve_start(config, Machine(device, available_bytes(), choose_storage, why=why))
     try:
-        return plan(
-            needs,
-            available=available_bytes() if gpu is None else gpu.free,
-            total=None if gpu is None else gpu.total,
-            share=resolve.memory_share(config.gpu_memory_utilization, device),
-            kv_bytes=config.kv_cache_memory_bytes,
+        return resolve_start(
+            config, Machine(device, gpu.free, choose_storage, why=why, total=gpu.total)
         )
     except MemoryPlanError as error:
-        if gpu is None:
-            raise
         raise held_by_others(error, gpu, holders(gpu)) from error
-
-
-def _quantization(asked: str) -> tuple[Decision, ...]:
-    name = quantized_as(asked)
-    why = f"as given; head and tied embedding {head_format(name)}"
-    return (Decision("quantization", name, why),) if name else ()
-
-
-def _pooling(facts: ModelFacts) -> tuple[Decision, ...]:
-    spec = facts.pooling
-    return () if spec is None else (Decision("pooling", ", ".join(spec.tasks), spec.reason),)
 
 
 def _open_step_log(path: str | None) -> StepLog:

@@ -30,7 +30,7 @@ class OpCase:
     dtype: str
     """Of the activations, by torch's name: "float32", "bfloat16"."""
     weights: str = ""
-    """Of a linear: the quantized format in which its weight is kept (`gemm/formats.py`); "" for none."""
+    """Of a linear: the quantized format in which its weight is kept (`gemm/format_table.py`); "" for none."""
     sizes: tuple[int, ...] = ()
     """Sizes that never change: (features,) of a norm, (out, in) of a linear, (heads, kv heads, head dim) of rope."""
 

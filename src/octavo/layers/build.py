@@ -36,7 +36,7 @@ class Build:
     """Of keys and values in the cache; "auto" is `dtype`."""
     dispatch: Dispatcher = field(default_factory=Dispatcher)
     quantization: str = ""
-    """Format in which linear kernels keep their weights, quantized at load (`kernels/gemm/formats.py`); "" for none."""
+    """Format in which linear kernels keep their weights, quantized at load (`kernels/gemm/format_table.py`); "" for none."""
     quant: QuantFormat[Any] | None = None
     """Format of a checkpoint that is quantized already."""
     prefix: str = ""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from octavo.kernels.gemm.formats import head_format
+from octavo.kernels.gemm.format_table import head_format
 from octavo.kernels.gemm.registry import LINEAR
 from octavo.layers.build import Build
 from octavo.layers.embedding import Embedding

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 
-from octavo.core.errors import ConfigError
-from octavo.core.kvspec import DTYPE_BYTES, KVGroup, group_layers
-from octavo.kernels.cpu import extension
-from octavo.kernels.cpu_facts import DtypeChoice, read_cpu_flags, resolve_dtype
-from octavo.kernels.dispatch import Choice, Dispatcher, OpCase, check_forced
-from octavo.kernels.gemm.formats import head_format, weight_format
+from octavo.core.kvspec import KVGroup, group_layers
+from octavo.kernels.dispatch import Choice, Dispatcher, check_forced
 from octavo.kernels.gemm.registry import LINEAR
+from octavo.kernels.gemm.storage import Stored
 from octavo.kernels.registry import OPS
 from octavo.layers.build import Build
 from octavo.layers.pooler import Pooler
@@ -23,6 +20,7 @@ from octavo.models.base import Trunk
 from octavo.models.facts import ModelFacts, read_facts
 from octavo.models.pooling_config import Runner
 from octavo.models.registry import NETWORKS
+from octavo.models.storage import WeightStorage, choose_dtype, head_case, weight_storage
 from octavo.models.weights import Progress, Spelling, fill_dummy, load_weights
 
 LoadFormat = Literal["safetensors", "dummy"]
@@ -45,40 +43,10 @@ class LoadedModel:
     """Which kernel computes what, and why."""
 
 
-def choose_dtype(facts: ModelFacts, asked: str, device: str, quantization: str = "") -> DtypeChoice:
-    """The dtype `load_model` would use; for planning memory before it.
-
-    Raises:
-        ConfigError: `asked` is neither "auto" nor a dtype.
-    """
-    if asked != "auto" and asked not in DTYPE_BYTES:
-        known = ", ".join(("auto", *DTYPE_BYTES))
-        raise ConfigError(f"dtype is {asked!r}; expected one of {known}.", param="dtype")
-    kind = torch.device(device).type
-    return resolve_dtype(
-        asked,
-        facts.dtype,
-        device=kind,
-        cpu_flags=read_cpu_flags(),
-        is_quantized=quantization != "",
-        has_kernels=extension.missing() is None and extension.isa() != "scalar",
-    )
-
-
-class WeightStorage(NamedTuple):
-    """How weights are kept in memory."""
-
-    dtype: str
-    is_repacked: bool
-    """Whether kernels keep weights in a layout of their own."""
-    num_bytes: int
-    """Of all weights, once they are loaded."""
-
-
 def choose_storage(
     facts: ModelFacts, dtype: str, device: str, quantization: str = ""
 ) -> WeightStorage:
-    """How `load_model` would keep the weights; for planning memory before it.
+    """How `load_model` keeps the weights, by the kernel that will take them.
 
     Raises:
         ConfigError: an unknown quantization, or one that does not fit the checkpoint.
@@ -89,15 +57,8 @@ def choose_storage(
 def _storage(
     facts: ModelFacts, dispatch: Dispatcher, dtype: str, device: str, quantization: str
 ) -> WeightStorage:
-    sizes = (facts.vocab_size, facts.hidden_size)
-    head = head_format(quantization)
-    case = OpCase(device=torch.device(device).type, dtype=dtype, weights=head, sizes=sizes)
-    kernel = dispatch.choose(LINEAR, case)
-    stored = kernel.stores(facts.dtype)
-    linear_bits = weight_format(quantization).bits_per_weight if quantization else 0
-    head_bits = weight_format(head).bits_per_weight if head else 0
-    num_bytes = facts.weight_bytes(stored, linear_bits=linear_bits, head_bits=head_bits)
-    return WeightStorage(stored, kernel.repacks, num_bytes)
+    kernel = dispatch.choose(LINEAR, head_case(facts, dtype, device, quantization))
+    return weight_storage(facts, Stored(kernel.stores(facts.dtype), kernel.repacks), quantization)
 
 
 def load_model(
@@ -116,8 +77,8 @@ def load_model(
     """Read `folder`, build its network and fill it.
 
     `kernels` forces candidates by op ({"attention": "reference"}). `load_format` "dummy" needs config.json alone and
-    fills from `seed`. `quantization` names a format of `kernels/gemm/formats.py`, "" none.
-    fills from `seed`. `kv_dtype` is what keys and values are kept in; "auto" is the dtype of the activations.
+    fills from `seed`. `quantization` names a format of `kernels/gemm/format_table.py`, "" none.
+    `kv_dtype` is what keys and values are kept in; "auto" is the dtype of the activations.
 
     Raises:
         ModelError: the folder's config.json or weights.

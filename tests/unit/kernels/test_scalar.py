@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from local_engine import LocalEngine, request, write_tiny
-from octavo.kernels.cpu import extension
+from octavo.kernels.cpu import extension, native
 
 PROMPT = list(range(40, 75))
 WORDS = "without vector instructions"
@@ -53,12 +53,12 @@ def test_the_same_tokens_and_one_warning(
 
 
 def test_the_warning_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extension.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(native.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(
-        extension, "features", lambda: {"avx2": True, "fma": False, "f16c": False, "avx512f": False}
+        native, "features", lambda: {"avx2": True, "fma": False, "f16c": False, "avx512f": False}
     )
     assert extension.slow_because().startswith("this CPU has no FMA, F16C: ")
-    monkeypatch.setattr(extension.platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(native.platform, "machine", lambda: "riscv64")
     assert extension.slow_because().startswith("there are no vector kernels for riscv64 yet: ")
 
 

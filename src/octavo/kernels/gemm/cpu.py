@@ -11,6 +11,7 @@ import torch
 from octavo.kernels.cpu import extension
 from octavo.kernels.cpu.gemm import PackedWeight, Weight
 from octavo.kernels.dispatch import OpCase
+from octavo.kernels.gemm.storage import packed_dtype, packed_refusal
 
 
 class CpuLinear:
@@ -23,18 +24,13 @@ class CpuLinear:
 
     @staticmethod
     def refuses(case: OpCase, /) -> str | None:
-        """Refuses other devices and dtypes, machines without vector units, and a build without the extension."""
-        if case.weights:
-            return "keeps weights as they are"
-        reason = extension.refusal(case.device, case.dtype, ("float32",))
-        if reason is None and extension.isa() == "scalar":
-            return "this CPU has no AVX2, and without it torch is faster"
-        return reason
+        """As `packed_refusal` says."""
+        return packed_refusal(case)
 
     @staticmethod
     def stores(checkpoint: str, /) -> str:
-        """bfloat16 stays; everything else is kept in float32."""
-        return "bfloat16" if checkpoint == "bfloat16" else "float32"
+        """As `packed_dtype` says."""
+        return packed_dtype(checkpoint)
 
     def pack(self, weight_OD: torch.Tensor, /) -> Weight:
         """The weight as panels."""

@@ -10,71 +10,25 @@ from typing import NamedTuple
 
 import torch
 
-from octavo.core.errors import ConfigError, did_you_mean
+from octavo.kernels.gemm.format_table import (
+    FORMATS,
+    WeightFormat,
+    head_format,
+    quantized_as,
+    weight_format,
+)
 
-
-class WeightFormat(NamedTuple):
-    """One format."""
-
-    bits: int
-    group: int = 0
-    """Inputs that share a scale; 0: all of an output."""
-    has_zeros: bool = False
-    """Whether a group has a zero point; without, 0 is level 8 of 16."""
-    head: str = ""
-    """Format of the head, and of an embedding tied to it; "": this one. Logits suffer most from few bits."""
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Scales and zero points included; those per output are not counted."""
-        return self.bits + (0 if self.group == 0 else (16 + 8 * self.has_zeros) / self.group)
-
-
-FORMATS = {
-    "int8": WeightFormat(8),
-    "int4": WeightFormat(4, 64, has_zeros=True, head="int8"),
-    "int4_g32": WeightFormat(4, 32, head="int8"),
-    "int4_g64": WeightFormat(4, 64, head="int8"),
-    "int4_g128": WeightFormat(4, 128, head="int8"),
-    "int4_g32_zp": WeightFormat(4, 32, has_zeros=True, head="int8"),
-    "int4_g64_zp": WeightFormat(4, 64, has_zeros=True, head="int8"),
-    "int4_g128_zp": WeightFormat(4, 128, has_zeros=True, head="int8"),
-}
-"""By the value of `--quantization`. `_g` is the size of a group, `_zp` says that groups have zero points."""
-
-
-def quantized_as(asked: str) -> str:
-    """The format behind the value of `--quantization`: "" for none.
-
-    Raises:
-        ConfigError: there is no such format.
-    """
-    if asked in ("", "none"):
-        return ""
-    weight_format(asked)
-    return asked
-
-
-def weight_format(name: str) -> WeightFormat:
-    """The format called `name`.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if name not in FORMATS:
-        known = ", ".join(("none", *FORMATS))
-        raise ConfigError(
-            f"unknown quantization {name!r}; known: {known}.{did_you_mean(name, FORMATS)}",
-            param="quantization",
-            code="E-CFG-08",
-        )
-    return FORMATS[name]
-
-
-def head_format(name: str) -> str:
-    """Format of the head of a model whose linear layers have format `name` ("": unquantized)."""
-    return (weight_format(name).head or name) if name else ""
-
+__all__ = [
+    "FORMATS",
+    "Quantized",
+    "WeightFormat",
+    "head_format",
+    "quantize",
+    "quantize_rows",
+    "quantized_as",
+    "weight_format",
+]
+"""The table itself is in `format_table.py`, which needs no torch, and passed on here."""
 
 _LARGEST = torch.tensor(127.0)
 """Of int8. A tensor: for a plain number torch would multiply by the inverse, which rounds twice."""

@@ -98,6 +98,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             description="Run every step from Python instead of replaying recorded ones; the output is the same."
         ),
     ] = False
+    async_scheduling: Annotated[
+        bool,
+        _Help(
+            description="Plan and launch a step while the one before it runs; the output is the same. Off until it is "
+            "measured on a GPU."
+        ),
+    ] = False
     scheduling_policy: Annotated[
         str,
         _Help(

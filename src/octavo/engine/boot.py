@@ -25,12 +25,13 @@ from octavo.core.resolve import Decision
 from octavo.decoding.grammar.rows import GrammarRows
 from octavo.decoding.state import SamplerState
 from octavo.engine import inject, machine
+from octavo.engine.captured import CapturedSteps, Room
 from octavo.engine.decide import Machine, Resolved, resolve_start
 from octavo.engine.device import Device, device_for, holders
 from octavo.engine.device import choose as choose_device
 from octavo.engine.engine import Engine, Link
 from octavo.engine.grammars import GrammarDesk
-from octavo.engine.graphs import StepGraphs
+from octavo.engine.graphs import RecordedSteps, StepGraphs
 from octavo.engine.ipc import Loading, Phase, Ready
 from octavo.engine.measure import activation_bytes, measured_text
 from octavo.engine.memory import available_bytes, with_measured
@@ -40,6 +41,7 @@ from octavo.engine.pulse import Pulse
 from octavo.engine.repro import Repros
 from octavo.engine.runner import Runner
 from octavo.kernels import recording
+from octavo.kernels.attention.registry import ATTENTION
 from octavo.kernels.cpu import extension
 from octavo.kernels.dispatch import Choice
 from octavo.kernels.gemm.format_table import quantized_as
@@ -53,6 +55,7 @@ from octavo.scheduler.scheduler import Scheduler
 
 MIB = 1 << 20
 logger = get_logger(__name__)
+_REPLAYS = {"cpu": "one recording per batch size", "cuda": "a captured graph per bucket of sizes"}
 
 
 def boot(
@@ -103,7 +106,7 @@ def boot(
     begin("kv cache", 0.95)
     if resolved.storage.is_repacked:
         extension.take_over()
-    engine = _build(resolved, loaded, link, steps, pulse or Pulse())
+    engine = _build(resolved, loaded, link, steps, pulse or Pulse(), device)
     timeline.stop()
     kv = measured_text(resolved.memory.kv, device.allocated() - weights if weights else 0)
     details["kv cache"] = f"{kv} of {resolved.kv_dtype}"
@@ -175,12 +178,16 @@ def _open_step_log(path: str | None) -> StepLog:
 
 
 def _build(
-    resolved: Resolved, loaded: LoadedModel, link: Link, steps: StepLog, pulse: Pulse
+    resolved: Resolved,
+    loaded: LoadedModel,
+    link: Link,
+    steps: StepLog,
+    pulse: Pulse,
+    order: Device,
 ) -> Engine:
     limits, facts = resolved.limits, resolved.facts
     groups = resolved.memory.groups
-    device = torch.device(resolved.device)
-    pool = KVPool(groups, len(loaded.model.kv_specs()), device)
+    pool = KVPool(groups, len(loaded.model.kv_specs()), order.torch_device)
     rows = Rows(limits.max_num_seqs, limits.max_model_len, groups)
     runner: Runner | PoolingRunner
     if loaded.pooler is not None:
@@ -188,9 +195,9 @@ def _build(
         grammars = GrammarRows(limits.max_num_seqs, facts.vocab_size)
     else:
         state = SamplerState(limits.max_num_seqs, facts.vocab_size)
-        graphs = StepGraphs(_eager_because(resolved))
+        graphs = _graphs(resolved, loaded, order)
         # A network without a pooler has a head.
-        runner = Runner(cast(Model, loaded.model), pool, rows, state, graphs, pulse)
+        runner = Runner(cast(Model, loaded.model), pool, rows, state, graphs, pulse, order)
         grammars = state.grammars
     cache = KVCache(
         groups,
@@ -201,18 +208,52 @@ def _build(
     scheduler = Scheduler(limits, cache, policy)
     inject.install(runner, injections(resolved.config.inject))
     repros = Repros(resolved.config)
-    return Engine(scheduler, runner, link, steps, GrammarDesk(grammars), repros, pulse)
+    engine = Engine(scheduler, runner, link, steps, GrammarDesk(grammars), repros, pulse)
+    if (
+        resolved.config.async_scheduling
+        and isinstance(runner, Runner)
+        and not resolved.config.inject
+    ):
+        engine.ahead = runner
+    return engine
 
 
-def _eager_because(resolved: Resolved) -> str | None:
-    """Why no step is recorded; None where they are."""
+def _graphs(resolved: Resolved, loaded: LoadedModel, device: Device) -> StepGraphs:
+    """What replays steps: recordings on the CPU, captured graphs elsewhere."""
+    refusal = _eager_because(resolved, loaded)
+    if device.torch_device.type == "cpu":
+        return RecordedSteps(refusal)
+    limits, memory = resolved.limits, resolved.memory
+    room = Room(
+        max_num_seqs=limits.max_num_seqs,
+        max_model_len=limits.max_model_len,
+        num_blocks=tuple(group.num_blocks for group in memory.groups),
+        num_bytes=memory.graphs,
+    )
+    return CapturedSteps(device, room, refusal)
+
+
+def _eager_because(resolved: Resolved, loaded: LoadedModel) -> str | None:
+    """Why no step is replayed; None where they are."""
     if resolved.config.enforce_eager:
         return "--enforce-eager"
     if resolved.config.inject:
         return "--inject"
     if resolved.facts.pooling is not None:
         return "prompts are pooled"
-    return recording.refusal(resolved.device, resolved.dtype)
+    if resolved.device == "cpu":
+        return recording.refusal(resolved.device, resolved.dtype)
+    return _uncapturable(loaded)
+
+
+def _uncapturable(loaded: LoadedModel) -> str | None:
+    """Which attention backend plans steps anew, so that a captured one would read the plan of another."""
+    for choice in loaded.choices:
+        if choice.op == ATTENTION.name:
+            backend = ATTENTION.candidates.load(choice.winner)
+            if not hasattr(backend, "reserve"):
+                return f"attention by {choice.winner} cannot be captured"
+    return None
 
 
 def _revision(resolved: Resolved) -> str:
@@ -241,10 +282,8 @@ def _ready(
     chosen = tuple(
         Decision(f"kernel {name}", ", ".join(names), why) for (name, why), names in ops.items()
     )
-    eager = _eager_because(resolved)
-    steps = Decision(
-        "steps", "eager" if eager else "replayed", eager or "one recording per batch size"
-    )
+    eager = _eager_because(resolved, loaded)
+    steps = Decision("steps", "eager" if eager else "replayed", eager or _REPLAYS[resolved.device])
     limits, memory = resolved.limits, resolved.memory
     return Ready(
         model=resolved.config.model,

@@ -33,6 +33,9 @@ class Mark(Protocol):
 class Replayable(Protocol):
     """A computation that was captured."""
 
+    num_bytes: int
+    """Of the device's memory that it took."""
+
     def replay(self) -> None:
         """Do it again, on the same buffers."""
 
@@ -92,6 +95,14 @@ class Host:
         return 0
 
 
+class _Graph:
+    """A CUDA graph."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, num_bytes: int) -> None:
+        self.num_bytes = num_bytes
+        self.replay = graph.replay
+
+
 class Cuda:
     """The first visible GPU."""
 
@@ -120,7 +131,7 @@ class Cuda:
         """
         if self._side is None:
             self._pool, self._side = torch.cuda.graph_pool_handle(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        graph = torch.cuda.CUDAGraph()
+        graph, free = torch.cuda.CUDAGraph(), torch.cuda.mem_get_info()[0]
         with torch.cuda.stream(self._side):
             # Other threads (staging, grammars) may call the driver meanwhile.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
@@ -128,7 +139,7 @@ class Cuda:
                 compute()
             finally:
                 graph.capture_end()
-        return graph
+        return _Graph(graph, max(0, free - torch.cuda.mem_get_info()[0]))
 
     def allocated(self, *, peak: bool = False) -> int:
         """Of torch's allocator: of live tensors, or their most since the last such question."""

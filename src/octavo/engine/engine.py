@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from octavo.core.errors import OctavoError
+from octavo.core.plan import StepPlan
 from octavo.core.request import Request
 from octavo.core.result import Event, Failed
+from octavo.core.sequence import Sequence
 from octavo.engine.grammars import GrammarDesk
 from octavo.engine.ipc import (
     Cancel,
@@ -20,7 +22,7 @@ from octavo.engine.ipc import (
     ToEngine,
     UseVocabulary,
 )
-from octavo.engine.isolate import Isolator, StepRunner
+from octavo.engine.isolate import AheadRunner, Flight, Isolator, StepRunner
 from octavo.engine.pulse import GRAMMAR_S, Pulse
 from octavo.engine.repro import Repros
 from octavo.meter.steplog import StepLog
@@ -37,6 +39,14 @@ class Link(Protocol):
     def send(self, message: FromEngine) -> None:
         """Send without waiting for a slow reader."""
         ...
+
+
+class _Flight(NamedTuple):
+    """A step that was launched and has no results yet."""
+
+    step: Flight
+    sequences: list[Sequence]
+    """Slice by slice."""
 
 
 class Engine:
@@ -60,6 +70,9 @@ class Engine:
         self.isolator = Isolator(runner, repros)
         self.pulse = pulse or Pulse()
         self.is_stopping = False
+        self.ahead: AheadRunner | None = None
+        """Set: a step is planned and launched while the one before it runs."""
+        self._flight: _Flight | None = None
 
     def serve(self) -> None:
         """Run until told to stop.
@@ -73,7 +86,7 @@ class Engine:
 
     def step(self) -> None:
         """One turn of the loop."""
-        is_idle = not (self.scheduler.has_work or self.grammars.is_busy)
+        is_idle = not (self.scheduler.has_work or self.grammars.is_busy or self._flight)
         if is_idle:
             self.pulse.rest()
         events = self._drain(wait=is_idle)
@@ -83,12 +96,18 @@ class Engine:
             events += self._admit_built()
         now = time.monotonic()
         events += self.scheduler.expire(now)
+        before = self._flight
+        if before is not None:
+            self.scheduler.foresee(before.step.plan, before.sequences)
         plan = self.scheduler.schedule(now)
         if plan is not None:
             if plan.starts:
                 ids = tuple(start.request.id for start in plan.starts)
                 self.link.send(Started(ids=ids, at=now))
             self.pulse.begin(plan)
+        if self.ahead is not None:
+            events += self._run_ahead(plan, self.ahead)
+        elif plan is not None:
             result = self.isolator.run(plan)
             self.pulse.end(is_whole=self.isolator.is_whole)
             self.steps.add(plan, result)
@@ -96,6 +115,26 @@ class Engine:
         self.grammars.forget_ended(events)
         if events or plan is not None:
             self.link.send(Events(events=tuple(events), stats=self.scheduler.stats()))
+
+    def _run_ahead(self, plan: StepPlan | None, runner: AheadRunner) -> list[Event]:
+        """Launch a plan, then take the results of the step before it; and its own, where the next step needs them."""
+        before, self._flight = self._flight, None
+        begun = None
+        if plan is not None:
+            begun = _Flight(self.isolator.begin(plan, runner), self.scheduler.planned(plan))
+        events = [] if before is None else self._land(before, runner, begun)
+        if begun is not None and not begun.step.is_ahead:
+            events += self._land(begun, runner, None)
+        else:
+            self._flight = begun
+        return events
+
+    def _land(self, flight: _Flight, runner: AheadRunner, behind: _Flight | None) -> list[Event]:
+        plan = flight.step.plan
+        result = self.isolator.finish(flight.step, runner, behind and behind.step)
+        self.pulse.landed(plan, result.elapsed_s, is_whole=self.isolator.is_whole)
+        self.steps.add(plan, result)
+        return self.scheduler.apply(plan, result, time.monotonic(), flight.sequences)
 
     def _drain(self, *, wait: bool) -> list[Event]:
         events: list[Event] = []

@@ -82,7 +82,7 @@ class Ours:
             ids = tuple((i * 7919 + j * 104729 + 1) % vocab for j in range(num_prompt))
             params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=num_output)
             request = Request(
-                id=f"r{i}", token_ids=ids, params=params, max_tokens=num_output, seed=i
+                id=f"r{i}", token_ids=ids, params=params, max_tokens=num_output, seed=i, arrived=0.0
             )
             self.link.inbox.append(Submit(request))
         begun = time.perf_counter()

@@ -26,6 +26,7 @@ from octavo.decoding.grammar.rows import GrammarRows
 from octavo.decoding.state import SamplerState
 from octavo.engine import inject, machine
 from octavo.engine.captured import CapturedSteps, Room
+from octavo.engine.carrier import WeightCarrier
 from octavo.engine.decide import Machine, Resolved, resolve_start
 from octavo.engine.device import Device, device_for, holders
 from octavo.engine.device import choose as choose_device
@@ -50,6 +51,7 @@ from octavo.meter.steplog import StepLog
 from octavo.meter.timeline import Timeline
 from octavo.models.base import Model
 from octavo.models.load import LoadedModel, choose_storage, load_model
+from octavo.models.weights import Filling
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
 
@@ -86,6 +88,7 @@ def boot(
     steps = _open_step_log(config.step_log)
     device = device_for(resolved.device)
     begin("weights", 0.15)
+    carrier = WeightCarrier(device) if resolved.device != "cpu" else None
     loaded = load_model(
         model_folder(config.model),
         dtype=resolved.dtype,
@@ -95,8 +98,12 @@ def boot(
         seed=config.seed,
         quantization=quantized_as(config.quantization),
         runner=config.runner,
-        progress=lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)),
+        filling=Filling(
+            lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)), carrier
+        ),
     )
+    if carrier is not None:
+        carrier.close()
     weights = device.allocated()
     details = {"imports": f"torch {torch.__version__}"}
     details["weights"] = measured_text(resolved.memory.weights, weights)

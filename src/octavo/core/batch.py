@@ -6,10 +6,19 @@ Shape letters: T tokens in the step, S slices, N logits rows wanted, B blocks in
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
+
+    from octavo.core.kvspec import KVSpec
+
+
+class AttentionPlans(Protocol):
+    """Attention plans that outlast a step: those of a captured one, which reads them where they lie."""
+
+    def plan(self, backend: Any, group: int, spec: KVSpec, /) -> Any:
+        """The backend's plan for a KV group, filled for the step at hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +53,8 @@ class ForwardBatch:
     """int64 [N]: rows of T whose logits are wanted."""
     type_ids_T: torch.Tensor | None = None
     """int64 [T]: 1 for the tokens of the second text of a pair, else 0; None where no prompt is a pair."""
+    plans: AttentionPlans | None = None
+    """Of a step that is captured; else backends plan each step anew."""
 
     @property
     def num_tokens(self) -> int:

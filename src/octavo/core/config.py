@@ -72,7 +72,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = None
     gpu_memory_utilization: Annotated[
         _Share | None,
-        _Help(description="Share of the device's free memory to use (on CPU: of RAM)."),
+        _Help(
+            description="Share of the memory to use: of a GPU's, and no more than others leave free; on CPU of the free RAM."
+        ),
     ] = None
     kv_cache_memory_bytes: Annotated[
         _Positive | None, _Help(description="Size of the KV cache in bytes, instead of a share.")
@@ -94,6 +96,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         bool,
         _Help(
             description="Run every step from Python instead of replaying recorded ones; the output is the same."
+        ),
+    ] = False
+    async_scheduling: Annotated[
+        bool,
+        _Help(
+            description="Plan and launch a step while the one before it runs; the output is the same. Off until it is "
+            "measured on a GPU."
         ),
     ] = False
     scheduling_policy: Annotated[

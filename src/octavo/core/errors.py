@@ -174,6 +174,7 @@ _BY_STATUS: dict[int, type[OctavoError]] = {
 _BY_PREFIX: dict[str, type[OctavoError]] = {
     "E-CFG-": ConfigError,
     "E-REG-": ConfigError,
+    "E-GPU-": ConfigError,
     "E-NET-": ConfigError,
     "E-MODEL-": ModelError,
     "E-TOK-": ModelError,

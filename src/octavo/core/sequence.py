@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from octavo.core.request import Request
 
+UNKNOWN = -1
+"""Stands for a token that was sampled and has not been seen yet."""
+
 
 class SequenceState(enum.Enum):
     """Where a sequence stands. There is no prefill state and no decode state."""

@@ -6,7 +6,7 @@ Shape letters: N entries of the step, n entries of one kind, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,14 @@ class Chooser(Protocol):
         """
 
 
+@runtime_checkable
+class AheadChooser(Protocol):
+    """One that can leave the tokens where the logits are."""
+
+    def chosen(self, logits_NV: torch.Tensor, batch: SamplingBatch, /) -> torch.Tensor:
+        """As `Chooser.choose`, int64 [N] on the logits' device; the host does not wait for it."""
+
+
 class TorchChooser:
     """Greedy, whole-vocabulary and truncated rows, each kind where it occurs."""
 
@@ -41,12 +49,15 @@ class TorchChooser:
 
     def choose(self, logits_NV: torch.Tensor, batch: SamplingBatch, /) -> npt.NDArray[np.int64]:
         """As `Chooser.choose`."""
+        token_ids_N: npt.NDArray[np.int64] = self.chosen(logits_NV, batch).cpu().numpy()
+        return token_ids_N
+
+    def chosen(self, logits_NV: torch.Tensor, batch: SamplingBatch, /) -> torch.Tensor:
+        """The same, where the logits are: int64 [N]. The host does not wait for the device."""
         if batch.masks is not None and batch.masks.choices is not None:
             logits_NV = masked(logits_NV, batch.masks.choices)
         chosen_N = self._choose(logits_NV, batch)
-        chosen_N = torch.where(finite_rows(logits_NV), chosen_N, -1)
-        token_ids_N: npt.NDArray[np.int64] = chosen_N.cpu().numpy()
-        return token_ids_N
+        return torch.where(finite_rows(logits_NV), chosen_N, -1)
 
     def _choose(self, logits_NV: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         params_N = batch.params_R[batch.rows_N]
@@ -57,14 +68,14 @@ class TorchChooser:
         is_cut_N = (params_N["top_k"] < logits_NV.shape[1]) | (params_N["top_p"] < 1.0)
         size = max(1, _CHUNK_VALUES // logits_NV.shape[1])
         for entries in _chunks(np.flatnonzero(is_greedy_N), size):
-            rows_n = torch.from_numpy(entries).to(logits_NV.device)
+            rows_n = torch.from_numpy(entries).to(logits_NV.device, non_blocking=True)
             chosen_N[rows_n] = row_argmax(logits_NV.index_select(0, rows_n))
         for entries in _chunks(np.flatnonzero(~is_greedy_N & ~is_cut_N), size):
-            rows_n = torch.from_numpy(entries).to(logits_NV.device)
+            rows_n = torch.from_numpy(entries).to(logits_NV.device, non_blocking=True)
             draws = draws_of(params_N[entries], batch.positions_N[entries], logits_NV)
             chosen_N[rows_n] = draw_whole(logits_NV.index_select(0, rows_n), draws)
         for entries in _chunks(np.flatnonzero(~is_greedy_N & is_cut_N), size):
-            rows_n = torch.from_numpy(entries).to(logits_NV.device)
+            rows_n = torch.from_numpy(entries).to(logits_NV.device, non_blocking=True)
             draws = draws_of(params_N[entries], batch.positions_N[entries], logits_NV)
             num_first = num_first_look(params_N["top_k"][entries], self.num_prefilter)
             chosen_N[rows_n] = draw_cut(logits_NV.index_select(0, rows_n), draws, num_first)
@@ -101,9 +112,9 @@ def masked(logits_NV: torch.Tensor, masks: RowMasks) -> torch.Tensor:
     words_nW = masks.words_MW[masks.of_N[at_n]]
     bits_nV = np.unpackbits(words_nW.view(np.uint8), axis=1, bitorder="little")
     is_allowed_nV = torch.from_numpy(bits_nV[:, : logits_NV.shape[1]].view(np.bool_))
-    rows = torch.from_numpy(at_n).to(logits_NV.device)
+    rows = torch.from_numpy(at_n).to(logits_NV.device, non_blocking=True)
     kept_nV = logits_NV.index_select(0, rows).masked_fill_(
-        ~is_allowed_nV.to(logits_NV.device), -torch.inf
+        ~is_allowed_nV.to(logits_NV.device, non_blocking=True), -torch.inf
     )
     return logits_NV.index_copy(0, rows, kept_nV)
 

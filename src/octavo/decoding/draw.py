@@ -69,7 +69,7 @@ def draws_of(
         params_n["top_p"],
         uniform_n,
     )
-    table = torch.from_numpy(np.stack(columns)).to(logits_NV.device)[:, :, None]
+    table = torch.from_numpy(np.stack(columns)).to(logits_NV.device, non_blocking=True)[:, :, None]
     temperature_n1, log_min_p_n1, top_k_n1, top_p_n1, uniform_n1 = table.unbind(0)
     return Draws(
         temperature_n1.float(), log_min_p_n1.float(), top_k_n1.long(), top_p_n1, uniform_n1

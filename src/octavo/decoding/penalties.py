@@ -159,7 +159,7 @@ def _add_bias(logits_NV: torch.Tensor, edits: Sequence[tuple[int, RowEdits]]) ->
     if entries_E.numel():
         bias_E = torch.from_numpy(np.concatenate([edit.bias_values for _, edit in edits]))
         flat = logits_NV.view(-1)
-        flat[entries_E] = flat[entries_E] + bias_E.to(flat.device)
+        flat[entries_E] = flat[entries_E] + bias_E.to(flat.device, non_blocking=True)
 
 
 def _penalise(logits_NV: torch.Tensor, edits: Sequence[tuple[int, RowEdits]]) -> None:
@@ -173,10 +173,10 @@ def _penalise(logits_NV: torch.Tensor, edits: Sequence[tuple[int, RowEdits]]) ->
 
     def spread(value: Callable[[RowEdits], float]) -> torch.Tensor:
         per_row = np.asarray([value(edit) for _, edit, _ in tallies], np.float32)
-        return torch.from_numpy(np.repeat(per_row, lengths)).to(flat.device)
+        return torch.from_numpy(np.repeat(per_row, lengths)).to(flat.device, non_blocking=True)
 
     counts = np.concatenate([tally.counts for _, _, tally in tallies])
-    counts_E = torch.from_numpy(counts).to(flat.device)
+    counts_E = torch.from_numpy(counts).to(flat.device, non_blocking=True)
     repetition_E = spread(lambda edit: edit.repetition_penalty)
     values_E = flat[entries_E]
     values_E = torch.where(values_E > 0, values_E / repetition_E, values_E * repetition_E)
@@ -207,7 +207,7 @@ def _entries(logits_NV: torch.Tensor, parts: Sequence[tuple[int, IdArray]]) -> t
     width = logits_NV.shape[1]
     pieces = [n * width + ids for n, ids in parts if ids.size]
     flat = np.concatenate(pieces) if pieces else NO_IDS
-    return torch.from_numpy(flat).to(logits_NV.device)
+    return torch.from_numpy(flat).to(logits_NV.device, non_blocking=True)
 
 
 def _has_penalty(request: Request) -> bool:

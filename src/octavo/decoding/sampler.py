@@ -18,7 +18,7 @@ import torch
 
 from octavo.core.errors import ErrorInfo
 from octavo.core.result import TokenLogprobs
-from octavo.decoding.chooser import SAMPLE, Chooser, finite_rows
+from octavo.decoding.chooser import SAMPLE, AheadChooser, Chooser, finite_rows
 from octavo.decoding.chooser_triton import DeviceTokens, TritonChooser
 from octavo.decoding.grammar.rows import StepMasks
 from octavo.decoding.logprobs import token_logprobs
@@ -87,6 +87,21 @@ class Sampler:
             return Launched(lambda: _read(found, batch), found.token_ids_N)
         sampled = _sample_here(raw_NV, batch, chooser)
         return Launched(lambda: sampled)
+
+    def choose_ahead(
+        self, logits_NV: torch.Tensor, rows: Rows, state: SamplerState, positions: Rows
+    ) -> torch.Tensor:
+        """Tokens of entries without edits, masks and log-probabilities, int64 [N] where the logits are; the host need not
+        wait for them. -1 where logits are not finite.
+        """
+        batch = state.batch(rows, positions)
+        assert not batch.edits and not batch.num_logprobs and batch.masks is None, "plain rows"
+        chooser = self.chooser_for(logits_NV.device)
+        if isinstance(chooser, TritonChooser):
+            return chooser.launch(logits_NV.float(), batch).token_ids_N
+        if isinstance(chooser, AheadChooser):
+            return chooser.chosen(logits_NV.float(), batch)
+        return torch.from_numpy(chooser.choose(logits_NV.float(), batch)).to(logits_NV.device)
 
     def chooser_for(self, device: torch.device) -> Chooser:
         """Who chooses from logits there; asked for once."""

@@ -66,6 +66,11 @@ class SamplerState:
         self._num_logprobs: dict[int, int] = {}
         self._edits: dict[int, RowEdits] = {}
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether no row's next choice depends on its tokens so far, or says more than a token."""
+        return not (self._edits or self._num_logprobs or self.grammars.is_in_use)
+
     def add(self, row: int, request: Request, token_ids: Sequence[int]) -> None:
         """Learn a sequence: its request and its tokens (prompt, and output after a preemption)."""
         params = request.params

@@ -17,7 +17,7 @@ from octavo.cache.pool import KVPool
 from octavo.core import resolve
 from octavo.core.assets import model_folder
 from octavo.core.config import EngineConfig
-from octavo.core.errors import ConfigError
+from octavo.core.errors import ConfigError, MemoryPlanError
 from octavo.core.inject import injections
 from octavo.core.kvspec import BLOCK_SIZE
 from octavo.core.log import get_logger
@@ -25,12 +25,17 @@ from octavo.core.resolve import Decision
 from octavo.decoding.grammar.rows import GrammarRows
 from octavo.decoding.state import SamplerState
 from octavo.engine import inject, machine
+from octavo.engine.captured import CapturedSteps, Room
+from octavo.engine.carrier import WeightCarrier
 from octavo.engine.decide import Machine, Resolved, resolve_start
+from octavo.engine.device import Device, device_for, holders
+from octavo.engine.device import choose as choose_device
 from octavo.engine.engine import Engine, Link
 from octavo.engine.grammars import GrammarDesk
-from octavo.engine.graphs import StepGraphs
+from octavo.engine.graphs import RecordedSteps, StepGraphs
 from octavo.engine.ipc import Loading, Phase, Ready
-from octavo.engine.memory import available_bytes
+from octavo.engine.measure import activation_bytes, measured_text
+from octavo.engine.memory import available_bytes, with_measured
 from octavo.engine.pooling import PoolingRunner
 from octavo.engine.prepare import Rows
 from octavo.engine.pulse import Pulse
@@ -38,19 +43,23 @@ from octavo.engine.record import Recorder, machine_of
 from octavo.engine.repro import Repros
 from octavo.engine.runner import Runner
 from octavo.kernels import recording
+from octavo.kernels.attention.registry import ATTENTION
 from octavo.kernels.cpu import extension
 from octavo.kernels.dispatch import Choice
 from octavo.kernels.gemm.format_table import quantized_as
+from octavo.kernels.gpu_facts import held_by_others
 from octavo.meter.stepfile import StepFile
 from octavo.meter.steplog import StepLog
 from octavo.meter.timeline import Timeline
 from octavo.models.base import Model
 from octavo.models.load import LoadedModel, choose_storage, load_model
+from octavo.models.weights import Filling
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
 
 MIB = 1 << 20
 logger = get_logger(__name__)
+_REPLAYS = {"cpu": "one recording per batch size", "cuda": "a captured graph per bucket of sizes"}
 
 
 def boot(
@@ -78,7 +87,9 @@ def boot(
     begin("config", 0.1)
     found = _machine(config)
     resolved = decide(config)
+    device = device_for(resolved.device)
     begin("weights", 0.15)
+    carrier = WeightCarrier(device) if resolved.device != "cpu" else None
     machine.free_large_at_once()
     loaded = load_model(
         model_folder(config.model),
@@ -89,25 +100,46 @@ def boot(
         seed=config.seed,
         quantization=quantized_as(config.quantization),
         runner=config.runner,
-        progress=lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)),
+        filling=Filling(
+            lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)), carrier
+        ),
     )
     machine.keep_freed()
-    begin("kv cache", 0.9)
+    if carrier is not None:
+        carrier.close()
+    weights = device.allocated()
+    details = {"imports": f"torch {torch.__version__}"}
+    details["weights"] = measured_text(resolved.memory.weights, weights)
+    if device.torch_device.type != "cpu":
+        begin("activations", 0.9)
+        resolved, details["activations"] = _measure_activations(resolved, loaded, device)
+    begin("kv cache", 0.95)
     if resolved.storage.is_repacked:
         extension.take_over()
-    engine = _build(resolved, loaded, link, pulse or Pulse())
+    engine = _build(resolved, loaded, link, pulse or Pulse(), device)
     timeline.stop()
-    details = {
-        "imports": f"torch {torch.__version__}",
-        "weights": f"{resolved.memory.weights / MIB:.0f} MiB",
-        "kv cache": f"{resolved.memory.kv / MIB:.0f} MiB of {resolved.kv_dtype}",
-    }
+    kv = measured_text(resolved.memory.kv, device.allocated() - weights if weights else 0)
+    details["kv cache"] = f"{kv} of {resolved.kv_dtype}"
     phases = tuple(
         Phase(name=part.name, seconds=part.seconds, detail=details.get(part.name, ""))
         for part in timeline.parts()
     )
     link.send(_ready(resolved, loaded, phases, found))
     return engine
+
+
+def _measure_activations(
+    resolved: Resolved, loaded: LoadedModel, device: Device
+) -> tuple[Resolved, str]:
+    """Run the largest step that limits allow, before the KV cache takes the rest. What it needs beyond the estimate comes
+    off the cache, so that nothing runs out of memory once the engine is ready; and kernels are compiled by it.
+    """
+    limits, memory = resolved.limits, resolved.memory
+    found = activation_bytes(loaded.model, memory.groups, limits, device)
+    memory = with_measured(
+        memory, found, max_model_len=limits.max_model_len, chunk=limits.max_num_batched_tokens
+    )
+    return resolved._replace(memory=memory), measured_text(resolved.memory.activations, found)
 
 
 def _machine(config: EngineConfig) -> tuple[Decision, ...]:
@@ -133,26 +165,26 @@ def decide(config: EngineConfig) -> Resolved:
     Raises:
         OperatorError: it cannot work.
     """
-    device = _device(config.device)
-    return resolve_start(config, Machine(device, available_bytes(device), choose_storage))
-
-
-def _device(asked: str) -> str:
-    has_cuda = torch.cuda.is_available()
-    if asked == "cuda" and not has_cuda:
-        raise ConfigError(
-            "--device cuda, but torch sees no CUDA device.",
-            code="E-CFG-06",
-            fix="Use --device cpu, or install a CUDA build of torch and check the driver.",
+    device, why, gpu = choose_device(config.device)
+    if gpu is None:
+        return resolve_start(config, Machine(device, available_bytes(), choose_storage, why=why))
+    try:
+        return resolve_start(
+            config, Machine(device, gpu.free, choose_storage, why=why, total=gpu.total)
         )
-    if asked == "auto":
-        return "cuda" if has_cuda else "cpu"
-    return asked
+    except MemoryPlanError as error:
+        raise held_by_others(error, gpu, holders(gpu)) from error
 
 
 def _open_step_log(config: EngineConfig, scheduler: Scheduler) -> StepFile | None:
     if config.step_log is None or not config.step_log_size:
         return None
+    if config.async_scheduling:
+        raise ConfigError(
+            "--step-log keeps what is needed to replay plans; with --async-scheduling results come one plan later.",
+            code="E-CFG-11",
+            fix="Leave one of the two out.",
+        )
     machine = machine_of(scheduler, config.model, config.scheduling_policy)
     try:
         return StepFile(Path(config.step_log).expanduser(), config.step_log_size << 20, machine)
@@ -164,11 +196,12 @@ def _open_step_log(config: EngineConfig, scheduler: Scheduler) -> StepFile | Non
         ) from error
 
 
-def _build(resolved: Resolved, loaded: LoadedModel, link: Link, pulse: Pulse) -> Engine:
+def _build(
+    resolved: Resolved, loaded: LoadedModel, link: Link, pulse: Pulse, order: Device
+) -> Engine:
     limits, facts = resolved.limits, resolved.facts
     groups = resolved.memory.groups
-    device = torch.device(resolved.device)
-    pool = KVPool(groups, len(loaded.model.kv_specs()), device)
+    pool = KVPool(groups, len(loaded.model.kv_specs()), order.torch_device)
     rows = Rows(limits.max_num_seqs, limits.max_model_len, groups)
     runner: Runner | PoolingRunner
     if loaded.pooler is not None:
@@ -176,9 +209,9 @@ def _build(resolved: Resolved, loaded: LoadedModel, link: Link, pulse: Pulse) ->
         grammars = GrammarRows(limits.max_num_seqs, facts.vocab_size)
     else:
         state = SamplerState(limits.max_num_seqs, facts.vocab_size)
-        graphs = StepGraphs(_eager_because(resolved))
+        graphs = _graphs(resolved, loaded, order)
         # A network without a pooler has a head.
-        runner = Runner(cast(Model, loaded.model), pool, rows, state, graphs, pulse)
+        runner = Runner(cast(Model, loaded.model), pool, rows, state, graphs, pulse, order)
         grammars = state.grammars
     cache = KVCache(
         groups,
@@ -192,18 +225,52 @@ def _build(resolved: Resolved, loaded: LoadedModel, link: Link, pulse: Pulse) ->
     file = _open_step_log(resolved.config, scheduler)
     steps, desk = StepLog(sink=file), GrammarDesk(grammars)
     recorder = None if file is None else Recorder(scheduler, file, steps.settle)
-    return Engine(scheduler, runner, link, steps, desk, repros, pulse, recorder)
+    engine = Engine(scheduler, runner, link, steps, desk, repros, pulse, recorder)
+    if (
+        resolved.config.async_scheduling
+        and isinstance(runner, Runner)
+        and not resolved.config.inject
+    ):
+        engine.ahead = runner
+    return engine
 
 
-def _eager_because(resolved: Resolved) -> str | None:
-    """Why no step is recorded; None where they are."""
+def _graphs(resolved: Resolved, loaded: LoadedModel, device: Device) -> StepGraphs:
+    """What replays steps: recordings on the CPU, captured graphs elsewhere."""
+    refusal = _eager_because(resolved, loaded)
+    if device.torch_device.type == "cpu":
+        return RecordedSteps(refusal)
+    limits, memory = resolved.limits, resolved.memory
+    room = Room(
+        max_num_seqs=limits.max_num_seqs,
+        max_model_len=limits.max_model_len,
+        num_blocks=tuple(group.num_blocks for group in memory.groups),
+        num_bytes=memory.graphs,
+    )
+    return CapturedSteps(device, room, refusal)
+
+
+def _eager_because(resolved: Resolved, loaded: LoadedModel) -> str | None:
+    """Why no step is replayed; None where they are."""
     if resolved.config.enforce_eager:
         return "--enforce-eager"
     if resolved.config.inject:
         return "--inject"
     if resolved.facts.pooling is not None:
         return "prompts are pooled"
-    return recording.refusal(resolved.device, resolved.dtype)
+    if resolved.device == "cpu":
+        return recording.refusal(resolved.device, resolved.dtype)
+    return _uncapturable(loaded)
+
+
+def _uncapturable(loaded: LoadedModel) -> str | None:
+    """Which attention backend plans steps anew, so that a captured one would read the plan of another."""
+    for choice in loaded.choices:
+        if choice.op == ATTENTION.name:
+            backend = ATTENTION.candidates.load(choice.winner)
+            if not hasattr(backend, "reserve"):
+                return f"attention by {choice.winner} cannot be captured"
+    return None
 
 
 def _revision(resolved: Resolved) -> str:
@@ -232,10 +299,8 @@ def _ready(
     chosen = tuple(
         Decision(f"kernel {name}", ", ".join(names), why) for (name, why), names in ops.items()
     )
-    eager = _eager_because(resolved)
-    steps = Decision(
-        "steps", "eager" if eager else "replayed", eager or "one recording per batch size"
-    )
+    eager = _eager_because(resolved, loaded)
+    steps = Decision("steps", "eager" if eager else "replayed", eager or _REPLAYS[resolved.device])
     limits, memory = resolved.limits, resolved.memory
     return Ready(
         model=resolved.config.model,

@@ -14,6 +14,7 @@ from octavo.core.config import EngineConfig
 from octavo.core.inject import injections
 from octavo.core.kvspec import group_layers
 from octavo.core.resolve import Decision
+from octavo.engine import buckets
 from octavo.engine.memory import MemoryPlan, Needs, plan
 from octavo.kernels.gemm.format_table import head_format, quantized_as
 from octavo.models.facts import ModelFacts, read_facts
@@ -34,6 +35,10 @@ class Machine(NamedTuple):
     """How weights are kept there: of facts, dtype, device and quantization."""
     num_ranks: int = 1
     """Devices over which every layer is divided; the plan is that of one. More than one cannot be started yet."""
+    why: str = "as given"
+    """The device."""
+    total: int | None = None
+    """Bytes of a GPU's memory, with what others hold of it; None: not a GPU's, or as much as is available."""
 
 
 class Resolved(NamedTuple):
@@ -87,8 +92,10 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
             is_len_explicit=asked_len is not None,
             max_num_seqs=config.max_num_seqs,
             chunk=tokens,
+            graphs=_graph_bytes(config, facts, dtype.dtype, device),
         ),
         available=machine.available,
+        total=machine.total,
         share=resolve.memory_share(config.gpu_memory_utilization, device),
         kv_bytes=config.kv_cache_memory_bytes,
     )
@@ -107,7 +114,7 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
         max_itl_s=None if config.max_itl_ms is None else config.max_itl_ms / 1e3,
     )
     decisions = (
-        Decision("device", device, "as given" if config.device != "auto" else "what there is"),
+        Decision("device", device, machine.why),
         Decision("dtype", dtype.dtype, dtype.reason),
         *_quantization(config.quantization),
         Decision(
@@ -122,6 +129,15 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
     return Resolved(
         config, facts, device, dtype.dtype, kv_dtype, storage, limits, memory, decisions
     )
+
+
+def _graph_bytes(config: EngineConfig, facts: ModelFacts, dtype: str, device: str) -> int:
+    """What captured steps may take of a GPU: one pool of temporaries, of the largest of them, and each its nodes."""
+    if device == "cpu" or config.enforce_eager or facts.pooling is not None:
+        return 0
+    sizes = buckets.sizes(config.max_num_seqs)
+    nodes = len(sizes) * facts.num_layers * buckets.LAYER_BYTES
+    return facts.activation_bytes(sizes[-1], dtype, num_logits=0) + nodes
 
 
 def _quantization(asked: str) -> tuple[Decision, ...]:

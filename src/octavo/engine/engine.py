@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
 
@@ -11,6 +11,7 @@ from octavo.core.errors import OctavoError
 from octavo.core.plan import StepPlan
 from octavo.core.request import Request
 from octavo.core.result import EngineStats, Event, Failed, FinishReason, StepResult
+from octavo.core.sequence import Sequence
 from octavo.core.waits import GRAMMAR
 from octavo.engine.following import StepFeed
 from octavo.engine.grammars import GrammarDesk
@@ -28,7 +29,7 @@ from octavo.engine.ipc import (
     ToEngine,
     UseVocabulary,
 )
-from octavo.engine.isolate import Isolator, StepRunner
+from octavo.engine.isolate import AheadRunner, Flight, Isolator, StepRunner
 from octavo.engine.pulse import GRAMMAR_S, Pulse
 from octavo.engine.record import Recorder
 from octavo.engine.repro import Repros
@@ -48,6 +49,16 @@ class Link(Protocol):
     def send(self, message: FromEngine) -> None:
         """Send without waiting for a slow reader."""
         ...
+
+
+class _Flight(NamedTuple):
+    """A step that was launched and has no results yet."""
+
+    step: Flight
+    sequences: list[Sequence]
+    """Slice by slice."""
+    planned: float
+    begun: float
 
 
 class Engine:
@@ -78,6 +89,9 @@ class Engine:
         self.is_stopping = False
         self._num_deferred = 0
         """Who waited for a grammar when it was last told."""
+        self.ahead: AheadRunner | None = None
+        """Set: a step is planned and launched while the one before it runs."""
+        self._flight: _Flight | None = None
 
     def serve(self) -> None:
         """Run until told to stop.
@@ -104,12 +118,18 @@ class Engine:
             events += self._admit_built()
         now = time.monotonic()
         events += self._recorded("expired", self.scheduler.expire(now), now)
+        before = self._flight
+        if before is not None:
+            self.scheduler.foresee(before.step.plan, before.sequences)
         plan = self.scheduler.schedule(now)
         if plan is not None:
             if plan.starts:
                 ids = tuple(start.request.id for start in plan.starts)
                 self.link.send(Started(ids=ids, at=now))
             self.pulse.begin(plan)
+        if self.ahead is not None:
+            events += self._run_ahead(plan, self.ahead, now)
+        elif plan is not None:
             begun = time.monotonic()
             result = self.isolator.run(plan)
             self.pulse.end(is_whole=self.isolator.is_whole)
@@ -161,7 +181,7 @@ class Engine:
     @property
     def _is_idle(self) -> bool:
         """Whether there is nothing to do until somebody says something."""
-        return not (self.scheduler.has_work or self.grammars.is_busy)
+        return not (self.scheduler.has_work or self.grammars.is_busy or self._flight)
 
     def _account(self, plan: StepPlan, result: StepResult) -> None:
         fit = self.scheduler.step_time
@@ -171,6 +191,30 @@ class Engine:
         charges = self.ledger.due(events, time.monotonic(), is_idle=self._is_idle)
         if charges is not None:
             self.link.send(Charged(charges))
+
+    def _run_ahead(self, plan: StepPlan | None, runner: AheadRunner, planned: float) -> list[Event]:
+        """Launch a plan, then take the results of the step before it; and its own, where the next step needs them."""
+        before, self._flight = self._flight, None
+        begun = None
+        if plan is not None:
+            sequences = self.scheduler.planned(plan)
+            begun = _Flight(self.isolator.begin(plan, runner), sequences, planned, time.monotonic())
+        events = [] if before is None else self._land(before, runner, begun)
+        if begun is not None and not begun.step.is_ahead:
+            events += self._land(begun, runner, None)
+        else:
+            self._flight = begun
+        return events
+
+    def _land(self, flight: _Flight, runner: AheadRunner, behind: _Flight | None) -> list[Event]:
+        plan = flight.step.plan
+        result = self.isolator.finish(flight.step, runner, behind and behind.step)
+        self.pulse.landed(plan, result.elapsed_s, is_whole=self.isolator.is_whole)
+        self._log(plan, result, flight.planned, flight.begun)
+        self._account(plan, result)
+        now = time.monotonic()
+        events = self.scheduler.apply(plan, result, now, flight.sequences)
+        return self._recorded("step", events, now)
 
     def _drain(self, *, wait: bool) -> list[Event]:
         events: list[Event] = []

@@ -1,4 +1,5 @@
-"""Forward passes that were recorded and are replayed: those of steps with one token per sequence.
+"""Forward passes that are replayed: those of steps with one token per sequence. Here on the CPU, where they were recorded;
+`captured.py` has those of a device.
 
 Such steps differ only in what is in their inputs, so there is one recording per number of sequences, written when a step
 of that size is run for the first time. Results are the same bits either way.
@@ -7,6 +8,7 @@ of that size is run for the first time. Results are the same bits either way.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
@@ -19,7 +21,15 @@ logger = log.get_logger(__name__)
 Forward = Callable[[ForwardBatch], torch.Tensor]
 
 
-class StepGraphs:
+class StepGraphs(Protocol):
+    """Runs forward passes, replaying those that it can."""
+
+    def run(self, forward: Forward, batch: ForwardBatch, /) -> torch.Tensor:
+        """`forward(batch)`, hidden states [T, D]. The result is good until the next call."""
+        ...
+
+
+class RecordedSteps:
     """Recordings by number of sequences. Owner: the runner of one rank.
 
     A step's tensors of one size are always the same ones (`Rows.pack`), written anew.

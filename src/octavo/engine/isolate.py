@@ -8,7 +8,8 @@ token of nobody's, through the model and the sampler, tells the two apart. Knows
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from octavo.core.errors import NOTHING_WORKS, EngineError
 from octavo.core.log import get_logger
@@ -17,6 +18,7 @@ from octavo.core.request import Request
 from octavo.core.result import SliceResult, StepResult
 from octavo.engine.epochs import ForeignBlocks
 from octavo.engine.faults import Fault, Faults, phase_of
+from octavo.engine.flight import Pending
 from octavo.engine.repro import Repros, repro_of
 
 logger = get_logger(__name__)
@@ -37,8 +39,17 @@ class KnownRows(Protocol):
         """By row."""
         ...
 
+    @property
+    def births_R(self) -> Any:
+        """How often each row has changed hands, int64 [R]."""
+        ...
+
     def token_ids(self, row: int) -> tuple[int, ...]:
         """Prompt and output so far."""
+        ...
+
+    def is_known(self, piece: Slice) -> bool:
+        """Whether all tokens of a slice are known."""
         ...
 
 
@@ -68,6 +79,40 @@ class StepRunner(Protocol):
         ...
 
 
+class AheadRunner(StepRunner, Protocol):
+    """One that can be told of a step before the results of the one before it are there."""
+
+    def launch(self, slices: tuple[Slice, ...], *, is_ahead: bool = False) -> Pending:
+        """Begin to compute slices; `take` has the results."""
+        ...
+
+    def take(self, pending: Pending) -> Results:
+        """Results of slices that were launched, in the order of launches."""
+        ...
+
+    def drop(self, pending: Pending) -> None:
+        """Forget slices that were launched, once the device is done with them."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A step that was begun. `outcome`: None of one that has to be run again, its slices as far as they are still there."""
+
+    plan: StepPlan
+    slices: tuple[Slice, ...]
+    begun_badly: dict[int, Fault]
+    outcome: Pending | Results | Exception | None
+    births: tuple[int, ...]
+    """Beside `slices`: whose rows they were."""
+    begun: float
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the next step may be begun before this one is finished."""
+        return isinstance(self.outcome, Pending) and self.outcome.is_ahead
+
+
 class _Found:
     """What became of the slices of a step so far, by row."""
 
@@ -87,6 +132,7 @@ class Isolator:
     def __init__(self, runner: StepRunner, repros: Repros) -> None:
         self._runner = runner
         self._repros = repros
+        self._finished = 0.0
         self.is_whole = True
         """Whether the last plan ran as it was, in one go."""
 
@@ -96,19 +142,84 @@ class Isolator:
         Raises:
             EngineError: nothing works any more; nobody is to blame, and the process has to be started anew.
         """
+        return self.finish(self.begin(plan))
+
+    def begin(self, plan: StepPlan, ahead: AheadRunner | None = None) -> Flight:
+        """Take a plan over and run it; with `ahead`, only launch it. `finish` must follow for each, in order."""
         begun = time.perf_counter()
         runner, slices = self._runner, plan.slices
         runner.update(plan)
         begun_badly = self._own_faults() if runner.faults else {}
         if begun_badly:
             slices = tuple(piece for piece in slices if piece.row not in begun_badly)
-        outcome = self._attempt(slices)
-        self.is_whole = not (begun_badly or runner.faults or isinstance(outcome, Exception))
-        if begun_badly or runner.faults or isinstance(outcome, Exception):
+        if ahead is None or not slices:
+            return Flight(plan, slices, begun_badly, self._attempt(slices), (), begun)
+        births = tuple(ahead.rows.births_R[[piece.row for piece in slices]].tolist())
+        return Flight(plan, slices, begun_badly, self._launch(ahead, slices), births, begun)
+
+    def _launch(self, ahead: AheadRunner, slices: tuple[Slice, ...]) -> Pending | Exception:
+        try:
+            return ahead.launch(slices, is_ahead=True)
+        except Exception as error:  # edge of the task: as `_attempt`
+            ahead.faults.clear()
+            return error
+
+    def finish(
+        self, flight: Flight, ahead: AheadRunner | None = None, behind: Flight | None = None
+    ) -> StepResult:
+        """Results of a plan that was begun, as `run`. `behind` was begun after it: where this one throws, that one is told
+        to be run again, because it took its inputs from here.
+        """
+        plan, begun_badly = flight.plan, flight.begun_badly
+        slices, runner = flight.slices, self._runner
+        if isinstance(flight.outcome, Pending):
+            outcome: Results | Exception | None = self._taken(flight.outcome, ahead, behind)
+        else:
+            outcome = flight.outcome
+        if flight.births and (outcome is None or isinstance(outcome, Exception)):
+            slices = self._still_there(flight)
+            outcome = self._attempt(slices) if outcome is None else outcome
+        assert outcome is not None, "it was run"
+        is_partial = len(slices) < len(plan.slices)
+        self.is_whole = False
+        if isinstance(outcome, Exception) or is_partial or begun_badly or runner.faults:
             results = self._settle(plan, slices, outcome, begun_badly)
         else:
-            results = outcome
-        return StepResult(step=plan.step, slices=results, elapsed_s=time.perf_counter() - begun)
+            self.is_whole, results = True, outcome
+        now = time.perf_counter()
+        begun = max(flight.begun, self._finished)
+        self._finished = now
+        return StepResult(step=plan.step, slices=results, elapsed_s=now - begun)
+
+    def _taken(
+        self, pending: Pending, ahead: AheadRunner | None, behind: Flight | None
+    ) -> Results | Exception:
+        assert ahead is not None, "it was launched"
+        try:
+            return ahead.take(pending)
+        except Exception as error:  # edge of the task: as `_attempt`
+            ahead.faults.clear()
+            if behind is not None and isinstance(behind.outcome, Pending):
+                self._drop(ahead, behind.outcome)
+                behind.outcome = None
+            return error
+
+    def _drop(self, ahead: AheadRunner, pending: Pending) -> None:
+        try:
+            ahead.drop(pending)
+        except (
+            Exception
+        ) as error:  # edge of the task: it is run again, and what is wrong shows then
+            logger.warning("a step that was launched ahead threw, too: %s", error)
+
+    def _still_there(self, flight: Flight) -> tuple[Slice, ...]:
+        """The slices whose rows are their sequences' still and whose tokens are all known: they can be run again."""
+        rows = self._runner.rows
+        return tuple(
+            piece
+            for piece, birth in zip(flight.slices, flight.births, strict=True)
+            if rows.births_R[piece.row] == birth and rows.is_known(piece)
+        )
 
     def _attempt(self, slices: tuple[Slice, ...]) -> Results | Exception:
         if not slices:
@@ -138,7 +249,7 @@ class Isolator:
             self._sort(slices, outcome, found)
             cause = self._probe() if found.is_nobody_through else None
             if cause is None:
-                return self._results(plan, found)
+                return self._results(plan, found, is_partial=len(slices) < len(plan.slices))
             outcome = self._attempt(slices)
         logger.critical("step %d: nothing works any more", plan.step, exc_info=cause)
         raise EngineError(
@@ -177,8 +288,10 @@ class Isolator:
             return error
         return None
 
-    def _results(self, plan: StepPlan, found: _Found) -> Results:
-        if not found.faults:
+    def _results(self, plan: StepPlan, found: _Found, *, is_partial: bool) -> Results:
+        for piece in plan.slices:  # of a sequence that is gone: nobody will ask
+            found.results.setdefault(piece.row, SliceResult(row=piece.row))
+        if not found.faults and not is_partial:
             logger.warning("step %d threw once and not in parts; nobody fails for it", plan.step)
         for number, (row, fault) in enumerate(found.faults.items()):
             request = self._runner.rows.requests[row]

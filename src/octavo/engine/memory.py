@@ -1,7 +1,8 @@
 """The memory plan: what is spent on what, before anything is loaded. The only reader of how much memory there is.
 
-weights + activations + headroom + KV = the budget, and the budget is a share of what is available. What does not fit
-is an error that names the three smallest changes that would.
+weights + activations + graphs + headroom + KV = the budget. On the CPU that is a share of what is available; on a GPU a
+share of the whole card, and no more than is free, since others may hold some of it. What does not fit is an error that
+names the three smallest changes that would.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from octavo.core.kvspec import BLOCK_SIZE, KVGroup
 GIB = 1 << 30
 HEADROOM_SHARE = 0.05
 """Of the budget: the allocator's slack, the tokenizer, Python, and what the estimates miss."""
+FREE_SHARE = 0.98
+"""Of what is free on a GPU: most that the budget may be, since others that hold memory there may take a little more."""
 
 
 class Needs(NamedTuple):
@@ -29,6 +32,8 @@ class Needs(NamedTuple):
     max_num_seqs: int
     chunk: int
     """Most tokens by which one sequence advances in a step."""
+    graphs: int = 0
+    """What captured steps may take."""
 
 
 class MemoryPlan(NamedTuple):
@@ -44,6 +49,7 @@ class MemoryPlan(NamedTuple):
     groups: tuple[KVGroup, ...]
     kv_tokens: int
     """Tokens of one sequence's context that the blocks hold."""
+    graphs: int = 0
 
     def parts(self) -> tuple[tuple[str, int], ...]:
         """Parts that sum to `available`."""
@@ -52,19 +58,15 @@ class MemoryPlan(NamedTuple):
             ("weights", self.weights),
             ("kv cache", self.kv),
             ("activations", self.activations),
+            *((("graphs", self.graphs),) if self.graphs else ()),
             ("headroom", self.headroom),
             ("not needed", self.unused),
             ("left to others", rest),
         )
 
 
-def available_bytes(device: str) -> int:
-    """Memory that could be used now: on CPU the smaller of MemAvailable and the cgroup's limit, else the card's free."""
-    if device == "cuda":
-        import torch  # lazy: only the engine process has torch
-
-        free, _ = torch.cuda.mem_get_info()
-        return int(free)
+def available_bytes() -> int:
+    """Memory that a CPU's engine could use now: the smaller of MemAvailable and the cgroup's limit."""
     return min([_mem_available(Path("/proc/meminfo")), *_cgroup_left(Path("/sys/fs/cgroup"))])
 
 
@@ -106,21 +108,24 @@ def _file_cache(stat: Path, prefix: str) -> int:
     return sum(int(sizes.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
 
 
-def plan(needs: Needs, *, available: int, share: float, kv_bytes: int | None) -> MemoryPlan:
-    """Divide the memory.
+def plan(
+    needs: Needs, *, available: int, share: float, kv_bytes: int | None, total: int | None = None
+) -> MemoryPlan:
+    """Divide the memory. `share` is of `total`, a GPU's memory with what others hold of it; None: of what is available.
 
     Raises:
         MemoryPlanError: weights, activations and the KV cache of one sequence do not fit.
     """
-    budget = int(available * share)
+    budget = _budget(available, share, total)
     headroom = int(budget * HEADROOM_SHARE)
-    room = budget - needs.weights - needs.activations - headroom if kv_bytes is None else kv_bytes
+    fixed = needs.weights + needs.activations + needs.graphs
+    room = budget - fixed - headroom if kv_bytes is None else kv_bytes
     least = _kv_for(
         needs.groups, needs.max_model_len if needs.is_len_explicit else BLOCK_SIZE, needs.chunk
     )
-    total = needs.weights + needs.activations + headroom + (kv_bytes or 0)
-    if room < least or (kv_bytes is not None and total > available):
-        raise _does_not_fit(needs, available, share, kv_bytes, room)
+    spent = fixed + headroom + (kv_bytes or 0)
+    if room < least or (kv_bytes is not None and spent > available):
+        raise _does_not_fit(needs, _Budget(available, share, budget, total), kv_bytes, room)
     most = sum(
         group.bytes_per_block
         * (needs.max_num_seqs * _blocks_per_sequence(group, needs.max_model_len, needs.chunk) + 1)
@@ -130,14 +135,75 @@ def plan(needs: Needs, *, available: int, share: float, kv_bytes: int | None) ->
     kv = sum(group.bytes_per_block * group.num_blocks for group in groups)
     return MemoryPlan(
         available=available,
-        budget=max(budget, total),
+        budget=max(budget, spent),
         weights=needs.weights,
         activations=needs.activations,
         headroom=headroom,
         kv=kv,
-        unused=max(budget, total) - needs.weights - needs.activations - headroom - kv,
+        unused=max(budget, spent) - fixed - headroom - kv,
         groups=groups,
         kv_tokens=_context_that_fits(groups, needs.chunk),
+        graphs=needs.graphs,
+    )
+
+
+class _Budget(NamedTuple):
+    """What may be used, of what."""
+
+    available: int
+    share: float
+    num_bytes: int
+    total: int | None
+
+    @property
+    def text(self) -> str:
+        if self.total is None:
+            of = f"{self.share:.0%} of the {_gib(self.available)} available"
+        else:
+            of = f"{self.share:.0%} of the GPU's {_gib(self.total)}, of which {_gib(self.available)} are free"
+        return f"{_gib(self.num_bytes)} ({of}, 5 % headroom included)"
+
+
+def _budget(available: int, share: float, total: int | None) -> int:
+    if total is None:
+        return int(available * share)
+    return int(min(total * share, available * FREE_SHARE))
+
+
+def with_measured(
+    planned: MemoryPlan, activations: int, *, max_model_len: int, chunk: int
+) -> MemoryPlan:
+    """The plan after activations were measured: what they take beyond the estimate comes off the KV cache.
+
+    Raises:
+        MemoryPlanError: what is left does not hold one sequence.
+    """
+    excess = max(0, activations - planned.activations)
+    from_kv = max(0, excess - planned.unused)
+    groups = planned.groups
+    if from_kv:
+        share = max(0.0, 1 - from_kv / max(1, planned.kv))
+        groups = tuple(
+            KVGroup(spec=g.spec, layers=g.layers, num_blocks=1 + int((g.num_blocks - 1) * share))
+            for g in groups
+        )
+    fits = _context_that_fits(groups, chunk)
+    if fits < max_model_len:
+        raise MemoryPlanError(
+            f"a step of {chunk} tokens takes {_gib(activations)} of activations, measured, and not the "
+            f"{_gib(planned.activations)} that were planned; what is left for the KV cache holds {fits} tokens of the "
+            f"{max_model_len} of one sequence.",
+            code="E-MEM-04",
+            fix=f"Any of: --max-num-batched-tokens {max(BLOCK_SIZE, chunk // 2)}; --max-model-len {max(BLOCK_SIZE, fits)}; a higher "
+            "--gpu-memory-utilization.",
+        )
+    kv = sum(group.bytes_per_block * group.num_blocks for group in groups)
+    return planned._replace(
+        activations=planned.activations + excess,
+        kv=kv,
+        unused=planned.unused + planned.kv - kv - excess,
+        groups=groups,
+        kv_tokens=fits,
     )
 
 
@@ -207,18 +273,23 @@ def _context_that_fits(groups: tuple[KVGroup, ...], chunk: int) -> int:
 
 
 def _does_not_fit(
-    needs: Needs, available: int, share: float, kv_bytes: int | None, room: int
+    needs: Needs, budget: _Budget, kv_bytes: int | None, room: int
 ) -> MemoryPlanError:
+    available, share = budget.available, budget.share
     length = needs.max_model_len if needs.is_len_explicit else min(needs.max_model_len, 2048)
-    fixed, wanted = needs.weights + needs.activations, _kv_for(needs.groups, length, needs.chunk)
+    fixed = needs.weights + needs.activations + needs.graphs
+    wanted = _kv_for(needs.groups, length, needs.chunk)
     spent = f"weights {_gib(needs.weights)} + activations {_gib(needs.activations)}"
-    left = available - fixed - int(available * share * HEADROOM_SHARE)
+    spent += f" + graphs {_gib(needs.graphs)}" if needs.graphs else ""
+    left = available - fixed - int(budget.num_bytes * HEADROOM_SHARE)
     if kv_bytes is None:
-        limit = f"{_gib(available * share)} ({share:.0%} of the {_gib(available)} available, 5 % headroom included)"
-        cause = f"{spent} + KV for one sequence of {length} tokens {_gib(wanted)} exceed {limit}."
+        cause = (
+            f"{spent} + KV for one sequence of {length} tokens {_gib(wanted)} exceed {budget.text}."
+        )
         changes = _shorter(needs, length, room)
-        need_share = (fixed + wanted) / (1 - HEADROOM_SHARE) / max(1, available)
-        if share < need_share <= 0.98:
+        need = (fixed + wanted) / (1 - HEADROOM_SHARE)
+        need_share = need / (budget.total or available)
+        if share < need_share <= 0.98 and need <= available * FREE_SHARE:
             changes.append(f"--gpu-memory-utilization {need_share + 0.005:.2f}")
     elif kv_bytes > left:
         cause = (

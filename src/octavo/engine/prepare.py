@@ -72,6 +72,8 @@ class Rows:
         self.tables_GRB = np.zeros((len(groups), max_num_seqs, max_blocks), np.int32)
         self.num_blocks_GR = np.zeros((len(groups), max_num_seqs), np.int64)
         self.pair_starts_R = np.zeros(max_num_seqs, np.int64)
+        self.births_R = np.zeros(max_num_seqs, np.int64)
+        """How often a row has changed hands, or was given up: what was begun for an earlier owner is nobody's."""
         self.requests: dict[int, Request] = {}
         self._epochs = BlockEpochs(groups, max_num_seqs, max_blocks)
         self._token_ids_R = np.zeros(max_num_seqs, np.int64)
@@ -108,11 +110,13 @@ class Rows:
     def end(self, row: int) -> None:
         """The row is free."""
         self.requests.pop(row, None)
+        self.births_R[row] += 1
 
     def start(self, start: SequenceStart) -> None:
         """Take over a new sequence."""
         row, count = start.row, len(start.token_ids)
         self.requests[row] = start.request
+        self.births_R[row] += 1
         self.tokens_RL[row, :count] = start.token_ids
         self.num_tokens_R[row] = count
         self.pair_starts_R[row] = start.request.pair_start
@@ -154,6 +158,24 @@ class Rows:
         have = self.num_tokens_R[row]
         self.tokens_RL[row, have : have + len(token_ids)] = token_ids
         self.num_tokens_R[row] += len(token_ids)
+
+    def is_known(self, piece: Slice) -> bool:
+        """Whether all tokens of a slice are known here."""
+        return bool(piece.start + piece.count <= self.num_tokens_R[piece.row])
+
+    def mark_unknown(self, batch: ForwardBatch, spans: Spans) -> bool:
+        """Write -1 - row in place of tokens that were sampled and are not known here yet, as a batch on the CPU is packed.
+
+        That is a row's last token at most. False where all are known.
+        """
+        is_unknown_S = spans.start_S + spans.count_S > self.num_tokens_R[spans.row_S]
+        if not is_unknown_S.any():
+            return False
+        last_S = spans.query_starts[1:][is_unknown_S] - 1
+        batch.token_ids_T[torch.from_numpy(last_S)] = torch.from_numpy(
+            -1 - spans.row_S[is_unknown_S]
+        )
+        return True
 
     def pack(self, spans: Spans, logits_rows_N: IntArray, device: torch.device) -> ForwardBatch:
         """One step as tensors. `logits_rows_N` [N]: indices into the step's tokens whose logits are wanted.

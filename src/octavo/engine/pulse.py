@@ -169,6 +169,13 @@ class Pulse:
         if self._work is not None and is_whole:
             self._pace.learn(self._work, longest_s=self._longest, total_s=self._last - self._begun)
 
+    def landed(self, plan: StepPlan, elapsed_s: float, *, is_whole: bool) -> None:
+        """The results of a step came while the next one, which has begun, runs."""
+        self.tick()
+        self._fields[_STEPS] += 1.0
+        if is_whole:
+            self._pace.learn(Work.of(plan), longest_s=elapsed_s, total_s=elapsed_s)
+
 
 class Caches(Protocol):
     """Where a model finds its layers' keys and values."""

@@ -6,9 +6,11 @@ once (`update`) is apart from what is computed of its slices (`run`): that may b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isnan
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from octavo.cache.blocks import NULL_BLOCK
@@ -21,13 +23,17 @@ from octavo.decoding.grammar.rows import Taken
 from octavo.decoding.logprobs import token_logprobs
 from octavo.decoding.sampler import NOT_FINITE, SampledTokens, Sampler
 from octavo.decoding.state import SamplerState, greedy_batch
+from octavo.engine.device import Device, Host
 from octavo.engine.faults import Fault, Faults
-from octavo.engine.graphs import StepGraphs
+from octavo.engine.flight import LastTokens, Pending
+from octavo.engine.graphs import RecordedSteps, StepGraphs
 from octavo.engine.prepare import IntArray, Rows, Spans, probe_batch
 from octavo.engine.pulse import Pulse, WatchedCaches
+from octavo.engine.staging import Staging
 from octavo.models.base import Model
 
 _NOTHING = Taken()
+_HOST = torch.device("cpu")
 _PROMPT_LOGITS_ROWS = 64
 """Prompt positions whose logits are made at once: 64 x 150k float32 are 37 MiB."""
 
@@ -43,16 +49,21 @@ class Runner:
         state: SamplerState,
         graphs: StepGraphs | None = None,
         pulse: Pulse | None = None,
+        device: Device | None = None,
     ) -> None:
+        """`device` is the pool's; None: the host."""
         self.model = model
         self.pool = pool
         self.rows = rows
         self.state = state
-        self.graphs = graphs or StepGraphs("not asked for")
+        self.graphs = graphs or RecordedSteps("not asked for")
         self.pulse = pulse or Pulse()
         self.caches = WatchedCaches(pool, self.pulse)
         self.sampler = Sampler()
         self.device = pool.device
+        self._order = device or Host()
+        self._staging = None if pool.device.type == "cpu" else Staging(self._order)
+        self._last_tokens = LastTokens(len(rows.births_R), self._order)
         self.faults = Faults()
         self.phase = ""
         self._prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
@@ -80,13 +91,24 @@ class Runner:
             ForeignBlocks: some rows' tables hold blocks that are not theirs.
             Exception: whatever a kernel raises. As with the other, nothing is kept: any of the slices may be run again.
         """
+        return self.take(self.launch(slices))
+
+    @torch.inference_mode()
+    def launch(self, slices: tuple[Slice, ...], *, is_ahead: bool = False) -> Pending:
+        """Tell the device to compute slices; `take` has the results. With `is_ahead` the tokens are not waited for, where
+        nothing but the next step's inputs depends on them, and rows may have tokens that `take` has not seen yet.
+
+        Raises:
+            ForeignBlocks: as `run`.
+            Exception: as `run`.
+        """
         try:
-            return self._run(slices)
+            return self._launch(slices, is_ahead=is_ahead)
         except BaseException:
             self.state.grammars.settle()  # masks of this run must not be computed beside those of the next
             raise
 
-    def _run(self, slices: tuple[Slice, ...]) -> tuple[SliceResult, ...]:
+    def _launch(self, slices: tuple[Slice, ...], *, is_ahead: bool) -> Pending:
         self.phase = "prepare"
         spans = Spans.of(slices)
         last_N, rows_N = spans.query_starts[1:] - 1, spans.row_S
@@ -96,23 +118,67 @@ class Runner:
             at_N = np.flatnonzero(is_sampling)
             last_N, rows_N, positions_N = last_N[at_N], rows_N[at_N], positions_N[at_N]
         self.state.grammars.begin(rows_N)
-        batch = self.rows.pack(spans, last_N, self.device)
+        batch, rows_on_device = self._pack(spans, last_N, rows_N, is_ahead=is_ahead)
         self.phase = "forward"
         hidden_TD = self.graphs.run(self._forward, batch)
         self.pulse.tick()
         # Where every token wants its logits, as in most steps, nothing has to be picked.
         wanted_ND = hidden_TD if len(last_N) == len(hidden_TD) else hidden_TD[batch.logits_rows_N]
-        sampled = self._sample(wanted_ND, rows_N, positions_N)
-        prompts = self._prompts(hidden_TD, slices, spans) if self._prompt_logprobs else {}
+        sampled, on_host_N = None, None
+        if rows_on_device is not None and self.state.is_plain and not self._prompt_logprobs:
+            on_host_N = self._sample_ahead(wanted_ND, rows_N, positions_N, rows_on_device)
+        else:
+            sampled = self._sample(wanted_ND, rows_N, positions_N)
+        return Pending(
+            slices=slices,
+            rows_N=rows_N,
+            births_N=self.rows.births_R[rows_N],
+            sampled=sampled,
+            on_host_N=on_host_N,
+            mark=self._order.mark(),
+            prompts=self._prompts(hidden_TD, slices, spans) if self._prompt_logprobs else {},
+        )
+
+    @torch.inference_mode()
+    def take(self, pending: Pending) -> tuple[SliceResult, ...]:
+        """Results of slices that were launched, in the order of launches. What was a row's that has changed hands since, or
+        was given up, is dropped: such a slice has no token.
+
+        Raises:
+            Exception: the device did not get through. Nothing is kept.
+        """
+        self.phase = "forward"
+        sampled, rows_N = pending.read(), pending.rows_N
         # From here on tokens are kept, and what throws is one row's.
         self.phase = "take"
-        for row, found in prompts.items():
+        for row, found in pending.prompts.items():
             self._prompt_logprobs[row] += found
             if any(isnan(entry.logprobs[0]) for entry in found):
                 self.faults[row] = Fault("prompt_logprobs", NOT_FINITE)
+        is_same_N = self.rows.births_R[rows_N] == pending.births_N
+        is_whole = bool(is_same_N.all())
+        if not is_whole:
+            sampled = _only(sampled, is_same_N)
         self._keep(rows_N, sampled)
         taken = self._take(rows_N, sampled)
-        return self._results(slices, sampled, taken)
+        return self._results(pending.slices, sampled, taken, is_whole=is_whole)
+
+    def drop(self, pending: Pending) -> None:
+        """Forget slices that were launched, when the device is done with them. They may be run again."""
+        pending.mark.synchronize()
+
+    def _pack(
+        self, spans: Spans, last_N: IntArray, rows_N: IntArray, *, is_ahead: bool
+    ) -> tuple[ForwardBatch, torch.Tensor | None]:
+        """The step's tensors, and with `is_ahead` `rows_N`, where the model runs."""
+        batch = self.rows.pack(spans, last_N, _HOST)
+        has_unknown = is_ahead and self.rows.mark_unknown(batch, spans)
+        more: tuple[torch.Tensor, ...] = (torch.from_numpy(rows_N),) if is_ahead else ()
+        if self._staging is not None:
+            batch, more = self._staging.carry(batch, *more)
+        if has_unknown:
+            self._last_tokens.fill_in(batch.token_ids_T)
+        return batch, more[0] if more else None
 
     @torch.inference_mode()
     def probe(self) -> None:
@@ -121,6 +187,7 @@ class Runner:
         Raises:
             Exception: they do not.
         """
+        self._order.mark().synchronize()  # whatever is wrong with what runs shows here
         hidden_1D = self._forward(probe_batch(len(self.pool.groups), self.device))
         self.pool.clear(NULL_BLOCK)
         self.sampler.chooser_for(self.device).choose(
@@ -140,6 +207,22 @@ class Runner:
         self.phase = "sample"
         return self.sampler.sample(logits_NV, rows_N, self.state, positions_N)
 
+    def _sample_ahead(
+        self,
+        hidden_ND: torch.Tensor,
+        rows_N: IntArray,
+        positions_N: IntArray,
+        rows_on_device: torch.Tensor,
+    ) -> torch.Tensor:
+        """The tokens on their way to the host, int64 [N]."""
+        if not len(rows_N):
+            return torch.empty(0, dtype=torch.int64)
+        self.phase = "logits"
+        logits_NV = self.model.logits(hidden_ND)
+        self.phase = "sample"
+        tokens_N = self.sampler.choose_ahead(logits_NV, rows_N, self.state, positions_N)
+        return self._last_tokens.put(rows_on_device, tokens_N)
+
     def _keep(self, rows_N: IntArray, sampled: SampledTokens) -> None:
         """Take note of the tokens, and of rows that have none by the model's fault."""
         self.rows.append_tokens(rows_N, np.array(sampled.token_ids, np.int64))
@@ -147,6 +230,7 @@ class Runner:
         for n, error in sampled.bad_rows.items():
             if error.status >= 500:
                 self.faults[int(rows_N[n])] = Fault("sample", error)
+                self.rows.births_R[rows_N[n]] += 1  # what was launched on top of it is nobody's
 
     def _take(self, rows_N: IntArray, sampled: SampledTokens) -> dict[int, Taken]:
         """Tell grammars of the new tokens: entry -> what follows from its token, where anything does."""
@@ -182,11 +266,16 @@ class Runner:
         return found
 
     def _results(
-        self, slices: tuple[Slice, ...], sampled: SampledTokens, taken: dict[int, Taken]
+        self,
+        slices: tuple[Slice, ...],
+        sampled: SampledTokens,
+        taken: dict[int, Taken],
+        *,
+        is_whole: bool = True,
     ) -> tuple[SliceResult, ...]:
         """In the order of the slices; the sampled entries are those that sample, in that order."""
         is_plain = not (sampled.bad_rows or sampled.has_logprobs or self._prompt_logprobs or taken)
-        if is_plain and len(slices) == len(sampled.token_ids):
+        if is_plain and is_whole and len(slices) == len(sampled.token_ids):
             rows = [piece.row for piece in slices]
             return tuple(map(SliceResult, rows, zip(sampled.token_ids, strict=True)))
         results: list[SliceResult] = []
@@ -219,6 +308,18 @@ class Runner:
             return None
         found = self._prompt_logprobs.pop(row, None)
         return None if found is None else tuple(found)
+
+
+def _only(sampled: SampledTokens, is_kept_N: npt.NDArray[np.bool_]) -> SampledTokens:
+    """Without what the others have."""
+    kept = is_kept_N.tolist()
+    return replace(
+        sampled,
+        token_ids=tuple(
+            token_id if keep else -1 for token_id, keep in zip(sampled.token_ids, kept, strict=True)
+        ),
+        bad_rows={n: error for n, error in sampled.bad_rows.items() if kept[n]},
+    )
 
 
 def _targets(request: Request, start: int, logits_NV: torch.Tensor) -> list[TokenLogprobs]:

@@ -39,7 +39,9 @@ class Step:
         """The backend's plan for a KV group, made when its first layer asks."""
         key = (id(backend), group)
         if key not in self._plans:
-            self._plans[key] = backend.plan(self.batch, group, spec)
+            kept = self.batch.plans
+            plan = backend.plan(self.batch, group, spec) if kept is None else None
+            self._plans[key] = plan if kept is None else kept.plan(backend, group, spec)
         return self._plans[key]
 
 

@@ -22,7 +22,7 @@ from octavo.models.facts import ModelFacts, read_facts
 from octavo.models.pooling_config import Runner
 from octavo.models.registry import NETWORKS
 from octavo.models.storage import WeightStorage, choose_dtype, head_case, weight_storage
-from octavo.models.weights import Progress, Spelling, fill_dummy, load_weights
+from octavo.models.weights import Filling, Spelling, fill_dummy, load_weights
 
 LoadFormat = Literal["safetensors", "dummy"]
 
@@ -74,7 +74,7 @@ def load_model(
     quantization: str = "",
     runner: Runner = "auto",
     kernels: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    filling: Filling = Filling(),
 ) -> LoadedModel:
     """Read `folder`, build its network and fill it.
 
@@ -104,7 +104,7 @@ def load_model(
     pools = facts.pooling
     pooler = None if pools is None else Pooler(pools, facts.hidden_size, build)
     if load_format == "dummy":
-        fill_dummy(model.weight_map(), seed, progress, dtype=getattr(torch, facts.dtype))
+        fill_dummy(model.weight_map(), seed, filling.progress, dtype=getattr(torch, facts.dtype))
     else:
         stages = () if pools is None else pools.stages
         spelling = Spelling(
@@ -112,7 +112,7 @@ def load_model(
             ignored=facts.ignored_weights,
             folders=tuple(stage.folder for stage in stages if stage.folder),
         )
-        load_weights(folder, model.weight_map(), build.aliases, progress, spelling=spelling)
+        load_weights(folder, model.weight_map(), build.aliases, filling, spelling=spelling)
     _finish(build)
     return LoadedModel(
         model=model,

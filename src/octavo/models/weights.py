@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,24 @@ from octavo.models.config import read_json
 
 Progress = Callable[[float], None]
 """Told the share done, from 0 to 1, rising."""
+
+
+class Carrier(Protocol):
+    """Brings tensors of the host to a device while others are read."""
+
+    def carry(self, place: torch.Tensor, source: torch.Tensor, /) -> None:
+        """Begin to copy `source` to `place`, in its dtype."""
+
+    def finish(self) -> None:
+        """Wait for all of it."""
+
+
+class Filling(NamedTuple):
+    """Who is told of weights that are filled, and who brings them."""
+
+    progress: Progress | None = None
+    carrier: Carrier | None = None
+
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -89,7 +107,7 @@ def load_weights(
     folder: Path,
     weights: Mapping[str, Weight],
     aliases: Mapping[str, str],
-    progress: Progress | None = None,
+    filling: Filling = Filling(),
     *,
     spelling: Spelling = Spelling(),
 ) -> None:
@@ -97,11 +115,13 @@ def load_weights(
 
     Where a tensor is the whole of a parameter in the dtype that is asked for, on the CPU, the parameter becomes a view of
     the mapped file instead of a copy. Layers copy it when they repack it, or else keep it mapped: then the checkpoint must
-    not be rewritten in place while it is served.
+    not be rewritten in place while it is served. What is not mapped goes by the carrier of `filling`; without one, one copy
+    after another.
 
     Raises:
         ModelError: unreadable file; unknown, missing, repeated or misshapen tensors, listed together.
     """
+    progress, carrier = filling
     problems: list[str] = []
     filled: set[str] = set()
     copies: dict[str, torch.Tensor] = {}
@@ -119,7 +139,8 @@ def load_weights(
                     if name in aliases:
                         copies[name] = file.get_tensor(stored)
                     elif name in weights:
-                        problems += _fill(name, weights[name], file.get_tensor(stored), filled)
+                        tensor = file.get_tensor(stored)
+                        problems += _fill(name, weights[name], tensor, filled, carrier)
                         done += weights[name].tensor.numel()
                         if progress is not None:
                             progress(min(1.0, done / total))
@@ -127,6 +148,8 @@ def load_weights(
                         problems.append(f"{name}: not part of this architecture")
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} cannot be read: {error}", code="E-MODEL-05") from error
+    if carrier is not None:
+        carrier.finish()
     problems += [f"{name}: missing" for name in weights if name not in filled]
     if not problems:
         problems += _check_aliases(copies, aliases, weights)
@@ -173,7 +196,9 @@ def _fill_from_pool(tensor: torch.Tensor, pool: torch.Tensor, start: int) -> Non
         start = 0
 
 
-def _fill(name: str, weight: Weight, tensor: torch.Tensor, filled: set[str]) -> list[str]:
+def _fill(
+    name: str, weight: Weight, tensor: torch.Tensor, filled: set[str], carrier: Carrier | None
+) -> list[str]:
     if name in filled:
         return [f"{name}: in more than one file"]
     filled.add(name)
@@ -182,8 +207,12 @@ def _fill(name: str, weight: Weight, tensor: torch.Tensor, filled: set[str]) -> 
         return [f"{name}: has shape {given}, config.json asks for {expected}"]
     if tensor.dtype not in LOADABLE:
         return [f"{name}: has dtype {tensor.dtype}, expected one of {LOADABLE}"]
-    if not _adopt(weight.tensor, tensor):
+    if _adopt(weight.tensor, tensor):
+        return []
+    if carrier is None:
         weight.tensor.copy_(tensor)
+    else:
+        carrier.carry(weight.tensor, tensor)
     return []
 
 

@@ -34,7 +34,7 @@ from octavo.core.result import (
     Pooled,
     StepResult,
 )
-from octavo.core.sequence import Sequence, SequenceState
+from octavo.core.sequence import UNKNOWN, Sequence, SequenceState
 from octavo.scheduler import victims
 from octavo.scheduler.accounts import Account, Accounts
 from octavo.scheduler.budget import PrefillBudget, fits_row
@@ -51,7 +51,9 @@ from octavo.scheduler.waits import Waits
 
 
 class Scheduler:
-    """Owner of all sequences. Calls alternate: any number of `add` and `cancel`, then `schedule`, then `apply`."""
+    """Owner of all sequences. Calls alternate: any number of `add` and `cancel`, then `schedule`, then `apply`; or, with one
+    step under way, `foresee` of that step, `schedule` of the next, `apply` of the first.
+    """
 
     def __init__(self, limits: Limits, cache: KVCache, policy: Policy) -> None:
         self.limits = limits
@@ -336,8 +338,42 @@ class Scheduler:
 
     # -- apply ---------------------------------------------------------------------------------------------------
 
-    def apply(self, plan: StepPlan, result: StepResult, now: float) -> list[Event]:
-        """Take a step's results: advance, append tokens, finish, free, publish prefixes."""
+    def planned(self, plan: StepPlan) -> list[Sequence]:
+        """The sequences of a plan just made, slice by slice: for `foresee` and `apply`, when rows may have changed hands."""
+        by_row = self.places.by_row
+        return [by_row[piece.row] for piece in plan.slices]
+
+    def foresee(self, plan: StepPlan, sequences: list[Sequence]) -> None:
+        """Let the next plan count on a step that runs and has no results yet: whoever samples goes on from a token that is
+        UNKNOWN. `schedule` and then `apply` of that step must follow, and nothing else in between.
+        """
+        for piece, sequence in zip(plan.slices, sequences, strict=True):
+            if sequence.state is not SequenceState.RUNNING:
+                continue
+            sequence.num_computed = piece.start + piece.count
+            if piece.sample:
+                sequence.token_ids.append(UNKNOWN)
+                if len(sequence.token_ids) >= sequence.most_tokens:
+                    sequence.num_computed += 1  # the last token ends it: nothing is left to run
+
+    def _settle(self, piece: Slice, sequence: Sequence) -> bool:
+        """Undo what was foreseen of a slice; whether its result still matters to anyone."""
+        if piece.sample and sequence.token_ids[-1] == UNKNOWN:
+            sequence.token_ids.pop()
+        return sequence.state is not SequenceState.FINISHED
+
+    def apply(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        now: float,
+        sequences: list[Sequence] | None = None,
+    ) -> list[Event]:
+        """Take a step's results: advance, append tokens, finish, free, publish prefixes.
+
+        `sequences` is what `planned` said, where other calls came in between; those that have ended are passed over, and
+        those that gave way meanwhile keep their tokens.
+        """
         events: list[Event] = []
         self.counters.last_step_tokens = plan.num_tokens
         self.counters.last_step_s = result.elapsed_s
@@ -345,16 +381,24 @@ class Scheduler:
             self.step_time.observe(
                 plan.num_tokens, context_of(plan), result.elapsed_s, is_mixed=is_mixed(plan)
             )
-        for piece, outcome in zip(plan.slices, result.slices, strict=True):
-            sequence = self.places.by_row[piece.row]
+        if sequences is None:
+            sequences = self.planned(plan)
+            is_late = False
+        else:
+            is_late = True
+        running = SequenceState.RUNNING
+        for piece, outcome, sequence in zip(plan.slices, result.slices, sequences, strict=True):
+            if is_late and not self._settle(piece, sequence):
+                continue
             if outcome.error is not None:
                 events.append(self._fail(sequence, outcome.error))
                 continue
             if piece.start < sequence.counted_to:
                 line = self.accounts.line if self.step_time.is_fitted else None
                 self.counters.count(sequence, piece, line)
-            sequence.num_computed = piece.start + piece.count
-            self.cache.advance(sequence)
+            if sequence.state is running:
+                sequence.num_computed = piece.start + piece.count
+                self.cache.advance(sequence)
             if outcome.pooled is not None:
                 sequence.first_token_at = sequence.last_token_at = now
                 events.append(

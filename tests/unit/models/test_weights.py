@@ -8,10 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fake_device import FakeDevice
 from octavo.core.errors import ConfigError, ModelError
+from octavo.engine.carrier import WeightCarrier
 from octavo.layers.build import Weight
 from octavo.models.load import load_model
-from octavo.models.weights import fill_dummy, load_weights
+from octavo.models.weights import Filling, fill_dummy, load_weights
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -60,7 +62,7 @@ def test_every_tensor_lands_in_its_place(tmp_path: Path, is_split: bool) -> None
         extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.randn(2)}
         save_file({**tensors, **extra}, tmp_path / "model.safetensors")
     shares: list[float] = []
-    load_weights(tmp_path, weights, {}, shares.append)
+    load_weights(tmp_path, weights, {}, Filling(shares.append))
     for name, tensor in tensors.items():
         assert torch.equal(weights[name].tensor, tensor.float())
     assert shares == sorted(shares)
@@ -152,7 +154,7 @@ def test_load_model_from_config_alone(tmp_path: Path) -> None:
         dtype="bfloat16",
         load_format="dummy",
         kernels={"attention": "reference"},
-        progress=shares.append,
+        filling=Filling(shares.append),
     )
     assert loaded.dtype == "bfloat16"
     assert shares[-1] == 1.0
@@ -191,3 +193,14 @@ def test_a_whole_parameter_becomes_the_mapped_file(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="part: not part of this architecture"):
         load_weights(tmp_path, again, {})
     assert torch.equal(again["table"].tensor, tensors["table"])
+
+
+def test_a_carrier_brings_what_is_not_mapped(tmp_path: Path) -> None:
+    tensors = make_tensors()
+    save_split(tmp_path, tensors)
+    carrier = WeightCarrier(FakeDevice(), piece_bytes=16)
+    weights = make_weights()
+    load_weights(tmp_path, weights, {}, Filling(carrier=carrier))
+    for name, tensor in tensors.items():
+        assert torch.equal(weights[name].tensor, tensor)
+    carrier.close()

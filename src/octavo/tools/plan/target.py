@@ -79,7 +79,7 @@ def find(name: str, given: Given, num_ranks: int = 1) -> Target:
                 fix="Leave --tp out, or name a GPU.",
                 param="tp",
             )
-        available = given.memory_bytes or available_bytes("cpu")
+        available = given.memory_bytes or available_bytes()
         if given.read_gb_s is None or given.tflops is None:
             return Target("cpu", "cpu", available, None, "measured here, now")
         row = Device(0, given.read_gb_s, given.tflops, given.tflops, 0.0, "as given")

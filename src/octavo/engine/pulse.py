@@ -95,7 +95,9 @@ class Page:
         )
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Give the memory back, once."""
+        if self._map.closed:
+            return  # by then the number may be another file's
         self.fields.release()
         self._map.close()
         os.close(self.fd)

@@ -175,20 +175,20 @@ class Calls:
             while len(self._past) > MOST_PAST:
                 self._past.popitem(last=False)
 
-    def find(self, tenant: str, given: str) -> Running:
-        """A call under way, of this tenant.
+    def find(self, tenant: str | None, given: str) -> Running:
+        """A call under way, of this tenant; None: of any.
 
         Raises:
             NotFoundError: it has none of that id, or no longer.
         """
         match = _ID.fullmatch(given)
         running = self._by_id.get(match[1]) if match else None
-        if running is None or running.tenant != tenant:
+        if running is None or tenant not in (None, running.tenant):
             raise _not_found(given, "is under way", "it may have ended already")
         return running
 
-    def recall(self, tenant: str, given: str) -> Running | Past:
-        """A call of this tenant, under way or among the last that ended.
+    def recall(self, tenant: str | None, given: str) -> Running | Past:
+        """A call of this tenant (None: of any), under way or among the last that ended.
 
         Raises:
             NotFoundError: it has none of that id, or no longer.
@@ -196,7 +196,7 @@ class Calls:
         match = _ID.fullmatch(given)
         call_id = match[1] if match else ""
         found = self._by_id.get(call_id) or self._past.get(call_id)
-        if found is None or found.tenant != tenant:
+        if found is None or tenant not in (None, found.tenant):
             raise _not_found(
                 given,
                 f"is under way or among the last {MOST_PAST} that ended",

@@ -67,6 +67,14 @@ def test_another_process_reads_what_this_one_writes() -> None:
         os.fstat(fd)
 
 
+def test_a_page_is_closed_once() -> None:
+    page = Page.create()
+    page.close()
+    with open(os.devnull, "rb") as other:  # takes the number that the page had
+        page.close()
+        assert other.read(1) == b""
+
+
 def test_rest_is_no_hang_and_a_turn_is_progress() -> None:
     page = Page.create()
     pulse = Pulse(page)

@@ -63,6 +63,25 @@ def test_whoever_can_open_the_socket_is_an_admin(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_an_admin_ends_the_calls_of_all(tmp_path: Path) -> None:
+    path, engine = tmp_path / "admin.sock", FakeEngine()
+    engine.pause_after = 1
+    head = {"authorization": "Bearer named"}
+    body = {"prompt": "ab", "max_tokens": 9, "stream": True}
+    with (
+        with_admin(path, engine) as server,
+        httpx.stream(
+            "POST", f"{server.url}/v1/completions", json=body, headers=head, timeout=10
+        ) as answer,
+    ):
+        assert engine.paused.acquire(timeout=10)
+        name = answer.headers["x-request-id"]
+        assert call(path, "GET", f"/v1/requests/{name}").json()["state"] == "generating"
+        assert call(path, "DELETE", f"/v1/requests/{name}").json()["state"] == "aborted"
+        assert '"finish_reason":"abort"' in answer.read().decode()
+        assert call(path, "GET", f"/v1/requests/{name}").json()["state"] == "ended"
+
+
 def test_admin_calls_wait_for_an_engine(tmp_path: Path) -> None:
     path, engine = tmp_path / "admin.sock", FakeEngine()
     engine.state = "loading"

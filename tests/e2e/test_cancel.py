@@ -170,7 +170,7 @@ def test_end_a_stream_by_its_id() -> None:
         ends = [c["finish_reason"] for chunk in chunks for c in chunk["choices"]]
         assert [end for end in ends if end] == ["abort", "abort"]
         assert last["usage"]["completion_tokens"] == 8
-        assert by_id(server, "GET", name).json()["state"] == "ended"
+        assert by_id(server, "GET", name).json()["state"] == "aborted"
         assert by_id(server, "GET", name, "two").status_code == 404
         assert by_id(server, "DELETE", name).status_code == 404, "there is nothing to end"
         metrics = server.state.metrics

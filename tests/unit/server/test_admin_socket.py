@@ -79,7 +79,7 @@ def test_an_admin_ends_the_calls_of_all(tmp_path: Path) -> None:
         assert call(path, "GET", f"/v1/requests/{name}").json()["state"] == "generating"
         assert call(path, "DELETE", f"/v1/requests/{name}").json()["state"] == "aborted"
         assert '"finish_reason":"abort"' in answer.read().decode()
-        assert call(path, "GET", f"/v1/requests/{name}").json()["state"] == "ended"
+        assert call(path, "GET", f"/v1/requests/{name}").json()["state"] == "aborted"
 
 
 def test_admin_calls_wait_for_an_engine(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def _from_log(found: Evidence) -> Shown:
     # lazy: as above
     import msgspec
 
+    # lazy: as above
     from octavo.meter.evidence import stamps_of
     from octavo.meter.why import explain
 

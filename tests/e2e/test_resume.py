@@ -86,7 +86,8 @@ def timeless(events: list[Event]) -> list[bytes]:
             assert event.timing.first_token is not None and event.timing.admitted is not None
             event = replace(event, timing=None, num_cached=0)  # type: ignore[arg-type]
         elif isinstance(event, TokenOut):
-            event = replace(event, num_cached=0)
+            is_first = event.admitted is not None  # said once, whatever became of engines
+            event = replace(event, num_cached=0, admitted=0.0 if is_first else None)
         plain.append(msgspec.msgpack.encode(event))
     return plain
 

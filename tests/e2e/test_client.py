@@ -150,7 +150,7 @@ async def test_a_long_temporary_folder_leaves_the_socket_room(
         ({}, {"max_num_batched_tokens": 9}, ConfigError, "E-CFG-03"),
         ({}, {"device": "cuda"}, ConfigError, "E-GPU-01"),
         ({}, {"scheduling_policy": "fcsf"}, ConfigError, "E-REG-01"),
-        ({}, {"step_log": "/nowhere/steps.jsonl"}, ConfigError, "E-CFG-07"),
+        ({}, {"step_log": "/dev/null/steps"}, ConfigError, "E-CFG-07"),
         ({"architectures": ["Qwen9ForCausalLM"]}, {}, ModelError, None),
     ],
 )

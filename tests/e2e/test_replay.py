@@ -19,7 +19,7 @@ from overcommit import overcommit
 SMALL = {
     "overcommits": True,
     "max_model_len": 256,
-    "kv_cache_memory_bytes": 256 * 16 * 30,
+    "kv_cache_memory_bytes": 256 * 16 * 24,
     "max_num_seqs": 6,
     "max_num_batched_tokens": 48,
 }

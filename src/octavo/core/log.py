@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import time
-from typing import Literal
+from typing import Literal, TextIO
 
 from octavo.core import env
 
@@ -32,12 +32,17 @@ def configure(level: str | None = None, *, style: Style = "text") -> None:
     formatter = JsonLines() if style == "json" else logging.Formatter(_FORMAT, datefmt="%H:%M:%S")
     for name in _SHARED:
         shared = logging.getLogger(name)
-        if not shared.handlers:
-            shared.addHandler(logging.StreamHandler(sys.stderr))
+        ours = [handler for handler in shared.handlers if isinstance(handler, _ToStderr)]
+        if not ours:
+            ours = [_ToStderr(sys.stderr)]
+            shared.addHandler(ours[0])
             shared.propagate = False
-        for handler in shared.handlers:
-            handler.setFormatter(formatter)
+        ours[0].setFormatter(formatter)
     logging.getLogger("octavo").setLevel(level)
+
+
+class _ToStderr(logging.StreamHandler[TextIO]):
+    """Ours: others may have theirs beside it."""
 
 
 class JsonLines(logging.Formatter):

@@ -18,7 +18,7 @@ from octavo.decoding.sampler import Sampler
 from octavo.decoding.state import SamplingBatch
 from octavo.kernels.sampling import ROW, RowMasks
 from octavo.kernels.triton import sample
-from unit.decoding._rows import request, state_of
+from unit.decoding._rows import random_logits, request, state_of
 
 # numpy's, which interprets: what overflows or is undefined there is masked out afterwards, as on a device.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -34,22 +34,6 @@ def random_params(rng: numbers.Random) -> SamplingParams:
         min_p=rng.choice([0.0, 0.0, 0.02, 1.0]),
         seed=rng.getrandbits(62),
     )
-
-
-def random_logits(num_rows: int, vocab_size: int, seed: int) -> torch.Tensor:
-    """Several spreads; rows full of ties, of -inf, of zeros of both signs, far from zero, and unsound ones."""
-    generator = torch.Generator().manual_seed(seed)
-    logits_NV = torch.randn(num_rows, vocab_size, generator=generator)
-    logits_NV *= torch.tensor([0.0, 0.3, 1.0, 3.0, 10.0]).repeat(num_rows)[:num_rows, None]
-    logits_NV[::3] = (logits_NV[::3] * 4).round() / 4
-    logits_NV[1::7] += 3e4
-    logits_NV[2::7] -= 1e30
-    logits_NV[3::11][torch.rand(logits_NV[3::11].shape, generator=generator) < 0.9] = -torch.inf
-    logits_NV[4::11] *= -0.0
-    for first, value in ((5, torch.nan), (6, torch.inf), (7, -torch.inf)):
-        logits_NV[first::29, vocab_size // 2 :] = value
-    logits_NV[8::29] = -torch.inf
-    return logits_NV
 
 
 def batch_of(params: list[SamplingParams], seed: int, masks: StepMasks | None) -> SamplingBatch:

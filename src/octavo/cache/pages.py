@@ -10,10 +10,12 @@ and no two layers at the same time. Blocks are handed out in ascending order at 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import cast
 
 from octavo.core.log import get_logger
 
@@ -109,8 +111,12 @@ def _populate(address: int, num_bytes: int) -> int:
     """madvise on the whole pages around; 0 or an errno."""
     page = os.sysconf("SC_PAGE_SIZE")
     start = address // page * page
-    libc = ctypes.CDLL(None, use_errno=True)  # calls let go of the interpreter's lock
-    call = libc.madvise
-    call.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    failed = call(start, address + num_bytes - start, MADV_POPULATE_WRITE)
+    failed = _madvise()(start, address + num_bytes - start, MADV_POPULATE_WRITE)
     return ctypes.get_errno() if failed else 0
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int]:
+    call = ctypes.CDLL(None, use_errno=True).madvise  # calls let go of the interpreter's lock
+    call.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return cast("Callable[[int, int, int], int]", call)

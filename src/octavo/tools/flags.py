@@ -296,3 +296,10 @@ def expected(flag: Flag) -> str:
         if bound is not None
     ]
     return " ".join([words[flag.kind], " and ".join(bounds)]).strip()
+
+
+def server_config(args: argparse.Namespace, *names: str) -> ServerConfig:
+    """What `--config` and, over it, the flags of these names say of a server, to a verb that is none."""
+    values = read_config_file(args.config) if args.config else {}
+    given = {name: getattr(args, name) for name in names}
+    return build(ServerConfig, values | {name: v for name, v in given.items() if v is not None})

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from octavo.core.config import ServerConfig
 from octavo.core.errors import ConfigError
-from octavo.tools.flags import build, read_config_file
+from octavo.tools.flags import server_config
 from octavo.tools.parser import Parser
 
 if TYPE_CHECKING:
@@ -31,11 +30,7 @@ def open_ledger(args: argparse.Namespace, *, create: bool = False) -> LedgerStor
     from octavo.server.costs.store import LedgerStore
     from octavo.tools.local import ledger_url
 
-    values = read_config_file(args.config) if args.config else {}
-    for name in ("ledger_url", "state_dir"):
-        if getattr(args, name) is not None:
-            values[name] = getattr(args, name)
-    url = ledger_url(build(ServerConfig, values))
+    url = ledger_url(server_config(args, "ledger_url", "state_dir"))
     if url is None:
         raise ConfigError(
             "no ledger is named.",

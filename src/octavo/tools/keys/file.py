@@ -9,12 +9,11 @@ import time
 from pathlib import Path
 from typing import cast
 
-from octavo.core.config import ServerConfig
 from octavo.core.errors import ConfigError
 from octavo.server.auth import key_file
 from octavo.server.keys.rows import MAX_LIMIT, Limits
 from octavo.server.keys.store import KeyStore
-from octavo.tools.flags import build, read_config_file
+from octavo.tools.flags import server_config
 from octavo.tools.parser import Parser, number
 
 _SPAN = re.compile(r"(\d{1,9})([smhdw]?)")
@@ -34,11 +33,7 @@ def open_store(args: argparse.Namespace, *, create: bool = False) -> KeyStore:
     Raises:
         ConfigError: none is named, or it cannot be used.
     """
-    values = read_config_file(args.config) if args.config else {}
-    for name in ("key_store", "state_dir"):
-        if getattr(args, name) is not None:
-            values[name] = getattr(args, name)
-    path = key_file(build(ServerConfig, values))
+    path = key_file(server_config(args, "key_store", "state_dir"))
     if path is None:
         raise ConfigError(
             "no key store is named.",

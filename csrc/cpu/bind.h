@@ -18,7 +18,7 @@ namespace octavo::bind {
 
 namespace nb = nanobind;
 
-constexpr Isa kAllIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512};
+constexpr Isa kAllIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16};
 
 // Raises ValueError unless `holds`.
 inline void require(bool holds, const std::string& message) {

@@ -10,6 +10,8 @@
 namespace octavo {
 namespace {
 
+#include "convert_body.h"
+
 // A block of x, 192 x 512 floats, fills three quarters of a 512 KiB L2; panels stream past it.
 constexpr int kBlockRows = 192;
 constexpr int kBlockInputs = 512;
@@ -18,8 +20,10 @@ constexpr int kPanelsPerItem = 16;
 
 struct Product {
   const PackedWeight* weight;
-  const float* x;  // [N, D], or packed
+  const float* x;  // [N, D], or packed; floats, or words of two bfloat16 and D is the number of pairs
   bool is_packed;
+  bool is_paired;
+  int num_inputs;  // D, of which `inputs_per_block` go through at once
   int num_rows;
   const float* bias;
   float* out;
@@ -48,6 +52,10 @@ void begin_rows(const Product& p, int row, int rows, int first_output, int outpu
   }
 }
 
+void multiply(const Product& p, const GemmTile& tile) {
+  p.is_paired ? p.kernels->multiply_pairs(tile) : p.kernels->multiply(tile);
+}
+
 // A tile whose last panel goes beyond the outputs computes into a buffer of whole panels.
 void run_edge(const Product& p, GemmTile tile, int valid) {
   float whole[kMaxTileRows * kPanel] = {};
@@ -57,7 +65,7 @@ void run_edge(const Product& p, GemmTile tile, int valid) {
   tile.out = whole;
   tile.out_stride = kPanel;
   tile.num_panels = 1;
-  p.kernels->multiply(tile);
+  multiply(p, tile);
   for (int r = 0; r < tile.num_rows; ++r) std::memcpy(out + r * stride, whole + r * kPanel, sizeof(float) * size_t(valid));
 }
 
@@ -66,7 +74,7 @@ void run_panels(const Product& p, GemmTile tile, int row, int first_panel, int l
   const int whole = std::min(last_panel, p.weight->num_outputs / kPanel);
   tile.out = p.out + int64_t(row) * p.weight->num_outputs + int64_t(first_panel) * kPanel;
   tile.num_panels = whole - first_panel;
-  if (tile.num_panels > 0) p.kernels->multiply(tile);
+  if (tile.num_panels > 0) multiply(p, tile);
   if (whole < last_panel) {
     tile.panel += tile.panel_stride * (whole - first_panel);
     tile.out += int64_t(whole - first_panel) * kPanel;
@@ -84,23 +92,23 @@ void run_item(void* context, int item, int /*worker*/) {
   const int rows = std::min(p.rows_per_item, p.num_rows - first_row);
   const int first_output = first_panel * kPanel;
   begin_rows(p, first_row, rows, first_output, std::min(last_panel * kPanel, w.num_outputs) - first_output);
-  const int64_t size = element_size(w.dtype);
   GemmTile tile{};
   tile.dtype = w.dtype;
-  tile.panel_stride = int64_t(w.num_inputs) * kPanel * size;
+  tile.panel_stride = num_lines(w.num_inputs, w.dtype) * kLine;
   tile.out_stride = w.num_outputs;
   // One tile of rows: four panels at once, so that one row has enough chains. More: all tiles past a panel in the L1.
   const int step = p.num_rows <= kMaxTileRows ? 4 : p.kernels->panels_together;
-  for (int from = 0; from < w.num_inputs; from += p.inputs_per_block) {
-    tile.num_inputs = std::min(p.inputs_per_block, w.num_inputs - from);
+  const int per_line = p.is_paired ? 1 : inputs_per_line(w.dtype);  // blocks begin where lines do
+  for (int from = 0; from < p.num_inputs; from += p.inputs_per_block) {
+    tile.num_inputs = std::min(p.inputs_per_block, p.num_inputs - from);
     for (int panel = first_panel; panel < last_panel; panel += step) {
-      tile.panel = static_cast<const char*>(w.data) + panel * tile.panel_stride + int64_t(from) * kPanel * size;
+      tile.panel = static_cast<const char*>(w.data) + panel * tile.panel_stride + int64_t(from / per_line) * kLine;
       for (int done = 0; done < rows; done += tile.num_rows) {
         tile.num_rows = tile_rows(rows, done);
         const int row = first_row + done;
-        tile.row_stride = p.is_packed ? 1 : w.num_inputs;
+        tile.row_stride = p.is_packed ? 1 : p.num_inputs;
         tile.input_stride = p.is_packed ? tile.num_rows : 1;
-        tile.x = p.x + int64_t(row) * w.num_inputs + from * tile.input_stride;
+        tile.x = p.x + int64_t(row) * p.num_inputs + from * tile.input_stride;
         run_panels(p, tile, row, panel, std::min(panel + step, last_panel));
       }
     }
@@ -112,22 +120,42 @@ struct RowPacking {
   float* packed;
   int num_rows;
   int num_inputs;
+  bool is_paired;
 };
+
+// Two inputs as bfloat16 in one word, the first in its lower half; beyond the last a zero.
+inline float pair_at(const float* row, int64_t d, int num_inputs) {
+  const uint32_t low = float_to_bf16(row[d]), high = d + 1 < num_inputs ? float_to_bf16(row[d + 1]) : 0;
+  return float_of_bits(high << 16 | low);
+}
 
 // One block of rows as tiles [D, rows of the tile], so that a tile's inputs are read in one stream.
 void pack_rows(void* context, int item, int /*worker*/) {
   const RowPacking& p = *static_cast<const RowPacking*>(context);
   const int first_row = item * kBlockRows;
   const int rows = std::min(kBlockRows, p.num_rows - first_row);
+  const int words = p.is_paired ? (p.num_inputs + 1) / 2 : p.num_inputs;
   int count = 0;
   for (int done = 0; done < rows; done += count) {
     count = tile_rows(rows, done);
     const float* from = p.x + int64_t(first_row + done) * p.num_inputs;
-    float* to = p.packed + int64_t(first_row + done) * p.num_inputs;
+    float* to = p.packed + int64_t(first_row + done) * words;
     for (int r = 0; r < count; ++r) {
       const float* row = from + int64_t(r) * p.num_inputs;
-      for (int d = 0; d < p.num_inputs; ++d) to[int64_t(d) * count + r] = row[d];
+      if (p.is_paired) {
+        for (int w = 0; w < words; ++w) to[int64_t(w) * count + r] = pair_at(row, 2 * int64_t(w), p.num_inputs);
+      } else {
+        for (int d = 0; d < p.num_inputs; ++d) to[int64_t(d) * count + r] = row[d];
+      }
     }
+  }
+}
+
+// Few rows as they lie, [N, pairs].
+void pair_rows(const float* x, int num_rows, int num_inputs, float* to) {
+  const int words = (num_inputs + 1) / 2;
+  for (int r = 0; r < num_rows; ++r, x += num_inputs, to += words) {
+    for (int w = 0; w < words; ++w) to[w] = pair_at(x, 2 * int64_t(w), num_inputs);
   }
 }
 
@@ -153,24 +181,30 @@ inline void convert(const char* from, DType source, char* to, DType as) {
   }
 }
 
-// Inputs first .. last of a panel, for outputs that are all there.
+// Whole lines of a panel, for inputs first .. last and outputs that are all there.
 template <DType kFrom, DType kAs>
-void pack_inputs(const char* rows, int64_t row_bytes, int first, int last, char* to) {
-  constexpr int kFromSize = kFrom == DType::float32 ? 4 : 2, kAsSize = kAs == DType::float32 ? 4 : 2;
+void pack_lines(const char* rows, int64_t row_bytes, int first, int last, char* to) {
+  constexpr int kSize = kFrom == DType::float32 ? 4 : 2, kWidth = kAs == DType::float32 ? 4 : 2, kInputs = 4 / kWidth;
   for (int i = 0; i < kPanel; ++i) {
     const char* row = rows + i * row_bytes;
-    char* column = to + place_of(i, kAs) * kAsSize;
-    for (int64_t d = first; d < last; ++d) convert(row + d * kFromSize, kFrom, column + d * kPanel * kAsSize, kAs);
+    char* word = to + place_of(first, i, kAs);
+    for (int64_t d = first; d + kInputs <= last; d += kInputs, word += kLine) {
+      if (kFrom == DType::bfloat16 && kAs == DType::bfloat16) {
+        std::memcpy(word, row + d * kSize, 4);
+      } else {
+        for (int k = 0; k < kInputs; ++k) convert(row + (d + k) * kSize, kFrom, word + k * kWidth, kAs);
+      }
+    }
   }
 }
 
-using PackInputs = void (*)(const char*, int64_t, int, int, char*);
+using PackLines = void (*)(const char*, int64_t, int, int, char*);
 
-PackInputs packing_of(DType from, DType as) {
+PackLines packing_of(DType from, DType as) {
   if (from == DType::float32) {
-    return as == DType::float32 ? pack_inputs<DType::float32, DType::float32> : pack_inputs<DType::float32, DType::bfloat16>;
+    return as == DType::float32 ? pack_lines<DType::float32, DType::float32> : pack_lines<DType::float32, DType::bfloat16>;
   }
-  return as == DType::float32 ? pack_inputs<DType::bfloat16, DType::float32> : pack_inputs<DType::bfloat16, DType::bfloat16>;
+  return as == DType::float32 ? pack_lines<DType::bfloat16, DType::float32> : pack_lines<DType::bfloat16, DType::bfloat16>;
 }
 
 // Outputs are written sixteen apart; 64 inputs at a time, what is written stays in the L1 until its lines are full.
@@ -179,22 +213,22 @@ constexpr int kPackInputs = 64;
 void pack_panel(void* context, int panel, int /*worker*/) {
   const WeightPacking& p = *static_cast<const WeightPacking*>(context);
   const int64_t row_bytes = int64_t(p.num_inputs) * element_size(p.from);
-  const int64_t panel_bytes = int64_t(p.num_inputs) * kPanel * element_size(p.as);
+  const int64_t panel_bytes = num_lines(p.num_inputs, p.as) * kLine;
   const char* rows = p.source + int64_t(panel) * kPanel * row_bytes;
   char* to = p.to + panel * panel_bytes;
   const int valid = std::min(kPanel, p.num_outputs - panel * kPanel);
-  if (valid == kPanel) {
-    const PackInputs pack = packing_of(p.from, p.as);
-    for (int first = 0; first < p.num_inputs; first += kPackInputs) {
-      pack(rows, row_bytes, first, std::min(first + kPackInputs, p.num_inputs), to);
-    }
-    return;
+  const bool is_whole = valid == kPanel;
+  const int in_lines = is_whole ? p.num_inputs / inputs_per_line(p.as) * inputs_per_line(p.as) : 0;
+  const PackLines pack = packing_of(p.from, p.as);
+  for (int first = 0; first < in_lines; first += kPackInputs) {
+    pack(rows, row_bytes, first, std::min(first + kPackInputs, in_lines), to);
   }
-  std::fill_n(to, panel_bytes, char(0));
+  // What fills no line: outputs that are not there, and an input without its neighbour.
+  const int64_t packed = int64_t(in_lines / inputs_per_line(p.as)) * kLine;
+  std::fill_n(to + packed, panel_bytes - packed, char(0));
   for (int i = 0; i < valid; ++i) {
-    char* column = to + place_of(i, p.as) * element_size(p.as);
-    for (int64_t d = 0; d < p.num_inputs; ++d, column += kPanel * element_size(p.as)) {
-      convert(rows + i * row_bytes + d * element_size(p.from), p.from, column, p.as);
+    for (int64_t d = in_lines; d < p.num_inputs; ++d) {
+      convert(rows + i * row_bytes + d * element_size(p.from), p.from, to + place_of(d, i, p.as), p.as);
     }
   }
 }
@@ -204,19 +238,23 @@ void pack_panel(void* context, int panel, int /*worker*/) {
 const GemmKernels* gemm_kernels(Isa isa) {
   switch (isa) {
     case Isa::scalar: {
-      static const GemmKernels scalar{gemm_scalar, 1};
+      static const GemmKernels scalar{gemm_scalar, 1, nullptr};
       return &scalar;
     }
 #ifdef OCTAVO_HAVE_AVX2
     case Isa::avx2: {
-      static const GemmKernels avx2{gemm_avx2, 1};
+      static const GemmKernels avx2{gemm_avx2, 1, nullptr};
       return &avx2;
     }
 #endif
 #ifdef OCTAVO_HAVE_AVX512
     case Isa::avx512: {
-      static const GemmKernels avx512{gemm_avx512, 2};
+      static const GemmKernels avx512{gemm_avx512, 2, nullptr};
       return &avx512;
+    }
+    case Isa::avx512_bf16: {
+      static const GemmKernels avx512_bf16{gemm_avx512, 2, gemm_avx512_bf16};
+      return &avx512_bf16;
     }
 #endif
     default: return nullptr;
@@ -224,7 +262,7 @@ const GemmKernels* gemm_kernels(Isa isa) {
 }
 
 int64_t packed_bytes(int num_outputs, int num_inputs, DType dtype) {
-  return int64_t(num_panels(num_outputs)) * kPanel * num_inputs * element_size(dtype);
+  return num_panels(num_outputs) * num_lines(num_inputs, dtype) * kLine;
 }
 
 bool all_bfloat16(const float* values, int64_t count) {
@@ -244,14 +282,14 @@ void pack_weight(const void* source, DType from, int num_outputs, int num_inputs
 }
 
 void gather_rows(const PackedWeight& weight, const int64_t* ids, int64_t count, float* out) {
-  const int64_t D = weight.num_inputs;
+  const int64_t D = weight.num_inputs, panel_bytes = num_lines(weight.num_inputs, weight.dtype) * kLine;
   const int size = element_size(weight.dtype);
   for (int64_t n = 0; n < count; ++n) {
-    const char* from = static_cast<const char*>(weight.data) + ids[n] / kPanel * D * kPanel * size;
-    from += place_of(int(ids[n] % kPanel), weight.dtype) * size;
-    for (int64_t d = 0; d < D; ++d, from += kPanel * size, ++out) {
-      uint32_t word = 0;
-      std::memcpy(reinterpret_cast<char*>(&word) + (4 - size), from, size_t(size));  // little endian: the upper half
+    const char* panel = static_cast<const char*>(weight.data) + ids[n] / kPanel * panel_bytes;
+    const int output = int(ids[n] % kPanel);
+    for (int64_t d = 0; d < D; ++d, ++out) {
+      uint32_t word = 0;  // little endian: a bfloat16 is the upper half
+      std::memcpy(reinterpret_cast<char*>(&word) + (4 - size), panel + place_of(d, output, weight.dtype), size_t(size));
       std::memcpy(out, &word, 4);
     }
   }
@@ -261,20 +299,27 @@ void gemm(const PackedWeight& weight, const float* x, int num_rows, const float*
           const GemmKernels& kernels, int num_threads) {
   if (num_rows == 0 || weight.num_outputs == 0) return;
   const int panels = num_panels(weight.num_outputs);
-  Product product{&weight, x, false, num_rows, bias, out, &kernels, num_rows, std::max(1, weight.num_inputs), 0, 0};
+  const bool is_paired = weight.dtype == DType::bfloat16 && kernels.multiply_pairs != nullptr;
+  const int words = is_paired ? (weight.num_inputs + 1) / 2 : weight.num_inputs;
+  Product product{&weight, x, false, is_paired, words, num_rows, bias, out, &kernels, num_rows, std::max(1, words), 0, 0};
   if (num_rows > kFewRows) {
     product.is_packed = true;
     product.rows_per_item = kBlockRows;
     product.inputs_per_block = kBlockInputs;
     product.panels_per_item = kPanelsPerItem;
-    float* packed = thread_scratch(int64_t(num_rows) * weight.num_inputs);
-    RowPacking packing{x, packed, num_rows, weight.num_inputs};
+    float* packed = thread_scratch(int64_t(num_rows) * words);
+    RowPacking packing{x, packed, num_rows, weight.num_inputs, is_paired};
     parallel_for((num_rows + kBlockRows - 1) / kBlockRows, num_threads, pack_rows, &packing);
     product.x = packed;
   } else {
     // Four items per thread, so that a thread that is held up for a while does not hold up the others.
     const int items = num_threads == 1 ? 1 : num_threads * 4;
     product.panels_per_item = std::max(4, ((panels + items - 1) / items + 3) / 4 * 4);
+    if (is_paired) {
+      float* paired = thread_scratch(int64_t(num_rows) * words);
+      pair_rows(x, num_rows, weight.num_inputs, paired);
+      product.x = paired;
+    }
   }
   product.panel_items = (panels + product.panels_per_item - 1) / product.panels_per_item;
   const int row_blocks = (num_rows + product.rows_per_item - 1) / product.rows_per_item;

@@ -4,6 +4,9 @@
 //
 // Every output element is one chain of fused multiply-adds over d = 0 .. D - 1, begun at the bias, in float32. So a row's
 // result depends on its own inputs alone: not on other rows, tiles, threads, or the instruction set.
+//
+// Units for products of bfloat16 (Isa::avx512_bf16) take another chain, over pairs of inputs that are rounded to bfloat16
+// first; sums are float32. A row's result still depends on its own inputs alone, but not every machine has such units.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +19,10 @@ namespace octavo {
 constexpr int kPanel = 16;      // outputs that lie together
 constexpr int kMaxTileRows = 6;  // rows whose accumulators, 6 x 16 floats, fill twelve of sixteen AVX2 registers
 
-// Weights as [P, D, kPanel], the last panel filled up with zeros. In float32 a panel's outputs lie in order; in bfloat16
-// output i lies at 2i for i < 8 and at 2(i - 8) + 1 otherwise, so that a shift and a mask widen them.
+// Weights as panels of lines of 64 bytes, the last panel filled up with zeros. In float32 a line is one input of a panel's
+// outputs in order; in bfloat16 it is two inputs, output after output, the even input first: so a shift and a mask widen
+// them, and units that multiply pairs (AVX512_BF16, and tiles of AMX) take them as they are. An odd last input has a zero
+// beside it.
 struct PackedWeight {
   DType dtype;
   int num_outputs;
@@ -29,23 +34,29 @@ struct PackedWeight {
 static inline int num_panels(int num_outputs) { return (num_outputs + kPanel - 1) / kPanel; }
 static inline int element_size(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 
-// Where output 0 .. kPanel - 1 of a panel lies among the panel's values for one input.
-static inline int place_of(int output, DType dtype) {
-  if (dtype == DType::float32) return output;
-  return output < kPanel / 2 ? 2 * output : 2 * (output - kPanel / 2) + 1;
+constexpr int kLine = kPanel * 4;  // bytes
+static inline int inputs_per_line(DType dtype) { return dtype == DType::float32 ? 1 : 2; }
+static inline int64_t num_lines(int num_inputs, DType dtype) {
+  return (int64_t(num_inputs) + inputs_per_line(dtype) - 1) / inputs_per_line(dtype);
+}
+
+// Bytes from the start of a panel to one input of one of its outputs.
+static inline int64_t place_of(int64_t input, int output, DType dtype) {
+  if (dtype == DType::float32) return input * kLine + output * 4;
+  return input / 2 * kLine + output * 4 + input % 2 * 2;
 }
 
 // Up to kMaxTileRows rows times some panels over a range of inputs.
 struct GemmTile {
   DType dtype;
-  const float* x;        // of the first row and input
-  int64_t row_stride;    // floats from one row of x to the next
-  int64_t input_stride;  // floats from one input of x to the next
-  const char* panel;     // of the first panel and input
+  const float* x;        // of the first row and input; where inputs are rounded, words of two bfloat16
+  int64_t row_stride;    // floats, or words, from one row of x to the next
+  int64_t input_stride;  // floats from one input of x to the next, or words from one pair
+  const char* panel;     // of the first panel and input, which is an even one
   int64_t panel_stride;  // bytes from one panel to the next
   int num_rows;
   int num_panels;
-  int num_inputs;
+  int num_inputs;  // or pairs
   float* out;  // [num_rows, num_panels * kPanel] in rows of out_stride; holds the chains so far
   int64_t out_stride;
 };
@@ -54,6 +65,7 @@ struct GemmTile {
 struct GemmKernels {
   void (*multiply)(const GemmTile& tile);
   int panels_together;  // past which many tiles of rows go: as many as the accumulators of six rows want and an L1 holds
+  void (*multiply_pairs)(const GemmTile& tile);  // bfloat16 weights with rounded inputs; null: inputs stay as they are
 };
 
 // The kernels compiled for `isa`, or null if there are none in this build.
@@ -79,5 +91,6 @@ void gather_rows(const PackedWeight& weight, const int64_t* ids, int64_t count, 
 void gemm_scalar(const GemmTile& tile);
 void gemm_avx2(const GemmTile& tile);
 void gemm_avx512(const GemmTile& tile);
+void gemm_avx512_bf16(const GemmTile& tile);
 
 }  // namespace octavo

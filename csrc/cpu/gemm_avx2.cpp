@@ -14,38 +14,54 @@ struct Sixteen {
   __m256 low, high;  // outputs 0 .. 7 and 8 .. 15
 };
 
-template <bool kIsBf16>
-inline Sixteen load16(const char* src) {
-  if (!kIsBf16) return {_mm256_loadu_ps(reinterpret_cast<const float*>(src)), _mm256_loadu_ps(reinterpret_cast<const float*>(src) + 8)};
-  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(src));
-  const __m256i upper = _mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000u)));
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)), _mm256_castsi256_ps(upper)};
+// One of a line's inputs for eight of its outputs: the only one of float32, the even or the odd one of bfloat16.
+template <bool kIsBf16, bool kIsOdd>
+inline __m256 weights(const char* line) {
+  if (!kIsBf16) return _mm256_loadu_ps(reinterpret_cast<const float*>(line));
+  const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(line));
+  return _mm256_castsi256_ps(kIsOdd ? _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u)))
+                                    : _mm256_slli_epi32(pairs, 16));
+}
+
+template <int R, int B, bool kIsBf16, bool kIsOdd>
+inline void add_input(const GemmTile& t, const float* x, const char* line, Sixteen (&sums)[R][B]) {
+  OCTAVO_UNROLL
+  for (int b = 0; b < B; ++b) {
+    const __m256 low = weights<kIsBf16, kIsOdd>(line + b * t.panel_stride);
+    const __m256 high = weights<kIsBf16, kIsOdd>(line + b * t.panel_stride + kLine / 2);
+    OCTAVO_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const __m256 input = _mm256_broadcast_ss(x + r * t.row_stride);
+      sums[r][b].low = _mm256_fmadd_ps(input, low, sums[r][b].low);
+      sums[r][b].high = _mm256_fmadd_ps(input, high, sums[r][b].high);
+      OCTAVO_STAY(sums[r][b].low);
+      OCTAVO_STAY(sums[r][b].high);
+    }
+  }
 }
 
 template <int R, int B, bool kIsBf16>
 inline void tile(const GemmTile& t, int first_panel) {
-  constexpr int kBytes = kPanel * (kIsBf16 ? 2 : 4);
-  const char* panels = t.panel + first_panel * t.panel_stride;
+  const char* line = t.panel + first_panel * t.panel_stride;
   float* out = t.out + int64_t(first_panel) * kPanel;
   Sixteen sums[R][B];
   OCTAVO_UNROLL
   for (int r = 0; r < R; ++r) {
     OCTAVO_UNROLL
-    for (int b = 0; b < B; ++b) sums[r][b] = load16<false>(reinterpret_cast<const char*>(out + r * t.out_stride + b * kPanel));
-  }
-  const float* x = t.x;
-  for (int d = 0; d < t.num_inputs; ++d, x += t.input_stride) {
-    OCTAVO_UNROLL
     for (int b = 0; b < B; ++b) {
-      const Sixteen w = load16<kIsBf16>(panels + b * t.panel_stride + int64_t(d) * kBytes);
-      OCTAVO_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const __m256 input = _mm256_broadcast_ss(x + r * t.row_stride);
-        sums[r][b].low = _mm256_fmadd_ps(input, w.low, sums[r][b].low);
-        sums[r][b].high = _mm256_fmadd_ps(input, w.high, sums[r][b].high);
-      }
+      const float* from = out + r * t.out_stride + b * kPanel;
+      sums[r][b] = {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)};
     }
   }
+  constexpr int kInputs = kIsBf16 ? 2 : 1;
+  const float* x = t.x;
+  int d = 0;
+  for (; d + kInputs <= t.num_inputs; d += kInputs, line += kLine) {
+    add_input<R, B, kIsBf16, false>(t, x, line, sums);
+    if (kIsBf16) add_input<R, B, kIsBf16, true>(t, x + t.input_stride, line, sums);
+    x += kInputs * t.input_stride;
+  }
+  if (d < t.num_inputs) add_input<R, B, kIsBf16, false>(t, x, line, sums);
   OCTAVO_UNROLL
   for (int r = 0; r < R; ++r) {
     OCTAVO_UNROLL
@@ -68,7 +84,7 @@ void rows(const GemmTile& t) {
   switch (t.num_rows) {
     case 1: return tiles<1, 4, kIsBf16>(t);
     case 2: return tiles<2, 2, kIsBf16>(t);
-    case 3: return tiles<3, 2, kIsBf16>(t);
+    case 3: return tiles<3, kIsBf16 ? 1 : 2, kIsBf16>(t);
     case 4: return tiles<4, 1, kIsBf16>(t);
     case 5: return tiles<5, 1, kIsBf16>(t);
     default: return tiles<6, 1, kIsBf16>(t);

@@ -10,47 +10,51 @@
 namespace octavo {
 namespace {
 
-// Lane i of an accumulator over bfloat16 weights is the output at place i (gemm.h, place_of): 0 8 1 9 ...
-inline __m512i placed_order() { return _mm512_set_epi32(15, 7, 14, 6, 13, 5, 12, 4, 11, 3, 10, 2, 9, 1, 8, 0); }
-inline __m512i output_order() { return _mm512_set_epi32(15, 13, 11, 9, 7, 5, 3, 1, 14, 12, 10, 8, 6, 4, 2, 0); }
+// One of a line's inputs for its sixteen outputs: the only one of float32, the even or the odd one of bfloat16.
+template <bool kIsBf16, bool kIsOdd>
+inline __m512 weights(const char* line) {
+  if (!kIsBf16) return _mm512_loadu_ps(reinterpret_cast<const float*>(line));
+  const __m512i pairs = _mm512_loadu_si512(line);
+  return _mm512_castsi512_ps(kIsOdd ? _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u)))
+                                    : _mm512_slli_epi32(pairs, 16));
+}
 
-template <bool kIsBf16>
-inline __m512 load16(const char* src) {
-  if (!kIsBf16) return _mm512_loadu_ps(reinterpret_cast<const float*>(src));
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(src));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+template <int R, int B, bool kIsBf16, bool kIsOdd>
+inline void add_input(const GemmTile& t, const float* x, const char* line, __m512 (&sums)[R][B]) {
+  OCTAVO_UNROLL
+  for (int b = 0; b < B; ++b) {
+    const __m512 w = weights<kIsBf16, kIsOdd>(line + b * t.panel_stride);
+    OCTAVO_UNROLL
+    for (int r = 0; r < R; ++r) {
+      sums[r][b] = _mm512_fmadd_ps(_mm512_set1_ps(x[r * t.row_stride]), w, sums[r][b]);
+      OCTAVO_STAY(sums[r][b]);
+    }
+  }
 }
 
 template <int R, int B, bool kIsBf16>
 inline void tile(const GemmTile& t, int first_panel) {
-  constexpr int kBytes = kPanel * (kIsBf16 ? 2 : 4);
-  const char* panels = t.panel + first_panel * t.panel_stride;
+  const char* line = t.panel + first_panel * t.panel_stride;
   float* out = t.out + int64_t(first_panel) * kPanel;
   __m512 sums[R][B];
   OCTAVO_UNROLL
   for (int r = 0; r < R; ++r) {
     OCTAVO_UNROLL
-    for (int b = 0; b < B; ++b) {
-      sums[r][b] = _mm512_loadu_ps(out + r * t.out_stride + b * kPanel);
-      if (kIsBf16) sums[r][b] = _mm512_permutexvar_ps(placed_order(), sums[r][b]);
-    }
+    for (int b = 0; b < B; ++b) sums[r][b] = _mm512_loadu_ps(out + r * t.out_stride + b * kPanel);
   }
+  constexpr int kInputs = kIsBf16 ? 2 : 1;
   const float* x = t.x;
-  for (int d = 0; d < t.num_inputs; ++d, x += t.input_stride) {
-    OCTAVO_UNROLL
-    for (int b = 0; b < B; ++b) {
-      const __m512 w = load16<kIsBf16>(panels + b * t.panel_stride + int64_t(d) * kBytes);
-      OCTAVO_UNROLL
-      for (int r = 0; r < R; ++r) sums[r][b] = _mm512_fmadd_ps(_mm512_set1_ps(x[r * t.row_stride]), w, sums[r][b]);
-    }
+  int d = 0;
+  for (; d + kInputs <= t.num_inputs; d += kInputs, line += kLine) {
+    add_input<R, B, kIsBf16, false>(t, x, line, sums);
+    if (kIsBf16) add_input<R, B, kIsBf16, true>(t, x + t.input_stride, line, sums);
+    x += kInputs * t.input_stride;
   }
+  if (d < t.num_inputs) add_input<R, B, kIsBf16, false>(t, x, line, sums);
   OCTAVO_UNROLL
   for (int r = 0; r < R; ++r) {
     OCTAVO_UNROLL
-    for (int b = 0; b < B; ++b) {
-      if (kIsBf16) sums[r][b] = _mm512_permutexvar_ps(output_order(), sums[r][b]);
-      _mm512_storeu_ps(out + r * t.out_stride + b * kPanel, sums[r][b]);
-    }
+    for (int b = 0; b < B; ++b) _mm512_storeu_ps(out + r * t.out_stride + b * kPanel, sums[r][b]);
   }
 }
 

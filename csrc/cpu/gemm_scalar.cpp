@@ -9,7 +9,7 @@ namespace octavo {
 namespace {
 
 float weight_at(const char* panel, int64_t d, int output, DType dtype) {
-  const char* at = panel + (d * kPanel + place_of(output, dtype)) * element_size(dtype);
+  const char* at = panel + place_of(d, output, dtype);
   float value;
   if (dtype == DType::float32) {
     std::memcpy(&value, at, 4);

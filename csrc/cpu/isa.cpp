@@ -89,7 +89,8 @@ Isa best_isa() {
   const Features& f = features();
   const bool avx2 = f.avx2 && f.fma && f.f16c;
   const bool avx512 = avx2 && f.avx512f && f.avx512bw && f.avx512vl;
-  const Isa found = avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::scalar;
+  const Isa wide = f.avx512_bf16 ? Isa::avx512_bf16 : Isa::avx512;
+  const Isa found = avx512 ? wide : avx2 ? Isa::avx2 : Isa::scalar;
   return std::min(found, limit.load(std::memory_order_relaxed));
 }
 
@@ -97,6 +98,7 @@ void limit_isa(Isa most) { limit.store(most, std::memory_order_relaxed); }
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::avx512_bf16: return "avx512_bf16";
     case Isa::avx512: return "avx512";
     case Isa::avx2: return "avx2";
     default: return "scalar";

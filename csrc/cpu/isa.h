@@ -4,7 +4,7 @@
 namespace octavo {
 
 // Ordered: a machine that has one has all before it.
-enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2 };
+enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
 
 struct Features {
   bool avx2 = false;
@@ -20,10 +20,10 @@ struct Features {
 // What CPUID reports and the operating system saves on a context switch (XCR0); read once.
 const Features& features();
 
-// The best set of which every part is there, up to the limit.
+// The best set of which every part is there, up to the limit: at first avx512, since avx512_bf16 rounds what it multiplies.
 Isa best_isa();
 
-// Acts as if the machine had nothing above `most`. For tests; call it before kernels run.
+// Acts as if the machine had nothing above `most`. Call it before kernels run.
 void limit_isa(Isa most);
 
 const char* isa_name(Isa isa);

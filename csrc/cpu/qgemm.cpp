@@ -102,6 +102,7 @@ const QuantKernels* quant_kernels(Isa isa) {
     case Isa::avx2: return &kQuantAvx2;
 #endif
 #ifdef OCTAVO_HAVE_AVX512
+    case Isa::avx512_bf16:
     case Isa::avx512: return features().avx512_vnni ? &kQuantAvx512 : &kQuantAvx2;
 #endif
     default: return nullptr;

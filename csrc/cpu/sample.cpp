@@ -269,6 +269,7 @@ const SampleKernels* sample_kernels(Isa isa) {
   switch (isa) {
     case Isa::scalar: return &sample_kernels_scalar;
 #ifdef OCTAVO_HAVE_AVX2
+    case Isa::avx512_bf16:
     case Isa::avx512:  // no unit of its own yet
     case Isa::avx2: return &sample_kernels_avx2;
 #endif

@@ -6,3 +6,11 @@
 #else
 #define OCTAVO_UNROLL
 #endif
+
+// Keeps a vector's sum where it is between two steps of its chain; without this GCC moves it from register to register,
+// and some to memory.
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
+#define OCTAVO_STAY(vector) __asm__("" : "+v"(vector))
+#else
+#define OCTAVO_STAY(vector)
+#endif

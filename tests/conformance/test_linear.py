@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -107,3 +109,28 @@ def test_wrong_arrays_are_refused() -> None:
             packed.multiply(wrong, out_NO)
     with pytest.raises(ValueError, match="weight: expected float32 or bfloat16"):
         PackedWeight(torch.zeros(2, 2, dtype=torch.float64))
+
+
+@pytest.fixture
+def rounded() -> Iterator[None]:
+    """On a CPU that multiplies bfloat16."""
+    if not extension.features()["avx512_bf16"]:
+        pytest.skip("this CPU has no AVX512_BF16; test_native.py runs that unit emulated")
+    extension.round_products(True)
+    yield
+    extension.round_products(False)
+
+
+@pytest.mark.usefixtures("rounded")
+def test_rounded_products_are_those_of_rounded_inputs_in_any_batch() -> None:
+    for outputs, inputs in SIZES:
+        x_ND, weight_OD, bias_O = tensors(200, outputs, inputs, torch.float32)
+        packed = PackedWeight(weight_OD.bfloat16())
+        wanted = x_ND.bfloat16().double() @ weight_OD.bfloat16().double().T + bias_O.double()
+        got = torch.empty(200, outputs)
+        packed.multiply(x_ND, got, bias_O, num_threads=3)
+        assert (got.double() - wanted).abs().max().item() <= TOLERANCE["float32"] * inputs**0.5
+        for rows in (1, 4, 25):
+            part = torch.empty(rows, outputs)
+            packed.multiply(x_ND[:rows], part, bias_O)
+            assert torch.equal(part, got[:rows]), (rows, outputs, inputs)

@@ -58,15 +58,16 @@ std::vector<Case> all_cases() {
 // A build with emulated AVX-512 runs it on any machine.
 Isa most() {
 #ifdef OCTAVO_EMULATED_AVX512
-  return Isa::avx512;
+  return Isa::avx512_bf16;
 #else
+  octavo::limit_isa(Isa::avx512_bf16);
   return octavo::best_isa();
 #endif
 }
 
 std::vector<Isa> runnable() {
   std::vector<Isa> found;
-  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
+  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16}) {
     const bool is_complete = octavo::attention_kernels(isa) && octavo::gemm_kernels(isa) && octavo::row_kernels(isa);
     if (isa <= most() && is_complete) found.push_back(isa);
   }

@@ -54,7 +54,7 @@ class Exact {
   T* memory_ = nullptr;
 };
 
-// Small numbers of either sign, exact in bfloat16.
+// Small numbers of either sign, exact in bfloat16; sums of their products are exact in float32, in any order.
 inline float number(int64_t i) { return float(int(uint64_t(i) * 2654435761u >> 7 & 31) - 15) / 16.0f; }
 
 inline Exact<float> floats(int64_t size, int skew = 0) {

@@ -88,6 +88,8 @@ def boot(
     found = _machine(config)
     resolved = decide(config)
     device = device_for(resolved.device)
+    if extension.missing() is None:
+        extension.round_products(resolved.products == "bfloat16")
     begin("weights", 0.15)
     carrier = WeightCarrier(device) if resolved.device != "cpu" else None
     machine.free_large_at_once()
@@ -276,7 +278,8 @@ def _uncapturable(loaded: LoadedModel) -> str | None:
 def _revision(resolved: Resolved) -> str:
     """What cached keys and values depend on beside the tokens: prefix hashes of one revision mean nothing in another."""
     config = resolved.config
-    parts = (config.model, resolved.dtype, resolved.kv_dtype, config.quantization, str(config.seed))
+    computed = resolved.products or resolved.dtype
+    parts = (config.model, computed, resolved.kv_dtype, config.quantization, str(config.seed))
     return ":".join(parts)
 
 

@@ -53,6 +53,8 @@ class Resolved(NamedTuple):
     limits: Limits
     memory: MemoryPlan
     decisions: tuple[Decision, ...]
+    products: str = ""
+    """What linear layers round their inputs to; empty: they do not."""
 
 
 def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
@@ -68,7 +70,7 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
     device = machine.device
     quantization = quantized_as(config.quantization)
     dtype = choose_dtype(facts, config.dtype, device, quantization)
-    kv_dtype = dtype.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+    kv_dtype = dtype.kv_dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     storage = machine.storage(facts, dtype.dtype, device, quantization)
     asked_len = config.max_model_len
     if asked_len is not None:
@@ -126,9 +128,10 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
         tokens_decision,
         *_pooling(facts),
     )
-    return Resolved(
+    resolved = Resolved(
         config, facts, device, dtype.dtype, kv_dtype, storage, limits, memory, decisions
     )
+    return resolved._replace(products=dtype.products)
 
 
 def _graph_bytes(config: EngineConfig, facts: ModelFacts, dtype: str, device: str) -> int:

@@ -12,11 +12,22 @@ NATIVE_FLAGS = {
 """Flags of /proc/cpuinfo that mean arithmetic in the dtype: x86 names first, then Arm's."""
 
 
+PAIR_FLAG = "avx512_bf16"
+"""Of a CPU for which the compiled kernels have products of bfloat16."""
+
+
 class DtypeChoice(NamedTuple):
     """A dtype and why."""
 
     dtype: str
     reason: str
+    products: str = ""
+    """What linear layers round their inputs to; empty: they do not."""
+
+    @property
+    def kv_dtype(self) -> str:
+        """Of keys and values, where nobody asks for another."""
+        return self.products or self.dtype
 
 
 def read_cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
@@ -43,14 +54,18 @@ def resolve_dtype(
 
     Where the compiled kernels run (`has_kernels`), that is float32 on every CPU, also on one that computes in bfloat16:
     they keep the weights in the checkpoint's bfloat16, so that a decode reads no more, and promise the same bits whatever
-    else is in the batch, which torch's products do not. What that costs is at most the bfloat16 units' lead in products
-    of many rows.
+    else is in the batch, which torch's products do not. Asked for bfloat16 they round what they multiply, and keys and
+    values, on a CPU with AVX512_BF16, in the same order in any batch; sums and what lies between layers stay float32.
 
     Measured 2026-11-21, AMD EPYC (family 25 model 1, AVX2), torch 2.13, F.linear 1024 -> 3072 on one thread, least of
     400 (1 row) and 12 (256 rows) calls in each of three runs, other work on the machine. 1 row: float32 0.60-0.63 ms,
     bfloat16 0.63, float16 0.51-0.52. 256 rows: float32 40-47 ms, bfloat16 381-388, float16 278-314. So a narrow dtype
     gains little at one row, costs six to nine times at many, and is worth asking for only to halve the memory.
     """
+    has_pairs = device == "cpu" and has_kernels and PAIR_FLAG in cpu_flags
+    if has_pairs and (asked, checkpoint, is_quantized) == ("bfloat16", "bfloat16", False):
+        reason = "asked for bfloat16: products are this CPU's own, sums float32, the same bits in any batch"
+        return DtypeChoice("float32", reason, "bfloat16")
     if asked != "auto":
         return DtypeChoice(asked, "asked for")
     if device != "cpu" or checkpoint == "float32":
@@ -58,7 +73,12 @@ def resolve_dtype(
     if is_quantized:
         return DtypeChoice("float32", "what products with quantized weights take on a CPU")
     if has_kernels:
-        reason = f"sums in float32 over {checkpoint} weights: the same bits in any batch; force with --dtype"
+        faster = (
+            "; --dtype bfloat16 rounds what is multiplied, and is faster with many rows"
+            if has_pairs
+            else ""
+        )
+        reason = f"sums in float32 over {checkpoint} weights: the same bits in any batch{faster or '; force with --dtype'}"
         return DtypeChoice("float32", reason)
     if cpu_flags & NATIVE_FLAGS[checkpoint]:
         return DtypeChoice(checkpoint, "the checkpoint's own, and this CPU computes in it")

@@ -38,7 +38,7 @@ def test_resolve_dtype(
     [
         ("auto", "bfloat16", "cpu", "float32"),
         ("auto", "float16", "cpu", "float32"),
-        ("bfloat16", "bfloat16", "cpu", "bfloat16"),
+        ("bfloat16", "float32", "cpu", "bfloat16"),
         ("auto", "bfloat16", "cuda", "bfloat16"),
     ],
 )
@@ -46,6 +46,33 @@ def test_own_kernels_compute_in_float32_whatever_the_cpu_has(
     flags: frozenset[str], asked: str, checkpoint: str, device: str, expected: str
 ) -> None:
     assert resolve_dtype(asked, checkpoint, device=device, cpu_flags=flags).dtype == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "device", "is_quantized", "expected"),
+    [
+        (AMX, "cpu", False, ("float32", "bfloat16")),
+        (AVX2, "cpu", False, ("bfloat16", "")),
+        (AMX, "cuda", False, ("bfloat16", "")),
+        (AMX, "cpu", True, ("bfloat16", "")),
+    ],
+)
+def test_asked_for_bfloat16_own_kernels_round_products_where_the_cpu_has_units_for_them(
+    flags: frozenset[str], device: str, is_quantized: bool, expected: tuple[str, str]
+) -> None:
+    choice = resolve_dtype(
+        "bfloat16", "bfloat16", device=device, cpu_flags=flags, is_quantized=is_quantized
+    )
+    assert (choice.dtype, choice.products) == expected
+    assert choice.kv_dtype == "bfloat16"
+
+
+def test_auto_names_what_would_be_faster() -> None:
+    reasons = [
+        resolve_dtype("auto", "bfloat16", device="cpu", cpu_flags=flags).reason
+        for flags in (AMX, AVX2)
+    ]
+    assert "--dtype bfloat16" in reasons[0] and "--dtype bfloat16" not in reasons[1]
 
 
 def test_read_cpu_flags(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from octavo.kernels.cpu.native import (
     missing,
     native,
     refusal,
+    round_products,
     runnable_isas,
     slow_because,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "native",
     "num_threads",
     "refusal",
+    "round_products",
     "runnable_isas",
     "set_num_threads",
     "slow_because",

@@ -35,7 +35,7 @@ def refusal(device: str, dtype: str, dtypes: tuple[str, ...]) -> str | None:
 
 
 def isa() -> str:
-    """The best instruction set of this machine: scalar, avx2 or avx512."""
+    """The best instruction set of this machine: scalar, avx2, avx512, or avx512_bf16 where products are rounded."""
     return native.isa()
 
 
@@ -46,6 +46,14 @@ def limit_isa(name: str) -> None:
         ValueError: no instruction set has that name.
     """
     native.limit_isa(name)
+
+
+def round_products(is_on: bool) -> None:
+    """Whether linear layers with bfloat16 weights round their inputs to bfloat16, too, on a CPU with units for that."""
+    if is_on:
+        native.limit_isa("avx512_bf16")
+    elif isa() == "avx512_bf16":
+        native.limit_isa("avx512")
 
 
 def slow_because() -> str:

@@ -95,8 +95,16 @@ class Header(NamedTuple):
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a path names a GGUF file, there or not."""
-    return path.suffix.lower() == SUFFIX and not path.is_dir()
+    """Whether a path names a GGUF file, there or not; without the ending, whether it is one, as in stores that name files by
+    their hash.
+    """
+    if path.suffix.lower() == SUFFIX:
+        return not path.is_dir()
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
 
 
 def read_parts(path: Path) -> tuple[Header, ...]:

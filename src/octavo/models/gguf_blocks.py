@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+Decoder = Callable[[Bytes], Floats]
 
 _LOW = np.uint8(0x0F)
 
@@ -100,7 +101,7 @@ def _q6_k(blocks_NB: Bytes) -> Floats:
     return (scale * signed).reshape(count, 256)
 
 
-DECODERS: dict[str, Callable[[Bytes], Floats]] = {
+DECODERS: dict[str, Decoder] = {
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
     "Q5_0": _q5_0,

@@ -80,7 +80,8 @@ def config_of(parts: tuple[Header, ...]) -> dict[str, Any]:
         "head_dim": head_dim,
         "vocab_size": _vocab_size(first, tensors, hidden),
         "max_position_embeddings": reads.integer("context_length"),
-        "rms_norm_eps": reads.number("attention.layer_norm_rms_epsilon"),
+        # Kept in float32 there: 1e-06 is read as 9.999999974752427e-07.
+        "rms_norm_eps": float(f"{reads.number('attention.layer_norm_rms_epsilon'):.6g}"),
         "tie_word_embeddings": HEAD not in tensors,
         "torch_dtype": stored_dtype(tensors),
         "attention_bias": "blk.0.attn_q.bias" in tensors,

@@ -7,6 +7,8 @@ of a float type stay mapped; quantized ones are computed, some rows at a time, i
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from octavo.core.gguf import READ_KINDS, Header, Tensor, read_parts
-from octavo.models.gguf_blocks import DECODERS
+from octavo.models.gguf_blocks import DECODERS, Decoder
 from octavo.models.gguf_config import (
     EMBEDDING,
     FLOAT_KINDS,
@@ -119,9 +121,19 @@ class GgufTensors:
             (len(blocks), kind.block_values),
             dtype=self._dtype if len(tensor.shape) > 1 else torch.float32,
         )
-        step = CHUNK_VALUES // kind.block_values
-        with np.errstate(all="ignore"):  # of a scale that is not a finite number
-            for begin in range(0, len(blocks), step):
-                values = decode(blocks[begin : begin + step])
-                found[begin : begin + step] = torch.from_numpy(values)
+        step, threads = CHUNK_VALUES // kind.block_values, torch.get_num_threads()
+        with ThreadPoolExecutor(threads) as pool:
+            # A chunk per thread at a time, so that few values are there in float32.
+            for first in range(0, len(blocks), step * threads):
+                begins = range(first, min(first + step * threads, len(blocks)), step)
+                chunks = [blocks[begin : begin + step] for begin in begins]
+                for begin, values in zip(
+                    begins, pool.map(partial(_values, decode), chunks), strict=True
+                ):
+                    found[begin : begin + step] = torch.from_numpy(values)
         return found.view(tensor.shape)
+
+
+def _values(decode: Decoder, blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    with np.errstate(all="ignore"):  # of a scale that is not a finite number
+        return decode(blocks)

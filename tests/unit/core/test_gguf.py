@@ -125,6 +125,11 @@ def test_paths(tmp_path: Path) -> None:
     assert is_gguf(tmp_path / "Model.GGUF")
     (tmp_path / "folder.gguf").mkdir()
     assert not is_gguf(tmp_path / "folder.gguf")
+    assert not is_gguf(tmp_path)
+    blob = tmp_path / "sha256-0123"
+    assert not is_gguf(blob)
+    blob.write_bytes(gguf_file(KEYS, TENSORS).raw)
+    assert is_gguf(blob)
     with pytest.raises(ModelError, match="cannot be read: No such file"):
         read_parts(tmp_path / "missing.gguf")
     path = tmp_path / "x.gguf"

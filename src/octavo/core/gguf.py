@@ -100,6 +100,8 @@ def is_gguf(path: Path) -> bool:
     """
     if path.suffix.lower() == SUFFIX:
         return not path.is_dir()
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC

@@ -24,7 +24,7 @@ _Milliseconds = Annotated[float, Meta(gt=0)]
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the engine process needs to start."""
 
-    model: Annotated[str, _Help(description="Model folder, or the name of the bundled model.")] = (
+    model: Annotated[str, _Help(description="Model folder or GGUF file, or a bundled name.")] = (
         BUNDLED_MODEL
     )
     tokenizer: Annotated[

@@ -12,7 +12,7 @@ from octavo.core.errors import ConfigError, ModelError
 from octavo.core.kvspec import DTYPE_BYTES, KVSpec
 from octavo.layers.pool_spec import PoolSpec
 from octavo.layers.rope_spec import RopeSpec
-from octavo.models.config import Config, read_json
+from octavo.models.checkpoint import read_config
 from octavo.models.pooling_config import Runner, folder_pooling
 from octavo.models.registry import FAMILIES, TRUNK_OF, unknown_architecture
 
@@ -127,18 +127,17 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_facts(folder: Path, runner: Runner = "auto") -> ModelFacts:
-    """Read and check `folder/config.json`, and what the folder says about pooling.
+    """Read and check `folder/config.json`, and what the folder says about pooling; or a GGUF file.
 
     Raises:
         ModelError: a missing or wrong key, an unknown architecture, or something not supported.
         ConfigError: `runner` asks for what the model is not.
     """
-    path = folder / "config.json"
-    config = Config(read_json(path), str(path))
+    config = read_config(folder)
     for key in ("quantization_config", "compression_config"):
         if config.has(key):
             raise ModelError(
-                f"{path}: {key} is present, and quantized checkpoints are not supported.",
+                f"{config.where}: {key} is present, and quantized checkpoints are not supported.",
                 code="E-MODEL-04",
                 fix="Use the unquantized checkpoint.",
                 param=key,

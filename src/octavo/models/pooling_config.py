@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from octavo.core.errors import ConfigError, ModelError
 from octavo.layers.pool_spec import OutputActivation, PoolKind, PoolSpec, Stage, StageActivation
+from octavo.models.checkpoint import read_config
 from octavo.models.config import MAX_JSON_BYTES, Config, read_json
 
 Runner = Literal["auto", "generate", "pooling"]
@@ -149,10 +150,9 @@ def folder_pooling(
         return own
     if not modules.is_file():
         if own is None and runner == "pooling":
-            own = embedder(Config(read_json(folder / "config.json"), str(folder)), "last")
+            own = embedder(read_config(folder), "last")
         return own
-    config = Config(read_json(folder / "config.json"), str(folder / "config.json"))
-    return _read_modules(folder, own or embedder(config, "last"), hidden_size)
+    return _read_modules(folder, own or embedder(read_config(folder), "last"), hidden_size)
 
 
 def _read_modules(folder: Path, spec: PoolSpec, hidden_size: int) -> PoolSpec:

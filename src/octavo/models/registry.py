@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from octavo.core.errors import ModelError, did_you_mean
 from octavo.core.registry import Registry
@@ -54,6 +54,24 @@ NETWORKS: Registry[Callable[[Any, Build], Trunk]] = Registry(
 
 TRUNK_OF = {"dense": DENSE_TRUNK}
 """Network of a generating model -> the same without its head."""
+
+
+class GgufFamily(NamedTuple):
+    """What `general.architecture` of a GGUF file stands for."""
+
+    architecture: str
+    """Row of `FAMILIES`."""
+    windowed: str = ""
+    """The row instead, where the file has a sliding window; "" where the key says nothing."""
+    is_interleaved: bool = False
+    """Whether queries and keys were reordered so that the features of a rotated pair lie side by side."""
+
+
+GGUF_FAMILIES: dict[str, GgufFamily] = {
+    "llama": GgufFamily("LlamaForCausalLM", windowed="MistralForCausalLM", is_interleaved=True),
+    "qwen2": GgufFamily("Qwen2ForCausalLM"),
+    "qwen3": GgufFamily("Qwen3ForCausalLM"),
+}
 
 
 def unknown_architecture(name: str) -> ModelError:

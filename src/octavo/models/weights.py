@@ -9,14 +9,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from octavo.core.errors import ModelError
+from octavo.core.gguf import is_gguf
 from octavo.layers.build import Weight
 from octavo.models.config import read_json
+from octavo.models.gguf_tensors import GgufTensors
 
 Progress = Callable[[float], None]
 """Told the share done, from 0 to 1, rising."""
@@ -66,7 +68,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         raise ModelError(
             f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}.",
             code="E-MODEL-05",
-            fix="Octavo loads safetensors only; convert other formats first.",
+            fix="Octavo loads safetensors and GGUF; convert other formats first.",
         )
     named = read_json(index).get("weight_map")
     if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
@@ -91,6 +93,8 @@ class Spelling(NamedTuple):
 
     def places(self, folder: Path) -> list[tuple[Path, str]]:
         """Files, and what stands before the names in them."""
+        if is_gguf(folder):
+            return [(folder, "")]
         found = [(path, "") for path in weight_files(folder)]
         return found + [(folder / name / SINGLE_NAME, f"{name}.") for name in self.folders]
 
@@ -101,6 +105,11 @@ class Spelling(NamedTuple):
         if self.prefix and self.prefix + name in known:
             return self.prefix + name
         return None if name.startswith(self.ignored) else name
+
+
+def open_tensors(path: Path) -> Any:
+    """A file whose `keys()` are tensors that `get_tensor` reads, on entering; either format."""
+    return GgufTensors(path) if is_gguf(path) else safe_open(path, framework="pt", device="cpu")
 
 
 def load_weights(
@@ -130,7 +139,7 @@ def load_weights(
     known = {*weights, *aliases}
     for path, before in spelling.places(folder):
         try:
-            with safe_open(path, framework="pt", device="cpu") as file:
+            with open_tensors(path) as file:
                 stored_names = file.keys()
                 for stored in stored_names:
                     name = spelling.of(before + stored, known)
@@ -204,7 +213,7 @@ def _fill(
     filled.add(name)
     if tensor.shape != weight.tensor.shape:
         given, expected = list(tensor.shape), list(weight.tensor.shape)
-        return [f"{name}: has shape {given}, config.json asks for {expected}"]
+        return [f"{name}: has shape {given}, the config asks for {expected}"]
     if tensor.dtype not in LOADABLE:
         return [f"{name}: has dtype {tensor.dtype}, expected one of {LOADABLE}"]
     if _adopt(weight.tensor, tensor):
@@ -240,7 +249,7 @@ def _check_aliases(
     for name, tensor in copies.items():
         target = weights[aliases[name]].tensor
         if tensor.shape != target.shape or not torch.equal(tensor.to(target), target):
-            problems.append(f"{name}: differs from {aliases[name]}, with which config.json ties it")
+            problems.append(f"{name}: differs from {aliases[name]}, with which the config ties it")
     return problems
 
 
@@ -250,7 +259,7 @@ def _raise_all(folder: Path, problems: list[str]) -> None:
     shown = "; ".join(problems[:MAX_LISTED])
     more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
     raise ModelError(
-        f"the weights in {folder} do not fit its config.json: {shown}{more}.",
+        f"the weights in {folder} do not fit its config: {shown}{more}.",
         code="E-MODEL-06",
-        fix="Check that the download is complete and that config.json belongs to it.",
+        fix="Check that the download is complete and that the config belongs to it.",
     )

@@ -7,7 +7,6 @@ and keeps no state per request (see `detokenize.py`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,28 +14,13 @@ from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as Backend
 
 from octavo.core.errors import ModelError, RequestError
-from octavo.text import files
+from octavo.core.gguf import is_gguf
+from octavo.text import files, gguf
 from octavo.text.pieces import Pieces, TextStream
+from octavo.text.tokenizer_facts import TokenizerFacts
 
 _BRIEF_CHARS = 8192
 """Text up to this length takes a few milliseconds."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizerFacts:
-    """What a model folder says about its tokenizer outside tokenizer.json."""
-
-    specials: dict[str, str] = field(default_factory=dict)
-    """`bos_token`, `eos_token`, ... -> their text."""
-    extra_specials: tuple[str, ...] = ()
-    """Special tokens without a name of their own."""
-    templates: dict[str, str] = field(default_factory=dict)
-    default_sampling: dict[str, float | int] = field(default_factory=dict)
-    eos_token_ids: tuple[int, ...] = ()
-    """Those of generation_config.json."""
-    add_bos: bool | None = None
-    """What tokenizer_config.json wants at the start; None leaves it to tokenizer.json."""
-    add_eos: bool | None = None
 
 
 class Encoded(NamedTuple):
@@ -81,11 +65,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """Read tokenizer.json and what stands beside it.
+        """Read tokenizer.json and what stands beside it, or the metadata of a GGUF file.
 
         Raises:
             ModelError: a file is missing or malformed; the message names it and what to do.
         """
+        if is_gguf(folder):
+            return cls(*gguf.load(folder))
         config = files.read_object(folder / "tokenizer_config.json")
         special_map = files.read_object(folder / "special_tokens_map.json")
         path = folder / "generation_config.json"

@@ -18,7 +18,9 @@ import msgspec
 
 from octavo.core.assets import bundled, model_folder
 from octavo.core.config import BUNDLED_MODEL
-from octavo.core.errors import ConfigError, ModelError
+from octavo.core.errors import ConfigError, ModelError, OperatorError
+from octavo.core.gguf import is_gguf, read_parts
+from octavo.models.facts import read_facts
 from octavo.tools import doctor_device, output
 from octavo.tools.parser import Parser, number
 from octavo.tools.tables import bytes_text, table
@@ -261,6 +263,8 @@ def check_model(name: str) -> Check:
         folder = model_folder(name)
     except ModelError as error:
         return Check("model", "fail", error.message, error.fix)
+    if is_gguf(folder):
+        return _check_gguf(folder)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind = ", ".join(config["architectures"])
@@ -279,6 +283,17 @@ def check_model(name: str) -> Check:
         return Check("model", "fail", broken, "Fetch the file again.")
     size = sum(file.stat().st_size for file in files)
     return Check("model", "ok", f"{kind}, {bytes_text(size)} in {folder}")
+
+
+def _check_gguf(file: Path) -> Check:
+    """The header of a GGUF file is whole, and so are the tensors that it lists; its architecture is known."""
+    try:
+        facts = read_facts(file)
+        parts = read_parts(file)
+    except OperatorError as error:
+        return Check("model", "fail", error.message, error.fix)
+    size = sum(tensor.num_bytes for part in parts for tensor in part.tensors.values())
+    return Check("model", "ok", f"{facts.architecture}, {bytes_text(size)} in {file}")
 
 
 def _weights_trouble(file: Path) -> str:

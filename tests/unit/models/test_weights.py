@@ -79,7 +79,7 @@ def test_problems_are_listed_together(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         load_weights(tmp_path, make_weights(), {})
     for words in (
-        "a.weight: has shape [2, 5], config.json asks for [2, 4]",
+        "a.weight: has shape [2, 5], the config asks for [2, 4]",
         "b.weight: has dtype torch.int8",
         "c.weight: not part of this architecture",
         "n.weight: missing",
@@ -108,7 +108,7 @@ def test_tied_copy_must_be_equal(tmp_path: Path) -> None:
 
 
 def test_bad_files(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="safetensors only"):
+    with pytest.raises(ModelError, match="loads safetensors and GGUF"):
         raise_with_fix(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0garbage!")
     with pytest.raises(ModelError, match="cannot be read"):

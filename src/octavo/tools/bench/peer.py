@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from octavo.core.assets import model_folder
 from octavo.core.config import EngineConfig
 from octavo.core.errors import ConfigError
+from octavo.core.gguf import is_gguf
 
 if TYPE_CHECKING:
     from octavo.layers.quant.base import Init
@@ -37,6 +38,11 @@ class TransformersPeer:
                 code="E-DEP-01",
                 fix="Run `pip install transformers`.",
             ) from error
+        if is_gguf(model_folder(config.model)):
+            raise ConfigError(
+                f"--compare-transformers takes a folder with config.json, not {config.model}.",
+                fix="Leave it out, or measure the model's folder.",
+            )
         transformers: Any = library
         transformers.utils.logging.disable_progress_bar()
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))

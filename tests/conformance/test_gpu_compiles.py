@@ -88,10 +88,10 @@ def test_what_is_around_attention() -> None:
     types = dict.fromkeys(names, "*bf16") | dict.fromkeys(("cos", "sin"), "*fp32")
     types |= {"slots": "*i64", "qkv_stride": "i32:16", "eps": "fp32"}
     for kept in ("bf16", "i8", "fp8e4nv"):
-        scales = "*fp32" if kept == "i8" else f"*{kept}"
+        scales = f"*{kept}" if kept == "bf16" else "*fp32"
         types |= {"k": f"*{kept}", "v": f"*{kept}", "k_scales": scales, "v_scales": scales}
         sizes = {"HEADS": 32, "KV_HEADS": 8, "DIM": 128, "PADDED": 128, "HALF": 64}
-        flags = {"HAS_NORM": True, "HAS_SCALES": kept == "i8", "IS_FP8": kept == "fp8e4nv"}
+        flags = {"HAS_NORM": True, "LARGEST": {"i8": 127.0, "fp8e4nv": 448.0}.get(kept, 0.0)}
         assert compiled(inputs._prepare, types, sizes | flags, capability=90, warps=1).stack == 0
 
 

@@ -51,9 +51,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ),
     ] = "none"
     kv_cache_dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16", "int8"],
+        Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8", "fp8_e4m3"],
         _Help(
-            description="Type of keys and values in the cache; auto: the activations'. int8 has a scale per token and head."
+            description="Type of keys and values in the cache; auto: the activations'. int8 and, on CUDA, fp8 (e4m3) have a scale "
+            "per token and head."
         ),
     ] = "auto"
     load_format: Annotated[

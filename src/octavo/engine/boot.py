@@ -169,9 +169,15 @@ def decide(config: EngineConfig) -> Resolved:
     if gpu is None:
         return resolve_start(config, Machine(device, available_bytes(), choose_storage, why=why))
     try:
-        return resolve_start(
-            config, Machine(device, gpu.free, choose_storage, why=why, total=gpu.total)
+        found = Machine(
+            device,
+            gpu.free,
+            choose_storage,
+            why=why,
+            total=gpu.total,
+            capability=gpu.capability,
         )
+        return resolve_start(config, found)
     except MemoryPlanError as error:
         raise held_by_others(error, gpu, holders(gpu)) from error
 

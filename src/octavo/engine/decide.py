@@ -11,12 +11,14 @@ from typing import NamedTuple
 from octavo.core import resolve
 from octavo.core.assets import model_folder
 from octavo.core.config import EngineConfig
+from octavo.core.errors import ConfigError
 from octavo.core.inject import injections
-from octavo.core.kvspec import group_layers
+from octavo.core.kvspec import KV_DTYPES, group_layers
 from octavo.core.resolve import Decision
 from octavo.engine import buckets
 from octavo.engine.memory import MemoryPlan, Needs, plan
 from octavo.kernels.gemm.format_table import head_format, quantized_as
+from octavo.kernels.gpu_facts import FP8_CAPABILITY
 from octavo.models.facts import ModelFacts, read_facts
 from octavo.models.shards import shard
 from octavo.models.storage import WeightStorage, choose_dtype
@@ -39,6 +41,8 @@ class Machine(NamedTuple):
     """The device."""
     total: int | None = None
     """Bytes of a GPU's memory, with what others hold of it; None: not a GPU's, or as much as is available."""
+    capability: tuple[int, int] | None = None
+    """Compute capability; None: not a GPU's, or not known."""
 
 
 class Resolved(NamedTuple):
@@ -68,7 +72,7 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
     device = machine.device
     quantization = quantized_as(config.quantization)
     dtype = choose_dtype(facts, config.dtype, device, quantization)
-    kv_dtype = dtype.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+    kv_dtype = _kv_dtype(config.kv_cache_dtype, dtype.dtype, machine)
     storage = machine.storage(facts, dtype.dtype, device, quantization)
     asked_len = config.max_model_len
     if asked_len is not None:
@@ -128,6 +132,29 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
     )
     return Resolved(
         config, facts, device, dtype.dtype, kv_dtype, storage, limits, memory, decisions
+    )
+
+
+def _kv_dtype(asked: str, activations: str, machine: Machine) -> str:
+    """What keys and values are kept in, by torch's name.
+
+    Raises:
+        ConfigError: it is e4m3, and the machine does not convert that.
+    """
+    if asked not in KV_DTYPES:
+        return activations if asked == "auto" else asked
+    has = machine.capability
+    if machine.device == "cuda" and (has is None or has >= FP8_CAPABILITY):
+        return KV_DTYPES[asked]
+    where = (
+        f"a GPU of compute capability {has[0]}.{has[1]}" if has else f"the device {machine.device}"
+    )
+    least = ".".join(map(str, FP8_CAPABILITY))
+    raise ConfigError(
+        f"--kv-cache-dtype {asked} needs a CUDA device of compute capability {least} or later, and this is {where}.",
+        param="kv_cache_dtype",
+        code="E-CFG-13",
+        fix="Use --kv-cache-dtype int8, which takes the same bytes and runs here.",
     )
 
 

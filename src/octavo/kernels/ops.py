@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from octavo.kernels.curves import Curve
 from octavo.kernels.dispatch import Function
-from octavo.kernels.kv import KVTensors, narrow, quantize, scatter
+from octavo.kernels.kv import KVTensors, quantize, scatter
 
 
 def rms_norm(x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
@@ -129,10 +129,10 @@ def kv_store(
         (v_THD, cache.v, cache.v_scales),
     ):
         if scales is None:
-            scatter(values, narrow(rows_THD, values.dtype), slots_T)
+            scatter(values, rows_THD.to(values.dtype), slots_T)
         else:
-            integers_THD, scales_TH = quantize(rows_THD)
-            scatter(values, integers_THD, slots_T)
+            levels_THD, scales_TH = quantize(rows_THD, values.dtype)
+            scatter(values, levels_THD, slots_T)
             scales.flatten(0, 1).index_copy_(0, slots_T, scales_TH)
 
 

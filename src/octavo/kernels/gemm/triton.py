@@ -14,6 +14,7 @@ import torch
 
 from octavo.kernels.dispatch import OpCase
 from octavo.kernels.gemm.formats import FORMATS, Quantized, WeightFormat, quantize
+from octavo.kernels.gpu_facts import FP8_CAPABILITY
 from octavo.kernels.triton import support
 from octavo.kernels.triton.tiles import Shape, Tile, choose_tile
 
@@ -118,7 +119,7 @@ class Triton8Bit(_TritonLinear):
             case.device,
             case.dtype,
             ("bfloat16", "float16"),
-            capability=support.FP8_CAPABILITY if rows == "fp8" else support.MIN_CAPABILITY,
+            capability=FP8_CAPABILITY if rows == "fp8" else support.MIN_CAPABILITY,
         )
 
     def pack(self, weight_OD: torch.Tensor, /) -> Weight8:

@@ -52,7 +52,7 @@ from octavo.meter.stepfile import StepFile
 from octavo.meter.steplog import StepLog
 from octavo.meter.timeline import Timeline
 from octavo.models.base import Model
-from octavo.models.load import LoadedModel, choose_storage, load_model
+from octavo.models.load import Exactness, LoadedModel, choose_storage, load_model
 from octavo.models.weights import Filling
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
@@ -94,7 +94,7 @@ def boot(
     loaded = load_model(
         model_folder(config.model),
         dtype=resolved.dtype,
-        kv_dtype=resolved.kv_dtype,
+        exactness=Exactness(resolved.kv_dtype, config.deterministic),
         device=resolved.device,
         load_format="dummy" if config.load_format == "dummy" else "safetensors",
         seed=config.seed,

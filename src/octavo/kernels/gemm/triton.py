@@ -76,7 +76,24 @@ class _TritonLinear:
         return tile
 
 
-class TritonWeightOnly(_TritonLinear):
+class _Adopting8(_TritonLinear):
+    """Keeps 8-bit levels of a checkpoint as they are."""
+
+    def adopts(self, levels: Quantized, /) -> bool:
+        """Whether they are levels of this format, with one scale per output."""
+        wanted = torch.float8_e4m3fn if self._format.rows == "fp8" else torch.int8
+        is_whole = self._format.bits == 8 and levels.scales_OG.shape[1] == 1
+        return is_whole and levels.levels_OD.dtype == wanted
+
+    def adopt(self, levels: Quantized, /) -> Weight8:
+        """Levels and scales as they are."""
+        # lazy: Triton is loaded where it runs
+        from octavo.kernels.triton.gemm import Weight8
+
+        return Weight8(levels.levels_OD, levels.scales_OG[:, 0].contiguous())
+
+
+class TritonWeightOnly(_Adopting8):
     """int4 and int8 weights beside 16-bit rows."""
 
     @staticmethod
@@ -104,7 +121,7 @@ class TritonWeightOnly(_TritonLinear):
         return gemm.multiply_int8(x_ND, packed, bias_O, self._tile("w8", len(x_ND)))
 
 
-class Triton8Bit(_TritonLinear):
+class Triton8Bit(_Adopting8):
     """int8 by int8 and e4m3 by e4m3: rows are rounded as they come, each with one scale."""
 
     @staticmethod

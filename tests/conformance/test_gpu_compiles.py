@@ -16,7 +16,7 @@ if support.missing() is not None:
 from gpu_compile import compiled
 from octavo.kernels.attention.base import AttentionCase
 from octavo.kernels.attention.triton import tilings
-from octavo.kernels.triton import attention, inputs, rows
+from octavo.kernels.triton import attention, dense, inputs, rows
 
 CASE = AttentionCase(
     device="cuda",
@@ -111,3 +111,17 @@ def test_rows() -> None:
     types = {"ids": "*i64", "table": "*bf16", "out": "*bf16"}
     sizes = {"SIZE": 4096, "PART": rows.PART}
     assert "ld.global.v4" in compiled(rows._gather, types, sizes, capability=80, warps=4).ptx
+
+
+@pytest.mark.parametrize(("capability", "is_share"), [(80, True), (90, True), (90, False)])
+def test_products_with_plain_weights(capability: int, is_share: bool) -> None:
+    types = dict.fromkeys(("x", "weight", "bias"), "*bf16")
+    types |= {"out": "*fp32" if is_share else "*bf16"}
+    types |= {"num_rows": "i32", "outputs": "i32:16", "inputs": "i32:16"}
+    types |= {"inputs_per_share": "i32:16", "num_shares": "i32"}
+    sizes = {"BLOCK_N": dense.ROWS, "BLOCK_O": dense.OUTPUTS, "BLOCK_D": dense.INPUTS}
+    flags = {"HAS_BIAS": True, "IS_SHARE": is_share, "PRECISION": "tf32", "BAND": dense.BAND}
+    made = compiled(dense.linear_dense, types, sizes | flags, capability=capability, warps=4)
+    assert made.stack == 0
+    assert made.shared <= SHARED_OF_A100
+    assert ("wgmma.mma_async" if capability == 90 else "mma.sync") in made.ptx

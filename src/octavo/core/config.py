@@ -99,6 +99,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             description="Run every step from Python instead of replaying recorded ones; the output is the same."
         ),
     ] = False
+    deterministic: Annotated[
+        bool,
+        _Help(
+            description="Give a request the same bits whatever runs beside it, also on a GPU, where it costs speed: one "
+            "tile and one order of sums for any batch. On a CPU in float32 it is so anyway."
+        ),
+    ] = False
     async_scheduling: Annotated[
         bool,
         _Help(

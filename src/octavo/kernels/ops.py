@@ -167,12 +167,12 @@ def attention_inputs(
     return q_THD
 
 
-TORCH_RMS_NORM = Function(rms_norm)
-TORCH_ADD_RMS_NORM = Function(add_rms_norm)
+TORCH_RMS_NORM = Function(rms_norm, adds_up=True)
+TORCH_ADD_RMS_NORM = Function(add_rms_norm, adds_up=True)
 TORCH_SILU_AND_MUL = Function(silu_and_mul)
-TORCH_LAYER_NORM = Function(layer_norm)
-TORCH_ADD_LAYER_NORM = Function(add_layer_norm)
+TORCH_LAYER_NORM = Function(layer_norm, adds_up=True)
+TORCH_ADD_LAYER_NORM = Function(add_layer_norm, adds_up=True)
 TORCH_ACTIVATE = Function(activate)
 TORCH_ACTIVATE_AND_MUL = Function(activate_and_mul)
 TORCH_EMBEDDING = Function(embedding)
-TORCH_ATTENTION_INPUTS = Function(attention_inputs)
+TORCH_ATTENTION_INPUTS = Function(attention_inputs, adds_up=True)

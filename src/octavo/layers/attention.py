@@ -94,6 +94,7 @@ class Attention:
             window=spec.window,
             ahead=shape.ahead,
             soft_cap=shape.soft_cap,
+            is_invariant=build.is_invariant,
         )
         self.backend = build.dispatch.choose(ATTENTION, case)
         self._prepare = build.dispatch.choose(ATTENTION_INPUTS, build.case(heads, kv_heads, dim))

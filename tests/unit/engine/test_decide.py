@@ -32,3 +32,17 @@ def test_an_fp8_cache(name: str) -> None:
         ) as caught:
             resolve(machine, kv_cache_dtype=name)
         assert "--kv-cache-dtype int8" in caught.value.fix
+
+
+def test_deterministic() -> None:
+    for machine in (CPU, GPU):
+        found = [
+            d for d in resolve(machine, deterministic=True).decisions if d.name == "deterministic"
+        ]
+        assert len(found) == 1 and found[0].value == "on"
+        assert not [d for d in resolve(machine).decisions if d.name == "deterministic"]
+    for dtype in ("bfloat16", "float16"):
+        with pytest.raises(ConfigError, match=f"--deterministic .* on a CPU in {dtype}") as caught:
+            resolve(CPU, deterministic=True, dtype=dtype)
+        assert "--dtype float32" in caught.value.fix
+        resolve(GPU, deterministic=True, dtype=dtype)

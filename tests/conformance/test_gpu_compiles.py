@@ -16,7 +16,7 @@ if support.missing() is not None:
 from gpu_compile import compiled
 from octavo.kernels.attention.base import AttentionCase
 from octavo.kernels.attention.triton import tilings
-from octavo.kernels.triton import attention, dense, inputs, rows
+from octavo.kernels.triton import attention, dense, inputs, norm_rounded, rows
 
 CASE = AttentionCase(
     device="cuda",
@@ -125,3 +125,19 @@ def test_products_with_plain_weights(capability: int, is_share: bool) -> None:
     assert made.stack == 0
     assert made.shared <= SHARED_OF_A100
     assert ("wgmma.mma_async" if capability == 90 else "mma.sync") in made.ptx
+
+
+def test_a_norm_that_rounds() -> None:
+    types = dict.fromkeys(("x", "residual", "weight"), "*bf16") | {"row_scales": "*fp32"}
+    types |= {"x_stride": "i32:16", "eps": "fp32"}
+    sizes = {"SIZE": 4096, "PADDED": 4096, "HAS_RESIDUAL": True, "TINY": 2.0**-119}
+    for kept, largest in (("i8", 127.0), ("fp8e4nv", 448.0)):
+        flags = {"LARGEST": largest, "IS_FP8": largest == 448.0}
+        made = compiled(
+            norm_rounded._norm_rounded,
+            types | {"levels": f"*{kept}"},
+            sizes | flags,
+            capability=90,
+            warps=8,
+        )
+        assert made.stack == 0 and "ld.global.v4" in made.ptx

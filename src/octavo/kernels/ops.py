@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from octavo.kernels.curves import Curve
 from octavo.kernels.dispatch import Function
+from octavo.kernels.gemm.formats import LEVEL_DTYPES, Rounded, quantize_whole_rows
 from octavo.kernels.kv import KVTensors, quantize, scatter
 
 
@@ -38,6 +39,19 @@ def add_rms_norm(
     """
     sum_ND = x_ND + residual_ND
     return rms_norm(sum_ND, weight_D, eps), sum_ND
+
+
+def add_rms_norm_rounded(
+    x_ND: torch.Tensor,
+    residual_ND: torch.Tensor | None,
+    weight_D: torch.Tensor,
+    eps: float,
+    kind: str,
+) -> tuple[Rounded, torch.Tensor]:
+    """As `add_rms_norm`, its first result rounded to `kind` (int8 or fp8) with a scale per row. No residual counts as zero."""
+    sum_ND = x_ND if residual_ND is None else x_ND + residual_ND
+    levels_ND, scales_N = quantize_whole_rows(rms_norm(sum_ND, weight_D, eps), kind)
+    return Rounded(levels_ND.to(LEVEL_DTYPES[kind]), scales_N, x_ND.dtype), sum_ND
 
 
 def layer_norm(
@@ -169,6 +183,7 @@ def attention_inputs(
 
 TORCH_RMS_NORM = Function(rms_norm, adds_up=True)
 TORCH_ADD_RMS_NORM = Function(add_rms_norm, adds_up=True)
+TORCH_ADD_RMS_NORM_ROUNDED = Function(add_rms_norm_rounded, adds_up=True)
 TORCH_SILU_AND_MUL = Function(silu_and_mul)
 TORCH_LAYER_NORM = Function(layer_norm, adds_up=True)
 TORCH_ADD_LAYER_NORM = Function(add_layer_norm, adds_up=True)

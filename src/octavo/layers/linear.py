@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from octavo.kernels.gemm.base import AdoptingKernel
-from octavo.kernels.gemm.formats import plain
+from octavo.kernels.gemm.base import AdoptingKernel, RoundingKernel
+from octavo.kernels.gemm.formats import Rounded, plain
 from octavo.kernels.gemm.registry import LINEAR
 from octavo.layers.build import Build
 from octavo.layers.quant.base import QuantFormat
@@ -43,8 +43,16 @@ class Linear:
         else:
             self._declare_levels(build, quant)
 
-    def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:
+    @property
+    def rounds_rows(self) -> str:
+        """To what rows are rounded before the product; whoever makes them may do that. "": not, or not in that way."""
+        return self._kernel.rounds_rows if isinstance(self._kernel, RoundingKernel) else ""
+
+    def __call__(self, x_ND: torch.Tensor | Rounded) -> torch.Tensor:
         """[N, D] -> [N, O]."""
+        if isinstance(x_ND, Rounded):
+            assert isinstance(self._kernel, RoundingKernel), "asked for rounded rows"
+            return self._kernel.run_rounded(x_ND, self._packed, self._bias_O)
         return self._kernel.run(x_ND, self._packed, self._bias_O)
 
     def _declare_levels(self, build: Build, quant: QuantFormat) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from octavo.kernels.gemm.formats import Quantized
+from octavo.kernels.gemm.formats import Quantized, Rounded
 
 
 class LinearKernel(Protocol):
@@ -37,3 +37,16 @@ class AdoptingKernel(LinearKernel, Protocol):
 
     def adopt(self, levels: Quantized, /) -> Any:
         """As `pack`, of levels."""
+
+
+@runtime_checkable
+class RoundingKernel(LinearKernel, Protocol):
+    """One that rounds rows to 8 bits before it multiplies, and takes them rounded already."""
+
+    rounds_rows: str
+    """To what: `WeightFormat.rows`."""
+
+    def run_rounded(
+        self, rounded: Rounded, packed: Any, bias_O: torch.Tensor | None, /
+    ) -> torch.Tensor:
+        """As `run`, of rows that are rounded: [N, D] -> [N, O] in the dtype that they had."""

@@ -21,7 +21,9 @@ from octavo.kernels.gemm.format_table import (
 
 __all__ = [
     "FORMATS",
+    "LEVEL_DTYPES",
     "Quantized",
+    "Rounded",
     "WeightFormat",
     "check_device",
     "head_format",
@@ -59,6 +61,21 @@ class Quantized(NamedTuple):
         scales_OD = self.scales_OG.repeat_interleave(self.group, 1)[:, :inputs]
         zeros_OD = self.zeros_OG.repeat_interleave(self.group, 1)[:, :inputs]
         return (self.levels_OD.float() - zeros_OD) * scales_OD
+
+
+LEVEL_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+"""Of rows that are rounded, by `WeightFormat.rows`."""
+
+
+class Rounded(NamedTuple):
+    """Rows as levels: value = level * scale of its row."""
+
+    levels_ND: torch.Tensor
+    """int8 or float8_e4m3fn."""
+    scales_N: torch.Tensor
+    """float32."""
+    dtype: torch.dtype
+    """Of the rows before, and of what is made of them."""
 
 
 def plain(levels: Quantized, dtype: torch.dtype) -> torch.Tensor:

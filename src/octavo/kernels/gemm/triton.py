@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from octavo.kernels.dispatch import OpCase
-from octavo.kernels.gemm.formats import FORMATS, Quantized, WeightFormat, quantize
+from octavo.kernels.gemm.formats import FORMATS, Quantized, Rounded, WeightFormat, quantize
 from octavo.kernels.gpu_facts import FP8_CAPABILITY
 from octavo.kernels.triton import support
 from octavo.kernels.triton.tiles import Shape, Tile, choose_tile
@@ -124,6 +124,10 @@ class TritonWeightOnly(_Adopting8):
 class Triton8Bit(_Adopting8):
     """int8 by int8 and e4m3 by e4m3: rows are rounded as they come, each with one scale."""
 
+    def __init__(self, case: OpCase) -> None:
+        super().__init__(case)
+        self.rounds_rows = self._format.rows
+
     @staticmethod
     def refuses(case: OpCase, /) -> str | None:
         """Refuses other formats, devices and dtypes, devices without e4m3 for it, and a process without triton."""
@@ -152,6 +156,16 @@ class Triton8Bit(_Adopting8):
 
         tile = self._tile(self._format.rows, len(x_ND))
         return gemm.multiply_levels(x_ND, packed, bias_O, tile)
+
+    def run_rounded(
+        self, rounded: Rounded, packed: Weight8, bias_O: torch.Tensor | None, /
+    ) -> torch.Tensor:
+        """[N, D] -> [N, O]."""
+        # lazy: Triton is loaded where it runs
+        from octavo.kernels.triton import gemm
+
+        tile = self._tile(self._format.rows, len(rounded.levels_ND))
+        return gemm.multiply_rounded(rounded, packed, bias_O, tile)
 
 
 def _device_facts(device: str) -> tuple[str, int]:

@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.gemm.formats import Rounded
 from octavo.kernels.triton.quantize import quantize_rows
 from octavo.kernels.triton.support import is_interpreting
 from octavo.kernels.triton.tiles import Tile
@@ -315,7 +316,14 @@ def multiply_levels(
 ) -> torch.Tensor:
     """[N, D] -> [N, O] in x's dtype; rows are rounded to the weight's own type, with one scale each."""
     levels_ND, scales_N = quantize_rows(x_ND, weight.levels_OD.dtype)
-    return _multiply_8(levels_ND, scales_N, weight, bias_O, tile, x_ND.dtype)
+    return multiply_rounded(Rounded(levels_ND, scales_N, x_ND.dtype), weight, bias_O, tile)
+
+
+def multiply_rounded(
+    rounded: Rounded, weight: Weight8, bias_O: torch.Tensor | None, tile: Tile
+) -> torch.Tensor:
+    """[N, D] -> [N, O] of rows that are rounded to the weight's own type."""
+    return _multiply_8(rounded.levels_ND, rounded.scales_N, weight, bias_O, tile, rounded.dtype)
 
 
 def _multiply_8(

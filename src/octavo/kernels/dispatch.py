@@ -53,11 +53,15 @@ class Function(Generic[P, R]):
 
     run: Callable[P, R]
     devices: tuple[str, ...] = ()
+    adds_up: bool = False
+    """Whether it sums over a row through a library, which on a GPU may order sums by the number of rows."""
 
     def refuses(self, case: OpCase, /) -> str | None:
         """Why it cannot take the case, or None."""
         if self.devices and case.device not in self.devices:
             return f"runs on {', '.join(self.devices)} and not on {case.device}"
+        if self.adds_up and case.is_invariant and case.device != "cpu":
+            return "the library may order sums by the number of rows"
         return None
 
     def __call__(self, case: OpCase, /) -> Callable[P, R]:

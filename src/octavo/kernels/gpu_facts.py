@@ -11,6 +11,8 @@ from typing import NamedTuple
 from octavo.core.errors import ConfigError, MemoryPlanError, OperatorError
 
 LEAST_CAPABILITY = (8, 0)
+FP8_CAPABILITY = (8, 9)
+"""Of devices that convert float8_e4m3fn; Triton has no such type before it."""
 """Ampere: the first with bfloat16 in its matrix units, and the first that Triton supports in full."""
 GIB = 1 << 30
 MIB = 1 << 20

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 
 from octavo.kernels.curves import Curve
 from octavo.kernels.dispatch import Function
-from octavo.kernels.kv import KVTensors, narrow, quantize, scatter
+from octavo.kernels.gemm.formats import LEVEL_DTYPES, Rounded, quantize_whole_rows
+from octavo.kernels.kv import KVTensors, quantize, scatter
 
 
 def rms_norm(x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
@@ -38,6 +39,19 @@ def add_rms_norm(
     """
     sum_ND = x_ND + residual_ND
     return rms_norm(sum_ND, weight_D, eps), sum_ND
+
+
+def add_rms_norm_rounded(
+    x_ND: torch.Tensor,
+    residual_ND: torch.Tensor | None,
+    weight_D: torch.Tensor,
+    eps: float,
+    kind: str,
+) -> tuple[Rounded, torch.Tensor]:
+    """As `add_rms_norm`, its first result rounded to `kind` (int8 or fp8) with a scale per row. No residual counts as zero."""
+    sum_ND = x_ND if residual_ND is None else x_ND + residual_ND
+    levels_ND, scales_N = quantize_whole_rows(rms_norm(sum_ND, weight_D, eps), kind)
+    return Rounded(levels_ND.to(LEVEL_DTYPES[kind]), scales_N, x_ND.dtype), sum_ND
 
 
 def layer_norm(
@@ -129,10 +143,10 @@ def kv_store(
         (v_THD, cache.v, cache.v_scales),
     ):
         if scales is None:
-            scatter(values, narrow(rows_THD, values.dtype), slots_T)
+            scatter(values, rows_THD.to(values.dtype), slots_T)
         else:
-            integers_THD, scales_TH = quantize(rows_THD)
-            scatter(values, integers_THD, slots_T)
+            levels_THD, scales_TH = quantize(rows_THD, values.dtype)
+            scatter(values, levels_THD, slots_T)
             scales.flatten(0, 1).index_copy_(0, slots_T, scales_TH)
 
 
@@ -167,12 +181,13 @@ def attention_inputs(
     return q_THD
 
 
-TORCH_RMS_NORM = Function(rms_norm)
-TORCH_ADD_RMS_NORM = Function(add_rms_norm)
+TORCH_RMS_NORM = Function(rms_norm, adds_up=True)
+TORCH_ADD_RMS_NORM = Function(add_rms_norm, adds_up=True)
+TORCH_ADD_RMS_NORM_ROUNDED = Function(add_rms_norm_rounded, adds_up=True)
 TORCH_SILU_AND_MUL = Function(silu_and_mul)
-TORCH_LAYER_NORM = Function(layer_norm)
-TORCH_ADD_LAYER_NORM = Function(add_layer_norm)
+TORCH_LAYER_NORM = Function(layer_norm, adds_up=True)
+TORCH_ADD_LAYER_NORM = Function(add_layer_norm, adds_up=True)
 TORCH_ACTIVATE = Function(activate)
 TORCH_ACTIVATE_AND_MUL = Function(activate_and_mul)
 TORCH_EMBEDDING = Function(embedding)
-TORCH_ATTENTION_INPUTS = Function(attention_inputs)
+TORCH_ATTENTION_INPUTS = Function(attention_inputs, adds_up=True)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from octavo.kernels.curves import Curve
+    from octavo.kernels.gemm.formats import Rounded
     from octavo.kernels.kv import KVTensors
     from octavo.kernels.ops import QkNorm
 
@@ -38,6 +39,18 @@ ADD_RMS_NORM: Op[OpCase, Callable[[Tensor, Tensor, Tensor, float], Pair]] = Op(
             "cpu": "octavo.kernels.cpu_rows:ADD_RMS_NORM",
             "triton": "octavo.kernels.triton_rows:ADD_RMS_NORM",
             "torch": "octavo.kernels.ops:TORCH_ADD_RMS_NORM",
+        },
+    ),
+)
+ADD_RMS_NORM_ROUNDED: Op[
+    OpCase, Callable[[Tensor, Tensor | None, Tensor, float, str], tuple[Rounded, Tensor]]
+] = Op(
+    "add_rms_norm_rounded",
+    Registry(
+        "add_rms_norm_rounded kernel",
+        {
+            "triton": "octavo.kernels.triton_rows:ADD_RMS_NORM_ROUNDED",
+            "torch": "octavo.kernels.ops:TORCH_ADD_RMS_NORM_ROUNDED",
         },
     ),
 )
@@ -123,6 +136,7 @@ EMBEDDING: Op[OpCase, Callable[[Tensor, Tensor], Tensor]] = Op(
 OPS = (
     RMS_NORM,
     ADD_RMS_NORM,
+    ADD_RMS_NORM_ROUNDED,
     LAYER_NORM,
     ADD_LAYER_NORM,
     ATTENTION_INPUTS,

@@ -16,6 +16,9 @@ def _rows(name: str, max_size: int | None = None) -> TritonFunction[..., Any]:
 
 RMS_NORM = _rows("rms_norm", MAX_ROW)
 ADD_RMS_NORM = _rows("add_rms_norm", MAX_ROW)
+ADD_RMS_NORM_ROUNDED: TritonFunction[..., Any] = TritonFunction(
+    "octavo.kernels.triton.norm_rounded:add_rms_norm_rounded", max_size=MAX_ROW
+)
 LAYER_NORM = _rows("layer_norm", MAX_ROW)
 ADD_LAYER_NORM = _rows("add_layer_norm", MAX_ROW)
 SILU_AND_MUL = _rows("silu_and_mul")

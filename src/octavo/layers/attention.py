@@ -11,6 +11,7 @@ from octavo.core.batch import ForwardBatch
 from octavo.core.kvspec import KVSpec
 from octavo.kernels.attention.base import AttentionBackend, AttentionCase
 from octavo.kernels.attention.registry import ATTENTION
+from octavo.kernels.gemm.formats import Rounded
 from octavo.kernels.kv import KVTensors
 from octavo.kernels.ops import QkNorm
 from octavo.kernels.registry import ATTENTION_INPUTS
@@ -94,11 +95,12 @@ class Attention:
             window=spec.window,
             ahead=shape.ahead,
             soft_cap=shape.soft_cap,
+            is_invariant=build.is_invariant,
         )
         self.backend = build.dispatch.choose(ATTENTION, case)
         self._prepare = build.dispatch.choose(ATTENTION_INPUTS, build.case(heads, kv_heads, dim))
 
-    def __call__(self, x_TM: torch.Tensor, step: Step) -> torch.Tensor:
+    def __call__(self, x_TM: torch.Tensor | Rounded, step: Step) -> torch.Tensor:
         """[T, M] -> [T, M]; the tokens' keys and values are in the cache afterwards."""
         cache = step.kv.layer(self.layer)
         slots_T = step.batch.groups[self.group].slots_T

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -37,7 +37,7 @@ class Build:
     dispatch: Dispatcher = field(default_factory=Dispatcher)
     quantization: str = ""
     """Format in which linear kernels keep their weights, quantized at load (`kernels/gemm/format_table.py`); "" for none."""
-    quant: QuantFormat[Any] | None = None
+    quant: QuantFormat | None = None
     """Format of a checkpoint that is quantized already."""
     is_invariant: bool = False
     """Whether kernels must give a row the same bits in any batch."""

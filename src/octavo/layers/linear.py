@@ -6,8 +6,11 @@ from typing import Any
 
 import torch
 
+from octavo.kernels.gemm.base import AdoptingKernel, RoundingKernel
+from octavo.kernels.gemm.formats import Rounded, plain
 from octavo.kernels.gemm.registry import LINEAR
 from octavo.layers.build import Build
+from octavo.layers.quant.base import QuantFormat
 
 
 class Linear:
@@ -30,20 +33,40 @@ class Linear:
         self.num_outputs = sum(size for _, size in parts)
         self._bias_O = self._declare_bias(build) if has_bias else None
         names = tuple(build.name(name) for name, _ in parts)
-        self._quant = build.quant if build.quant and build.quant.claims(names) else None
+        quant = build.quant if build.quant and build.quant.claims(names) else None
+        form = build.quantization if quant is None else quant.form
         self._packed: Any = None
-        if self._quant is not None:
-            self._packed = self._quant.stored(build, parts, num_inputs)
-            return
-        case = build.case(self.num_outputs, num_inputs, weights=build.quantization)
+        case = build.case(self.num_outputs, num_inputs, weights=form)
         self._kernel = build.dispatch.choose(LINEAR, case)
-        self._declare_weight(build)
+        if quant is None:
+            self._declare_weight(build)
+        else:
+            self._declare_levels(build, quant)
 
-    def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:
+    @property
+    def rounds_rows(self) -> str:
+        """To what rows are rounded before the product; whoever makes them may do that. "": not, or not in that way."""
+        return self._kernel.rounds_rows if isinstance(self._kernel, RoundingKernel) else ""
+
+    def __call__(self, x_ND: torch.Tensor | Rounded) -> torch.Tensor:
         """[N, D] -> [N, O]."""
-        if self._quant is not None:
-            return self._quant.apply(x_ND, self._packed, self._bias_O)
+        if isinstance(x_ND, Rounded):
+            assert isinstance(self._kernel, RoundingKernel), "asked for rounded rows"
+            return self._kernel.run_rounded(x_ND, self._packed, self._bias_O)
         return self._kernel.run(x_ND, self._packed, self._bias_O)
+
+    def _declare_levels(self, build: Build, quant: QuantFormat) -> None:
+        read = quant.stored(build, self.parts, self.num_inputs)
+
+        def finish() -> None:
+            # A kernel takes the levels of its own format; others get the numbers that they stand for.
+            levels = read()
+            if isinstance(self._kernel, AdoptingKernel) and self._kernel.adopts(levels):
+                self._packed = self._kernel.adopt(levels)
+            else:
+                self._packed = self._kernel.pack(plain(levels, build.weight_dtype))
+
+        build.finishers.append(finish)
 
     def _declare_weight(self, build: Build) -> None:
         weight_OD = build.empty(self.num_outputs, self.num_inputs, dtype=build.weight_dtype)

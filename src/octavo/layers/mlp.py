@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from octavo.kernels.gemm.formats import Rounded
 from octavo.kernels.registry import SILU_AND_MUL
 from octavo.layers.build import Build
 from octavo.layers.linear import Linear
@@ -22,6 +23,6 @@ class GatedMlp:
         )
         self._act = build.dispatch.choose(SILU_AND_MUL, build.case(intermediate_size))
 
-    def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x_ND: torch.Tensor | Rounded) -> torch.Tensor:
         """[N, D] -> [N, D]."""
         return self.down(self._act(self.gate_up(x_ND)))

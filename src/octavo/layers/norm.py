@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from octavo.kernels.registry import ADD_LAYER_NORM, ADD_RMS_NORM, LAYER_NORM, RMS_NORM
+from octavo.kernels.gemm.formats import Rounded
+from octavo.kernels.registry import (
+    ADD_LAYER_NORM,
+    ADD_RMS_NORM,
+    ADD_RMS_NORM_ROUNDED,
+    LAYER_NORM,
+    RMS_NORM,
+)
 from octavo.layers.build import Build
 
 
@@ -16,6 +23,22 @@ class RmsNorm:
         self.eps = eps
         self._norm = build.dispatch.choose(RMS_NORM, build.case(size))
         self._add_norm = build.dispatch.choose(ADD_RMS_NORM, build.case(size))
+        self._kind = ""
+
+    def feed(self, build: Build, kind: str) -> None:
+        """Let `add_for` round rows to `kind` (`Linear.rounds_rows`) in the same pass."""
+        self._kind = kind
+        if kind:
+            case = build.case(len(self.weight_D))
+            self._add_norm_rounded = build.dispatch.choose(ADD_RMS_NORM_ROUNDED, case)
+
+    def add_for(
+        self, x_ND: torch.Tensor, residual_ND: torch.Tensor | None
+    ) -> tuple[torch.Tensor | Rounded, torch.Tensor]:
+        """As `add`, for the product that it was told to feed."""
+        if not self._kind:
+            return self.add(x_ND, residual_ND)
+        return self._add_norm_rounded(x_ND, residual_ND, self.weight_D, self.eps, self._kind)
 
     def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:
         """[..., D] -> [..., D]."""

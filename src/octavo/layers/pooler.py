@@ -84,7 +84,7 @@ class Pooler:
         self.spec = spec
         self.dtype = build.dtype
         # A head of few outputs is no place to save bytes by rounding.
-        plain = replace(build, quantization="", prefix="")
+        plain = replace(build, quantization="", quant=None, prefix="")
         self._stages = tuple(_projection(stage, plain) for stage in spec.stages)
         outputs = spec.stages[-1].num_outputs if spec.stages else num_features
         self.facts = PoolingFacts(

@@ -41,15 +41,17 @@ class Block:
         self.attention = Attention(build.at("self_attn"), shape, spec, layer=layer, group=group)
         self.mlp_norm = RmsNorm(build.at("post_attention_layernorm"), size, eps)
         self.mlp = GatedMlp(build.at("mlp"), size, facts.intermediate_size, has_bias=facts.mlp_bias)
+        self.attention_norm.feed(build, self.attention.qkv.rounds_rows)
+        self.mlp_norm.feed(build, self.mlp.gate_up.rounds_rows)
 
     def __call__(
         self, x_TD: torch.Tensor, residual_TD: torch.Tensor | None, step: Step
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(x, residual) -> (x, residual), all [T, D]; the hidden state is their sum."""
-        x_TD, residual_TD = self.attention_norm.add(x_TD, residual_TD)
-        x_TD = self.attention(x_TD, step)
-        x_TD, residual_TD = self.mlp_norm.add(x_TD, residual_TD)
-        return self.mlp(x_TD), residual_TD
+        normed_TD, residual_TD = self.attention_norm.add_for(x_TD, residual_TD)
+        x_TD = self.attention(normed_TD, step)
+        normed_TD, residual_TD = self.mlp_norm.add_for(x_TD, residual_TD)
+        return self.mlp(normed_TD), residual_TD
 
 
 class DenseTrunk:

@@ -8,13 +8,15 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from octavo.core.errors import ConfigError, ModelError
+from octavo.core.errors import ConfigError
 from octavo.core.kvspec import DTYPE_BYTES, KVSpec
 from octavo.layers.pool_spec import PoolSpec
+from octavo.layers.quant.spec import StoredSpec
 from octavo.layers.rope_spec import RopeSpec
 from octavo.models.checkpoint import read_config
 from octavo.models.pooling_config import Runner, folder_pooling
 from octavo.models.registry import FAMILIES, TRUNK_OF, unknown_architecture
+from octavo.models.stored_config import read_stored
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +51,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Beginnings of the names of weights that are not used here."""
     pooling: PoolSpec | None = None
     """Set: the model pools prompts and generates nothing."""
+    stored: StoredSpec | None = None
+    """Set: the checkpoint is quantized already."""
 
     @property
     def sees_whole_prompts(self) -> bool:
@@ -134,14 +138,7 @@ def read_facts(folder: Path, runner: Runner = "auto") -> ModelFacts:
         ConfigError: `runner` asks for what the model is not.
     """
     config = read_config(folder)
-    for key in ("quantization_config", "compression_config"):
-        if config.has(key):
-            raise ModelError(
-                f"{config.where}: {key} is present, and quantized checkpoints are not supported.",
-                code="E-MODEL-04",
-                fix="Use the unquantized checkpoint.",
-                param=key,
-            )
+    stored = read_stored(config)
     names = config.strings("architectures")
     if not names:
         config.refuse("architectures", "a list with one name")
@@ -149,7 +146,7 @@ def read_facts(folder: Path, runner: Runner = "auto") -> ModelFacts:
         read = FAMILIES.load(names[0])
     except ConfigError as error:
         raise unknown_architecture(names[0]) from error
-    facts: ModelFacts = read(config)
+    facts: ModelFacts = replace(read(config), stored=stored)
     spec = folder_pooling(folder, facts.pooling, runner, facts.hidden_size)
     if spec is None or facts.pooling is not None:
         return replace(facts, pooling=spec)

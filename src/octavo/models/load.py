@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -17,6 +17,9 @@ from octavo.kernels.gemm.storage import Stored
 from octavo.kernels.registry import OPS
 from octavo.layers.build import Build
 from octavo.layers.pooler import Pooler
+from octavo.layers.quant.base import QuantFormat
+from octavo.layers.quant.registry import QUANT_FORMATS
+from octavo.layers.quant.spec import SCALE, kept_as
 from octavo.models.base import Trunk
 from octavo.models.facts import ModelFacts, read_facts
 from octavo.models.pooling_config import Runner
@@ -24,6 +27,17 @@ from octavo.models.registry import NETWORKS
 from octavo.models.storage import WeightStorage, choose_dtype, head_case, weight_storage
 from octavo.models.weights import Filling, Spelling, fill_dummy, load_weights
 
+UNUSED_SCALES = (
+    ".input_scale",
+    ".input_scale_ub",
+    ".k_scale",
+    ".v_scale",
+    ".q_scale",
+    ".activation_scale_ub",
+)
+"""Of activations, keys and values: here each row, and each token's head, gets its own when it is there."""
+SCALE_NAMES = ((".weight_scale_inv", f".{SCALE}"),)
+"""The "inverse" is what levels are multiplied with, too."""
 LoadFormat = Literal["safetensors", "dummy"]
 
 
@@ -44,6 +58,15 @@ class LoadedModel:
     """Which kernel computes what, and why."""
 
 
+class Exactness(NamedTuple):
+    """What of results is asked for beside their dtype."""
+
+    kv_dtype: str = "auto"
+    """Of keys and values; "auto" is the dtype of the activations."""
+    is_invariant: bool = False
+    """Whether a row must have the same bits in any batch."""
+
+
 def choose_storage(
     facts: ModelFacts, dtype: str, device: str, quantization: str = ""
 ) -> WeightStorage:
@@ -56,18 +79,25 @@ def choose_storage(
 
 
 def _storage(
-    facts: ModelFacts, dispatch: Dispatcher, dtype: str, device: str, quantization: str
+    facts: ModelFacts,
+    dispatch: Dispatcher,
+    dtype: str,
+    device: str,
+    quantization: str,
+    *,
+    is_invariant: bool = False,
 ) -> WeightStorage:
     check_device(quantization, torch.device(device).type)
-    kernel = dispatch.choose(LINEAR, head_case(facts, dtype, device, quantization))
-    return weight_storage(facts, Stored(kernel.stores(facts.dtype), kernel.repacks), quantization)
+    case = replace(head_case(facts, dtype, device, quantization), is_invariant=is_invariant)
+    kernel = dispatch.choose(LINEAR, case)
+    stored = Stored(kernel.stores(facts.dtype), kernel.repacks)
+    return weight_storage(facts, stored, quantization, device)
 
 
 def load_model(
     folder: Path,
     *,
     dtype: str = "auto",
-    kv_dtype: str = "auto",
     device: str = "cpu",
     load_format: LoadFormat = "safetensors",
     seed: int = 0,
@@ -75,12 +105,12 @@ def load_model(
     runner: Runner = "auto",
     kernels: Mapping[str, str] | None = None,
     filling: Filling = Filling(),
+    exactness: Exactness = Exactness(),
 ) -> LoadedModel:
     """Read `folder`, build its network and fill it.
 
     `kernels` forces candidates by op ({"attention": "reference"}). `load_format` "dummy" needs config.json alone and
     fills from `seed`. `quantization` names a format of `kernels/gemm/format_table.py`, "" none.
-    `kv_dtype` is what keys and values are kept in; "auto" is the dtype of the activations.
 
     Raises:
         ModelError: the folder's config.json or weights.
@@ -91,14 +121,18 @@ def load_model(
     check_forced(kernels or {}, OPS)
     dispatch = Dispatcher(kernels)
     torch_dtype: torch.dtype = getattr(torch, chosen.dtype)
-    storage = _storage(facts, dispatch, chosen.dtype, device, quantization)
+    storage = _storage(
+        facts, dispatch, chosen.dtype, device, quantization, is_invariant=exactness.is_invariant
+    )
     build = Build(
         dtype=torch_dtype,
         device=torch.device(device),
         weight_dtype=getattr(torch, storage.dtype),
-        kv_dtype=kv_dtype,
+        kv_dtype=exactness.kv_dtype,
+        is_invariant=exactness.is_invariant,
         dispatch=dispatch,
         quantization=quantization,
+        quant=_stored_format(facts, quantization, device),
     )
     model = NETWORKS.load(facts.network)(facts, build)
     pools = facts.pooling
@@ -111,6 +145,8 @@ def load_model(
             prefix=facts.weight_prefix if pools is not None else "",
             ignored=facts.ignored_weights,
             folders=tuple(stage.folder for stage in stages if stage.folder),
+            unused=() if facts.stored is None else UNUSED_SCALES,
+            renamed=() if facts.stored is None else SCALE_NAMES,
         )
         load_weights(folder, model.weight_map(), build.aliases, filling, spelling=spelling)
     _finish(build)
@@ -123,6 +159,15 @@ def load_model(
         groups=group_layers(model.kv_specs()),
         choices=tuple(dispatch.choices),
     )
+
+
+def _stored_format(facts: ModelFacts, quantization: str, device: str) -> QuantFormat | None:
+    """How to read the linear layers of a checkpoint that is quantized already."""
+    if facts.stored is None:
+        return None
+    form = kept_as(facts.stored, quantization, torch.device(device).type)
+    found = (QUANT_FORMATS.load(name) for name in QUANT_FORMATS)
+    return next(kind(facts.stored, form) for kind in found if kind.reads(facts.stored))
 
 
 def _finish(build: Build) -> None:

@@ -11,6 +11,7 @@ from octavo.kernels.cpu_facts import DtypeChoice, read_cpu_flags, resolve_dtype
 from octavo.kernels.dispatch import OpCase
 from octavo.kernels.gemm.format_table import head_format, weight_format
 from octavo.kernels.gemm.storage import Stored, storage_of
+from octavo.layers.quant.spec import kept_as
 from octavo.models.facts import ModelFacts
 
 
@@ -38,7 +39,7 @@ def choose_dtype(facts: ModelFacts, asked: str, device: str, quantization: str =
         facts.dtype,
         device=device_type(device),
         cpu_flags=read_cpu_flags(),
-        is_quantized=quantization != "",
+        is_quantized=kept_as(facts.stored, quantization, device_type(device)) != "",
         has_kernels=native.missing() is None and native.isa() != "scalar",
     )
 
@@ -55,14 +56,17 @@ def head_case(facts: ModelFacts, dtype: str, device: str, quantization: str) -> 
     return OpCase(device=device_type(device), dtype=dtype, weights=weights, sizes=sizes)
 
 
-def weight_storage(facts: ModelFacts, stored: Stored, quantization: str) -> WeightStorage:
+def weight_storage(
+    facts: ModelFacts, stored: Stored, quantization: str, device: str
+) -> WeightStorage:
     """The sum of all weights, kept as `stored` says but for those that are quantized.
 
     Raises:
         ConfigError: an unknown quantization.
     """
     head = head_format(quantization)
-    linear_bits = weight_format(quantization).bits_per_weight if quantization else 0
+    linear = kept_as(facts.stored, quantization, device_type(device))
+    linear_bits = weight_format(linear).bits_per_weight if linear else 0
     head_bits = weight_format(head).bits_per_weight if head else 0
     num_bytes = facts.weight_bytes(stored.dtype, linear_bits=linear_bits, head_bits=head_bits)
     return WeightStorage(stored.dtype, stored.is_repacked, num_bytes)
@@ -77,4 +81,4 @@ def plan_storage(
         ConfigError: an unknown quantization.
     """
     case = head_case(facts, dtype, device, quantization)
-    return weight_storage(facts, storage_of(case, facts.dtype), quantization)
+    return weight_storage(facts, storage_of(case, facts.dtype), quantization, device)

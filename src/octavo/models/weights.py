@@ -47,6 +47,8 @@ IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 """Buffers that old checkpoints carry and that follow from the config."""
 LOADABLE = (torch.float32, torch.float16, torch.bfloat16)
 DUMMY_STD = 0.02
+LEVELS_STD = 30
+"""Of levels of 8 bits; with their scale they have the deviation of other weights."""
 DUMMY_POOL = 4_194_301
 """A prime, so that rows of a weight never repeat each other."""
 MAX_LISTED = 8
@@ -91,6 +93,11 @@ class Spelling(NamedTuple):
     folders: tuple[str, ...] = ()
     """Folders below the model's whose single file belongs to it; `2_Dense` holds `linear.weight` of `2_Dense.linear`."""
 
+    unused: tuple[str, ...] = ()
+    """Endings of names that nobody wants."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """Endings of names in files, and what the map has instead."""
+
     def places(self, folder: Path) -> list[tuple[Path, str]]:
         """Files, and what stands before the names in them."""
         if is_gguf(folder):
@@ -104,7 +111,11 @@ class Spelling(NamedTuple):
             return name
         if self.prefix and self.prefix + name in known:
             return self.prefix + name
-        return None if name.startswith(self.ignored) else name
+        for ending, ours in self.renamed:
+            if name.endswith(ending) and name.removesuffix(ending) + ours in known:
+                return name.removesuffix(ending) + ours
+        is_unwanted = name.startswith(self.ignored) or name.endswith(self.unused)
+        return None if is_unwanted else name
 
 
 def open_tensors(path: Path) -> Any:
@@ -188,6 +199,11 @@ def fill_dummy(
                 weight.tensor.fill_(1.0)
             case "zeros":
                 weight.tensor.zero_()
+            case "levels":
+                whole = (pool.float() * LEVELS_STD / DUMMY_STD).round().clamp(-127, 127)
+                _fill_from_pool(weight.tensor, whole, zlib.crc32(name.encode()) % DUMMY_POOL)
+            case "scales":
+                weight.tensor.fill_(DUMMY_STD / LEVELS_STD)
             case "normal":
                 _fill_from_pool(weight.tensor, pool, zlib.crc32(name.encode()) % DUMMY_POOL)
         done += weight.tensor.numel()
@@ -211,11 +227,14 @@ def _fill(
     if name in filled:
         return [f"{name}: in more than one file"]
     filled.add(name)
+    if weight.init == "scales":
+        tensor = _scales(weight.tensor, tensor)
     if tensor.shape != weight.tensor.shape:
         given, expected = list(tensor.shape), list(weight.tensor.shape)
         return [f"{name}: has shape {given}, the config asks for {expected}"]
-    if tensor.dtype not in LOADABLE:
-        return [f"{name}: has dtype {tensor.dtype}, expected one of {LOADABLE}"]
+    loadable = (weight.tensor.dtype,) if weight.init == "levels" else LOADABLE
+    if tensor.dtype not in loadable:
+        return [f"{name}: has dtype {tensor.dtype}, expected one of {loadable}"]
     if _adopt(weight.tensor, tensor):
         return []
     if carrier is None:
@@ -223,6 +242,15 @@ def _fill(
     else:
         carrier.carry(weight.tensor, tensor)
     return []
+
+
+def _scales(place: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Scales in the shape of their place: one number stands for all, and axes of one may be there or not."""
+    if tensor.numel() == 1:
+        return tensor.reshape(()).expand(place.shape)
+    return (
+        tensor.reshape(place.shape) if tensor.squeeze().shape == place.squeeze().shape else tensor
+    )
 
 
 def _adopt(place: torch.Tensor, tensor: torch.Tensor) -> bool:

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 
+from octavo.kernels.gemm.formats import Quantized
 from octavo.layers.build import Build
 from octavo.layers.embedding import Embedding
 from octavo.layers.head import Head
 from octavo.layers.linear import Linear
 from octavo.layers.norm import RmsNorm
+from octavo.layers.quant.base import Declares
+from octavo.layers.quant.spec import StoredSpec
 from octavo.layers.rope import Rope, inverse_frequencies
 from octavo.layers.rope_spec import RopeSpec
 
@@ -43,28 +49,31 @@ def test_merged_linear_is_its_parts_side_by_side() -> None:
 
 
 def test_a_quant_format_takes_the_layers_it_claims() -> None:
-    class Doubled:
-        """Stores int8 and multiplies by two."""
+    class Halves:
+        """Stores int8 levels of a half each."""
+
+        form = ""
+
+        def __init__(self, spec: StoredSpec, form: str) -> None:
+            """Nothing to know."""
+
+        @staticmethod
+        def reads(spec: StoredSpec) -> bool:
+            return True
 
         def claims(self, names: tuple[str, ...]) -> bool:
             return names[0].endswith("q")
 
         def stored(
-            self, build: Build, parts: tuple[tuple[str, int], ...], num_inputs: int
-        ) -> torch.Tensor:
-            weight = torch.empty(sum(size for _, size in parts), num_inputs, dtype=torch.int8)
-            build.note(f"{parts[0][0]}.qweight", weight, "zeros")
-            return weight
+            self, build: Declares, parts: tuple[tuple[str, int], ...], num_inputs: int
+        ) -> Callable[[], Quantized]:
+            outputs = sum(size for _, size in parts)
+            levels = torch.empty(outputs, num_inputs, dtype=torch.int8)
+            build.note(f"{parts[0][0]}.qweight", levels, "levels")
+            scales = torch.full((outputs, 1), 0.5)
+            return lambda: Quantized(levels, scales, torch.zeros(outputs, 1), num_inputs)
 
-        def apply(
-            self, x: torch.Tensor, stored: torch.Tensor, bias: torch.Tensor | None
-        ) -> torch.Tensor:
-            assert bias is None
-            return x @ (2.0 * stored.float()).T
-
-    build = Build(
-        dtype=torch.float32, device=torch.device("cpu"), weight_dtype=torch.float32, quant=Doubled()
-    )
+    build = replace(make_build(), quant=Halves(StoredSpec(method="m", kind="int8"), ""))
     claimed = Linear(build, (("q", 4),), 3)
     plain = Linear(build, (("o", 4),), 3)
     assert set(build.weights) == {"q.qweight", "o.weight"}
@@ -73,7 +82,7 @@ def test_a_quant_format_takes_the_layers_it_claims() -> None:
     for finish in build.finishers:
         finish()
     x = torch.ones(1, 3)
-    assert claimed(x).tolist() == [[18.0] * 4]
+    assert claimed(x).tolist() == [[4.5] * 4]
     assert plain(x).tolist() == [[3.0] * 4]
 
 

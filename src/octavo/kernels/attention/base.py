@@ -28,7 +28,7 @@ class AttentionCase:
     dtype: str
     """Of queries and outputs."""
     cache_dtype: str
-    """Of keys and values; "int8" has scales."""
+    """Of keys and values; those of 8 bits have scales."""
     num_heads: int
     num_kv_heads: int
     head_dim: int

@@ -28,8 +28,8 @@ class ReferenceAttention:
 
     @staticmethod
     def refuses(case: AttentionCase, /) -> str | None:
-        """Never refuses."""
-        return None
+        """Refuses rows that must not depend on their batch: the library orders sums by the number of rows."""
+        return "orders sums by the number of rows" if case.is_invariant else None
 
     def plan(self, batch: ForwardBatch, group_index: int, spec: KVSpec, /) -> tuple[SlicePlan, ...]:
         """Slots of every slice's whole context."""

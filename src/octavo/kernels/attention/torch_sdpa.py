@@ -61,6 +61,8 @@ class TorchSdpa:
     @staticmethod
     def refuses(case: AttentionCase, /) -> str | None:
         """Refuses a soft cap, which scaled_dot_product_attention has no place for, and a cache in another dtype."""
+        if case.is_invariant:
+            return "orders sums by the lengths in a batch"
         if case.soft_cap is not None:
             return "scaled_dot_product_attention has no soft cap"
         if case.cache_dtype != case.dtype:

@@ -25,6 +25,7 @@ from octavo.kernels.attention.work import (
     lay_out_within,
     max_work,
 )
+from octavo.kernels.gpu_facts import FP8_CAPABILITY
 from octavo.kernels.kv import KVTensors
 from octavo.kernels.triton import support
 
@@ -108,7 +109,7 @@ class TritonAttention:
         if case.cache_dtype not in (case.dtype, "int8", "float8_e4m3fn"):
             return f"reads a cache in the queries' dtype, int8 or float8_e4m3fn and not {case.cache_dtype}"
         is_fp8 = case.cache_dtype == "float8_e4m3fn"
-        least = support.FP8_CAPABILITY if is_fp8 else support.MIN_CAPABILITY
+        least = FP8_CAPABILITY if is_fp8 else support.MIN_CAPABILITY
         return support.refusal(case.device, case.dtype, capability=least)
 
     def plan(self, batch: ForwardBatch, group_index: int, spec: KVSpec, /) -> TritonPlan:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+
+from octavo.kernels.gemm.formats import Quantized, Rounded
 
 
 class LinearKernel(Protocol):
@@ -24,3 +26,27 @@ class LinearKernel(Protocol):
 
     def run(self, x_ND: torch.Tensor, packed: Any, bias_O: torch.Tensor | None, /) -> torch.Tensor:
         """[N, D] -> [N, O] in x's dtype."""
+
+
+@runtime_checkable
+class AdoptingKernel(LinearKernel, Protocol):
+    """One that can keep the levels of a checkpoint that is quantized already, without rounding again."""
+
+    def adopts(self, levels: Quantized, /) -> bool:
+        """Whether they are of its format."""
+
+    def adopt(self, levels: Quantized, /) -> Any:
+        """As `pack`, of levels."""
+
+
+@runtime_checkable
+class RoundingKernel(LinearKernel, Protocol):
+    """One that rounds rows to 8 bits before it multiplies, and takes them rounded already."""
+
+    rounds_rows: str
+    """To what: `WeightFormat.rows`."""
+
+    def run_rounded(
+        self, rounded: Rounded, packed: Any, bias_O: torch.Tensor | None, /
+    ) -> torch.Tensor:
+        """As `run`, of rows that are rounded: [N, D] -> [N, O] in the dtype that they had."""

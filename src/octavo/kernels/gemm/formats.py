@@ -21,10 +21,13 @@ from octavo.kernels.gemm.format_table import (
 
 __all__ = [
     "FORMATS",
+    "LEVEL_DTYPES",
     "Quantized",
+    "Rounded",
     "WeightFormat",
     "check_device",
     "head_format",
+    "plain",
     "quantize",
     "quantize_rows",
     "quantized_as",
@@ -44,7 +47,8 @@ class Quantized(NamedTuple):
     """A weight as levels: value = (level - zero) * scale."""
 
     levels_OD: torch.Tensor
-    """int32; int8 formats have levels -127 .. 127 and zero 0, int4 formats 0 .. 15. fp8: float32, each an e4m3."""
+    """int32; int8 formats have levels -127 .. 127 and zero 0, int4 formats 0 .. 15. fp8: float32, each an e4m3. Of a
+    checkpoint: int8 or float8_e4m3fn as they are."""
     scales_OG: torch.Tensor
     """float32."""
     zeros_OG: torch.Tensor
@@ -56,9 +60,38 @@ class Quantized(NamedTuple):
         inputs = self.levels_OD.shape[1]
         scales_OD = self.scales_OG.repeat_interleave(self.group, 1)[:, :inputs]
         zeros_OD = self.zeros_OG.repeat_interleave(self.group, 1)[:, :inputs]
-        return (self.levels_OD - zeros_OD) * scales_OD
+        return (self.levels_OD.float() - zeros_OD) * scales_OD
 
 
+LEVEL_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+"""Of rows that are rounded, by `WeightFormat.rows`."""
+
+
+class Rounded(NamedTuple):
+    """Rows as levels: value = level * scale of its row."""
+
+    levels_ND: torch.Tensor
+    """int8 or float8_e4m3fn."""
+    scales_N: torch.Tensor
+    """float32."""
+    dtype: torch.dtype
+    """Of the rows before, and of what is made of them."""
+
+
+def plain(levels: Quantized, dtype: torch.dtype) -> torch.Tensor:
+    """The numbers that levels stand for, rounded once to `dtype`: [O, D]. Some outputs after the other, to save memory."""
+    outputs, inputs = levels.levels_OD.shape
+    out_OD = torch.empty(outputs, inputs, dtype=dtype, device=levels.levels_OD.device)
+    size = max(1, _VALUES_AT_ONCE // max(1, inputs))
+    for start in range(0, outputs, size):
+        part = slice(start, start + size)
+        levels_PD, scales_PG, zeros_PG = (tensor[part] for tensor in levels[:3])
+        some = Quantized(levels_PD, scales_PG, zeros_PG, levels.group)
+        out_OD[part] = some.dequantize().to(dtype)
+    return out_OD
+
+
+_VALUES_AT_ONCE = 1 << 22
 _LANES = 8
 """Chains in which squared errors are summed, so that kernels can sum them in the same order."""
 _CLIPPINGS = 7

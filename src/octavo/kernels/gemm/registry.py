@@ -19,6 +19,7 @@ LINEAR: Op[OpCase, LinearKernel] = Op(
             "triton_weight_only": "octavo.kernels.gemm.triton:TritonWeightOnly",
             "triton_8bit": "octavo.kernels.gemm.triton:Triton8Bit",
             "cpu_packed": "octavo.kernels.gemm.cpu:CpuLinear",
+            "triton_dense": "octavo.kernels.gemm.triton_dense:TritonDense",
             "torch": "octavo.kernels.gemm.torch_linear:TorchLinear",
         },
     ),

@@ -9,7 +9,7 @@ from octavo.kernels.dispatch import OpCase
 
 
 class TorchLinear:
-    """The reference, wrapped. Takes every case of unquantized weights."""
+    """The reference, wrapped. Takes every case of unquantized weights that may depend on the batch."""
 
     repacks = False
 
@@ -18,7 +18,9 @@ class TorchLinear:
 
     @staticmethod
     def refuses(case: OpCase, /) -> str | None:
-        """Refuses quantized weights."""
+        """Refuses quantized weights, and rows that must not depend on their batch."""
+        if case.is_invariant:
+            return "the library orders sums by the number of rows"
         return "keeps weights as they are" if case.weights else None
 
     def stores(self, checkpoint: str, /) -> str:

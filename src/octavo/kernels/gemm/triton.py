@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from octavo.kernels.dispatch import OpCase
-from octavo.kernels.gemm.formats import FORMATS, Quantized, WeightFormat, quantize
+from octavo.kernels.gemm.formats import FORMATS, Quantized, Rounded, WeightFormat, quantize
+from octavo.kernels.gpu_facts import FP8_CAPABILITY
 from octavo.kernels.triton import support
 from octavo.kernels.triton.tiles import Shape, Tile, choose_tile
 
@@ -75,7 +76,24 @@ class _TritonLinear:
         return tile
 
 
-class TritonWeightOnly(_TritonLinear):
+class _Adopting8(_TritonLinear):
+    """Keeps 8-bit levels of a checkpoint as they are."""
+
+    def adopts(self, levels: Quantized, /) -> bool:
+        """Whether they are levels of this format, with one scale per output."""
+        wanted = torch.float8_e4m3fn if self._format.rows == "fp8" else torch.int8
+        is_whole = self._format.bits == 8 and levels.scales_OG.shape[1] == 1
+        return is_whole and levels.levels_OD.dtype == wanted
+
+    def adopt(self, levels: Quantized, /) -> Weight8:
+        """Levels and scales as they are."""
+        # lazy: Triton is loaded where it runs
+        from octavo.kernels.triton.gemm import Weight8
+
+        return Weight8(levels.levels_OD, levels.scales_OG[:, 0].contiguous())
+
+
+class TritonWeightOnly(_Adopting8):
     """int4 and int8 weights beside 16-bit rows."""
 
     @staticmethod
@@ -103,8 +121,12 @@ class TritonWeightOnly(_TritonLinear):
         return gemm.multiply_int8(x_ND, packed, bias_O, self._tile("w8", len(x_ND)))
 
 
-class Triton8Bit(_TritonLinear):
+class Triton8Bit(_Adopting8):
     """int8 by int8 and e4m3 by e4m3: rows are rounded as they come, each with one scale."""
+
+    def __init__(self, case: OpCase) -> None:
+        super().__init__(case)
+        self.rounds_rows = self._format.rows
 
     @staticmethod
     def refuses(case: OpCase, /) -> str | None:
@@ -118,7 +140,7 @@ class Triton8Bit(_TritonLinear):
             case.device,
             case.dtype,
             ("bfloat16", "float16"),
-            capability=support.FP8_CAPABILITY if rows == "fp8" else support.MIN_CAPABILITY,
+            capability=FP8_CAPABILITY if rows == "fp8" else support.MIN_CAPABILITY,
         )
 
     def pack(self, weight_OD: torch.Tensor, /) -> Weight8:
@@ -134,6 +156,16 @@ class Triton8Bit(_TritonLinear):
 
         tile = self._tile(self._format.rows, len(x_ND))
         return gemm.multiply_levels(x_ND, packed, bias_O, tile)
+
+    def run_rounded(
+        self, rounded: Rounded, packed: Weight8, bias_O: torch.Tensor | None, /
+    ) -> torch.Tensor:
+        """[N, D] -> [N, O]."""
+        # lazy: Triton is loaded where it runs
+        from octavo.kernels.triton import gemm
+
+        tile = self._tile(self._format.rows, len(rounded.levels_ND))
+        return gemm.multiply_rounded(rounded, packed, bias_O, tile)
 
 
 def _device_facts(device: str) -> tuple[str, int]:

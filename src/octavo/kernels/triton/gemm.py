@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.gemm.formats import Rounded
 from octavo.kernels.triton.quantize import quantize_rows
 from octavo.kernels.triton.support import is_interpreting
 from octavo.kernels.triton.tiles import Tile
@@ -26,7 +27,7 @@ _MAGIC_VALUE = tl.constexpr(8388608.0)
 
 
 @triton.jit
-def _place(num_rows, outputs, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BAND: tl.constexpr):
+def place(num_rows, outputs, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BAND: tl.constexpr):
     """Rows int [BLOCK_N] and outputs int [BLOCK_O] of this program.
 
     Programs that run together share BAND blocks of rows, so that both operands are found in the L2 cache.
@@ -45,7 +46,7 @@ def _place(num_rows, outputs, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BAND
 
 
 @triton.jit
-def _finish(
+def finish(
     out,
     bias,
     acc_ON,
@@ -97,7 +98,7 @@ def linear_w4(
     scale per output, which is applied to the sum in float32 where SCALES_WEIGHTS is false. Then nothing is rounded but
     sums. Where it is true, for many rows, weights are scaled and rounded to DOT first.
     """
-    n_N, o_O = _place(num_rows, outputs, BLOCK_N, BLOCK_O, BAND)
+    n_N, o_O = place(num_rows, outputs, BLOCK_N, BLOCK_O, BAND)
     j_B = tl.arange(0, HALF)
     is_row_N, is_output_O = n_N < num_rows, o_O < outputs
     row_bytes = num_blocks * HALF
@@ -132,7 +133,7 @@ def linear_w4(
                     scale_O = tl.load(scales + at_O, mask=is_output_O, other=0).to(tl.float32)
                     acc_ON += part_ON * scale_O[:, None]
                     part_ON = tl.zeros([BLOCK_O, BLOCK_N], tl.float32)
-    _finish(out, bias, acc_ON, n_N, o_O, num_rows, outputs, HAS_BIAS, IS_SHARE)
+    finish(out, bias, acc_ON, n_N, o_O, num_rows, outputs, HAS_BIAS, IS_SHARE)
 
 
 @triton.jit
@@ -164,7 +165,7 @@ def linear_w8(
     SUMS is int32 for integers, whose sums are exact in any tile, else float32. A matrix unit keeps the sums of e4m3 in
     fewer bits than float32: they leave it after each block of inputs.
     """
-    n_N, o_O = _place(num_rows, outputs, BLOCK_N, BLOCK_O, BAND)
+    n_N, o_O = place(num_rows, outputs, BLOCK_N, BLOCK_O, BAND)
     is_row_N, is_output_O = n_N < num_rows, o_O < outputs
     first = tl.program_id(1) * inputs_per_share
     last = tl.minimum(first + inputs_per_share, inputs)
@@ -187,7 +188,7 @@ def linear_w8(
         acc_ON *= tl.load(scales + o_O, mask=is_output_O, other=0)[:, None]
         if HAS_ROW_SCALES:
             acc_ON *= tl.load(row_scales + n_N, mask=is_row_N, other=0)[None, :]
-    _finish(out, bias, acc_ON, n_N, o_O, num_rows, outputs, HAS_BIAS, IS_SHARE)
+    finish(out, bias, acc_ON, n_N, o_O, num_rows, outputs, HAS_BIAS, IS_SHARE)
 
 
 @triton.jit
@@ -300,7 +301,7 @@ def multiply_int4(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    return target if shares == 1 else _add(target, None, None, bias_O, x_ND.dtype)
+    return target if shares == 1 else add_shared(target, None, None, bias_O, x_ND.dtype)
 
 
 def multiply_int8(
@@ -315,7 +316,14 @@ def multiply_levels(
 ) -> torch.Tensor:
     """[N, D] -> [N, O] in x's dtype; rows are rounded to the weight's own type, with one scale each."""
     levels_ND, scales_N = quantize_rows(x_ND, weight.levels_OD.dtype)
-    return _multiply_8(levels_ND, scales_N, weight, bias_O, tile, x_ND.dtype)
+    return multiply_rounded(Rounded(levels_ND, scales_N, x_ND.dtype), weight, bias_O, tile)
+
+
+def multiply_rounded(
+    rounded: Rounded, weight: Weight8, bias_O: torch.Tensor | None, tile: Tile
+) -> torch.Tensor:
+    """[N, D] -> [N, O] of rows that are rounded to the weight's own type."""
+    return _multiply_8(rounded.levels_ND, rounded.scales_N, weight, bias_O, tile, rounded.dtype)
 
 
 def _multiply_8(
@@ -359,7 +367,7 @@ def _multiply_8(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    return target if shares == 1 else _add(target, weight.scales_O, scales_N, bias_O, dtype)
+    return target if shares == 1 else add_shared(target, weight.scales_O, scales_N, bias_O, dtype)
 
 
 def _grid(rows: int, outputs: int, tile: Tile, shares: int) -> tuple[int, int]:
@@ -379,13 +387,14 @@ def _target(
     return x_ND.new_empty(shares, len(x_ND), outputs, dtype=sums)
 
 
-def _add(
+def add_shared(
     shares_SNO: torch.Tensor,
     scales_O: torch.Tensor | None,
     scales_N: torch.Tensor | None,
     bias_O: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
+    """The sum [N, O] of what programs left [S, N, O], scaled, with bias."""
     num_shares, rows, outputs = shares_SNO.shape
     out_NO = shares_SNO.new_empty(rows, outputs, dtype=dtype)
     block = 1024 if rows < 64 else 2048

@@ -10,11 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.kv import KVTensors
+from octavo.kernels.kv import LARGEST, KVTensors
 from octavo.kernels.ops import QkNorm
 from octavo.kernels.triton.shared import INTERPRETED
 
-FP8_MAX = tl.constexpr(448.0)
+LEAST_FP8 = tl.constexpr(2.0**-119)
+"""As in `kernels/kv.py`."""
 
 
 @triton.jit
@@ -45,20 +46,23 @@ def _keep(
     is_there_D,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
-    HAS_SCALES: tl.constexpr,
-    IS_FP8: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):
-    """Write one head's row into its slot of the cache, in the cache's dtype."""
+    """Write one head's row into its slot of the cache, in the cache's dtype. LARGEST is its largest level, 0 without scales."""
     row = slot * KV_HEADS + head
-    if HAS_SCALES:
+    if LARGEST > 0:
         largest = tl.max(tl.abs(x_D), 0)
-        inverse = tl.where(largest > 0, 127.0 / largest, 0.0)
-        x_D = _rounded(x_D * inverse)
-        tl.store(scales + row, largest / 127.0)
-    if IS_FP8:  # saturates, as the type has no infinity
-        x_D = tl.minimum(tl.maximum(x_D, -FP8_MAX), FP8_MAX)
-        if INTERPRETED:
-            x_D = _rounded_to_fp8(x_D)
+        if LARGEST == 448:
+            largest = tl.where(largest <= LEAST_FP8, 0.0, largest)
+        inverse = tl.where(largest > 0, LARGEST / largest, 0.0)
+        x_D = x_D * inverse
+        if LARGEST == 127:
+            x_D = _rounded(x_D)
+        else:  # saturates, as the type has no infinity
+            x_D = tl.minimum(tl.maximum(x_D, -LARGEST), LARGEST)
+            if INTERPRETED:
+                x_D = _rounded_to_fp8(x_D)
+        tl.store(scales + row, largest / LARGEST)
     tl.store(kept + row * DIM + i_D, x_D.to(kept.dtype.element_ty), mask=is_there_D)
 
 
@@ -83,8 +87,7 @@ def _prepare(
     PADDED: tl.constexpr,
     HALF: tl.constexpr,
     HAS_NORM: tl.constexpr,
-    HAS_SCALES: tl.constexpr,
-    IS_FP8: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):
     """One head of one token: a query is written out, a key or value stored. Features 2 HALF and on pass unrotated."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -97,7 +100,7 @@ def _prepare(
         slot = tl.load(slots + token)
         _keep(
             x_D.to(tl.float32), v, v_scales, slot, head - HEADS - KV_HEADS, i_D, is_there_D,
-            KV_HEADS, DIM, HAS_SCALES, IS_FP8,
+            KV_HEADS, DIM, LARGEST,
         )  # fmt: skip
     else:
         is_left_D = i_D < HALF
@@ -127,7 +130,7 @@ def _prepare(
             slot = tl.load(slots + token)
             _keep(
                 turned_D.to(tl.float32), k, k_scales, slot, head - HEADS, i_D, is_there_D,
-                KV_HEADS, DIM, HAS_SCALES, IS_FP8,
+                KV_HEADS, DIM, LARGEST,
             )  # fmt: skip
 
 
@@ -167,8 +170,7 @@ def attention_inputs(
         PADDED=padded,
         HALF=cos_TK.shape[1],
         HAS_NORM=norms is not None,
-        HAS_SCALES=cache.k_scales is not None,
-        IS_FP8=cache.k.dtype is torch.float8_e4m3fn,
+        LARGEST=LARGEST.get(cache.k.dtype, 0.0),
         num_warps=1,
     )
     return q_THD

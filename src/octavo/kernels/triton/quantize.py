@@ -22,6 +22,27 @@ def _round_e4m3(value):
 
 
 @triton.jit
+def row_scale(is_bad, largest, LARGEST: tl.constexpr, TINY: tl.constexpr):
+    """The scale of a row and what to multiply it with, by its largest magnitude. NaN for a row that is not finite."""
+    is_zero = largest < TINY
+    inverse = tl.where(
+        is_zero, 0.0, tl.div_rn(tl.full([], LARGEST, tl.float32), tl.where(is_zero, 1.0, largest))
+    )
+    scale = tl.where(is_zero, 0.0, tl.div_rn(largest, tl.full([], LARGEST, tl.float32)))
+    return tl.where(is_bad, float("nan"), scale), inverse
+
+
+@triton.jit
+def round_levels(scaled, LARGEST: tl.constexpr, IS_FP8: tl.constexpr):
+    """The nearest levels, still float32; ties to even."""
+    if IS_FP8:
+        scaled = _round_e4m3(tl.minimum(tl.maximum(scaled, -LARGEST), LARGEST))
+    else:
+        scaled = (scaled + _ROUND) - _ROUND
+    return scaled
+
+
+@triton.jit
 def quantize_row(
     x,
     levels,
@@ -49,25 +70,18 @@ def quantize_row(
         largest_B = tl.maximum(largest_B, size_B)
     is_bad = tl.max(is_bad_B, 0) != 0
     largest = tl.where(is_bad, 1.0, tl.max(largest_B, 0))
-    is_zero = largest < TINY
-    inverse = tl.where(
-        is_zero, 0.0, tl.div_rn(tl.full([], LARGEST, tl.float32), tl.where(is_zero, 1.0, largest))
-    )
-    scale = tl.where(is_zero, 0.0, tl.div_rn(largest, tl.full([], LARGEST, tl.float32)))
-    tl.store(row_scales + row, tl.where(is_bad, float("nan"), scale))
+    scale, inverse = row_scale(is_bad, largest, LARGEST, TINY)
+    tl.store(row_scales + row, scale)
     for start in range(0, inputs, BLOCK):
         d_B = start + tl.arange(0, BLOCK)
         value_B = tl.load(x + d_B, mask=d_B < inputs, other=0).to(tl.float32)
         scaled_B = tl.where(is_bad, 0.0, value_B * inverse)
-        if IS_FP8:
-            scaled_B = _round_e4m3(tl.minimum(tl.maximum(scaled_B, -LARGEST), LARGEST))
-        else:
-            scaled_B = (scaled_B + _ROUND) - _ROUND
+        scaled_B = round_levels(scaled_B, LARGEST, IS_FP8)
         tl.store(levels + d_B, scaled_B.to(levels.dtype.element_ty), mask=d_B < inputs)
 
 
 _BLOCK = 4096
-_TINY = 2.0**-119
+TINY = 2.0**-119
 """Below it a row counts as zero, as in `formats.py`."""
 
 
@@ -87,7 +101,7 @@ def quantize_rows(x_ND: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor,
             inputs,
             LARGEST=448.0 if is_fp8 else 127.0,
             IS_FP8=is_fp8,
-            TINY=_TINY,
+            TINY=TINY,
             BLOCK=block,
             num_warps=4 if block <= 2048 else 8,
             enable_fp_fusion=False,

@@ -13,11 +13,15 @@ def dot(a, b, sum, PRECISION: tl.constexpr = "tf32"):
     """`sum` + a b, float32. PRECISION is that of float32 operands.
 
     The interpreter multiplies the bits of bfloat16 as integers (triton 3.9), so that operands are widened there, which
-    changes no product.
+    changes no product; and to float64, because the sums of numpy's float32 depend on where in the tile a row stands, which
+    those of matrix units do not.
     """
     if INTERPRETED:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, sum, input_precision=PRECISION)
+        part = tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64)
+        sum += part.to(tl.float32)
+    else:
+        sum = tl.dot(a, b, sum, input_precision=PRECISION)
+    return sum
 
 
 @triton.jit

@@ -23,8 +23,6 @@ R = TypeVar("R")
 
 MIN_CAPABILITY = (8, 0)
 """Of devices: bfloat16 in matrix products and asynchronous copies begin there, and Triton's own support."""
-FP8_CAPABILITY = (8, 9)
-"""Of devices that convert float8_e4m3fn; Triton has no such type before it."""
 DTYPES = ("bfloat16", "float16", "float32")
 
 

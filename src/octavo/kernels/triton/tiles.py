@@ -65,6 +65,10 @@ _RULES: Mapping[int, Tile] = {
 """Not measured: by what a tile keeps in registers and shared memory, and by how many programs there are."""
 
 
+_INVARIANT = Tile(64, 64, shares=1)
+"""Of any number of rows: decodes of up to 64 read a weight once, and a layer of 4,096 outputs has 64 programs."""
+
+
 def row_bucket(rows: int) -> int:
     """The bucket that so many rows fall in."""
     return next(bound for bound in ROW_BUCKETS if rows <= bound)
@@ -73,10 +77,12 @@ def row_bucket(rows: int) -> int:
 def choose_tile(shape: Shape, *, device: str, units: int, is_invariant: bool = False) -> Tile:
     """The tile of a product on `device` (its name) with `units` multiprocessors, its shares settled.
 
-    `is_invariant`: the same for any number of rows, so that a row has the same bits in any batch.
+    `is_invariant`: the same for any number of rows, so that a row has the same bits in any batch. Then one program makes all
+    of a sum, because shares of many rows would not fit in memory, and of few rows must be summed alike; integer sums are
+    exact in any tile.
     """
-    if is_invariant:
-        shape = shape._replace(rows=1)
+    if is_invariant and shape.kind != "int8":
+        return _INVARIANT
     bucket = row_bucket(shape.rows)
     tile = load_tuned(device).get((shape.kind, bucket, shape.outputs, shape.inputs), _RULES[bucket])
     if tile.shares:

@@ -1,16 +1,18 @@
-"""What a quantization format is: which layers it stores, what it stores, and how it multiplies."""
+"""What the format of a quantized checkpoint is: which layers it stores, and what it stores. Kernels multiply."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 import torch
 
-Init = Literal["normal", "ones", "zeros"]
-"""How dummy weights fill a tensor."""
+from octavo.kernels.gemm.formats import Quantized
+from octavo.layers.quant.spec import StoredSpec
 
-StoredT = TypeVar("StoredT")
+Init = Literal["normal", "ones", "zeros", "levels", "scales"]
+"""How dummy weights fill a tensor. Levels are taken from a checkpoint in their own dtype or not at all; scales may be one
+number there for all."""
 
 
 class Declares(Protocol):
@@ -20,33 +22,26 @@ class Declares(Protocol):
     def device(self) -> torch.device:
         """Where the layer's tensors live."""
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the activations."""
-
-    @property
-    def finishers(self) -> list[Callable[[], None]]:
-        """Called once, in order, when all weights are filled."""
-
     def note(self, local: str, tensor: torch.Tensor, init: Init) -> None:
         """Say that the checkpoint tensor `local` of this layer fills `tensor`."""
 
 
-class QuantFormat(Protocol[StoredT]):
-    """One format, read from the checkpoint's own description of itself. N rows, D in, O out."""
+class QuantFormat(Protocol):
+    """One format, read from the checkpoint's own description of itself. D in, O out."""
+
+    form: str
+    """The row of `kernels/gemm/format_table.py` in which kernels keep the layers' weights; "" for plain numbers."""
+
+    def __init__(self, spec: StoredSpec, form: str, /) -> None: ...
+
+    @staticmethod
+    def reads(spec: StoredSpec, /) -> bool:
+        """Whether it is the format of checkpoints of that description."""
 
     def claims(self, names: tuple[str, ...], /) -> bool:
         """Whether the linear layer whose parts have these checkpoint names is stored in this format."""
 
     def stored(
         self, build: Declares, parts: tuple[tuple[str, int], ...], num_inputs: int, /
-    ) -> StoredT:
-        """Declare the layer's tensors through `build.note` and return what `apply` needs of them.
-
-        Repacking, if any, goes to `build.finishers`.
-        """
-
-    def apply(
-        self, x_ND: torch.Tensor, stored: StoredT, bias_O: torch.Tensor | None, /
-    ) -> torch.Tensor:
-        """[N, D] -> [N, O] in x's dtype."""
+    ) -> Callable[[], Quantized]:
+        """Declare the layer's tensors through `build.note`; what is returned reads them once they are filled."""

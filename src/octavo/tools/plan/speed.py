@@ -76,7 +76,10 @@ class Network:
     dtype: str
     weight_dtype: str
     quantization: str
+    """Of layers, rounded at load or stored so."""
     kv: tuple[KVSpec, ...]
+    is_head_plain: bool = False
+    """Whether the head is not rounded with them."""
 
     def layer(self) -> tuple[Product, ...]:
         """Products of a layer."""
@@ -90,7 +93,8 @@ class Network:
 
     def head(self) -> Product:
         """The head."""
-        form = head_format(self.quantization) or self.weight_dtype
+        rounded = "" if self.is_head_plain else head_format(self.quantization)
+        form = rounded or self.weight_dtype
         return Product(self.facts.vocab_size, self.facts.hidden_size, 1, form)
 
     def kv_bytes(self, context: float) -> float:

@@ -12,6 +12,8 @@ from octavo.engine.decide import Machine, Resolved, resolve_start
 from octavo.engine.memory import available_bytes
 from octavo.kernels import ceilings
 from octavo.kernels.cpu import native
+from octavo.kernels.gemm.format_table import quantized_as
+from octavo.layers.quant.spec import kept_as
 from octavo.models.storage import plan_storage
 from octavo.tools import gpu
 from octavo.tools.plan.devices import CONTEXT_BYTES, MIB, Device, device_row
@@ -97,13 +99,14 @@ def find(name: str, given: Given, num_ranks: int = 1) -> Target:
 
 def network_of(resolved: Resolved) -> Network:
     """What of the model its speed depends on."""
-    quantization = resolved.config.quantization
+    asked = quantized_as(resolved.config.quantization)
     return Network(
         facts=resolved.facts,
         dtype=resolved.dtype,
         weight_dtype=resolved.storage.dtype,
-        quantization="" if quantization == "none" else quantization,
+        quantization=kept_as(resolved.facts.stored, asked, resolved.device),
         kv=resolved.facts.kv_specs(resolved.kv_dtype),
+        is_head_plain=not asked,
     )
 
 

@@ -1,0 +1,48 @@
+"""What a start decides, and what it refuses before anything is loaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from octavo.core.config import EngineConfig
+from octavo.core.errors import ConfigError
+from octavo.engine.decide import Machine, Resolved, resolve_start
+from octavo.models.storage import plan_storage
+
+GIB = 1 << 30
+CPU = Machine("cpu", 4 * GIB, plan_storage)
+GPU = Machine("cuda", 4 * GIB, plan_storage, total=4 * GIB, capability=(9, 0))
+OLD_GPU = GPU._replace(capability=(8, 0))
+
+
+def resolve(machine: Machine, **fields: object) -> Resolved:
+    return resolve_start(EngineConfig(max_model_len=64, max_num_seqs=2, **fields), machine)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["fp8", "fp8_e4m3"])
+def test_an_fp8_cache(name: str) -> None:
+    resolved = resolve(GPU, kv_cache_dtype=name)
+    assert resolved.kv_dtype == "float8_e4m3fn"
+    spec = resolved.memory.groups[0].spec
+    assert spec.dtype == "float8_e4m3fn"
+    assert spec.bytes_per_token == 2 * spec.num_kv_heads * (spec.head_dim + 4)
+    for machine, where in ((CPU, "device cpu"), (OLD_GPU, "compute capability 8.0")):
+        with pytest.raises(
+            ConfigError, match=f"--kv-cache-dtype {name} needs .* {where}"
+        ) as caught:
+            resolve(machine, kv_cache_dtype=name)
+        assert "--kv-cache-dtype int8" in caught.value.fix
+
+
+def test_deterministic() -> None:
+    for machine in (CPU, GPU):
+        found = [
+            d for d in resolve(machine, deterministic=True).decisions if d.name == "deterministic"
+        ]
+        assert len(found) == 1 and found[0].value == "on"
+        assert not [d for d in resolve(machine).decisions if d.name == "deterministic"]
+    for dtype in ("bfloat16", "float16"):
+        with pytest.raises(ConfigError, match=f"--deterministic .* on a CPU in {dtype}") as caught:
+            resolve(CPU, deterministic=True, dtype=dtype)
+        assert "--dtype float32" in caught.value.fix
+        resolve(GPU, deterministic=True, dtype=dtype)

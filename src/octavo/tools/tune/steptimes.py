@@ -226,7 +226,9 @@ def _gaps(samples: Sequence[Sample]) -> tuple[tuple[float, float], tuple[float, 
     by: Array = np.ones(len(gaps))
     found: Array = np.zeros(2)
     for _ in range(_ROUNDS):
-        found = np.linalg.lstsq(rows * by[:, None], gaps * by, rcond=None)[0]
+        found = np.asarray(
+            np.linalg.lstsq(rows * by[:, None], gaps * by, rcond=None)[0], np.float64
+        )
         off = np.abs(gaps - rows @ found)
         bound = _BOUND * max(float(np.median(off)), 1e-7)
         by = np.sqrt(np.minimum(1.0, bound / np.maximum(off, 1e-12)))

@@ -36,6 +36,9 @@ VERBS: dict[str, Verb] = {
     "bench throughput": Verb("octavo.tools.bench.throughput", "Tokens per second, offline."),
     "bench latency": Verb("octavo.tools.bench.latency", "Time per token of one batch, offline."),
     "bench serve": Verb("octavo.tools.bench.serve", "Load a running server and judge the answer."),
+    "bench sweep": Verb(
+        "octavo.tools.bench.sweep", "Latency against throughput, over request rates."
+    ),
     "keys create": Verb("octavo.tools.keys.create", "Make an API key and print it, once."),
     "keys list": Verb(
         "octavo.tools.keys.list", "Show the API keys: what each may do, not the key."
@@ -45,6 +48,7 @@ VERBS: dict[str, Verb] = {
     "plan": Verb(
         "octavo.tools.plan.command", "Say what a model takes and does on a device, before loading."
     ),
+    "tune": Verb("octavo.tools.tune.command", "Find flags of `serve` for a traffic and an SLO."),
     "why": Verb("octavo.tools.why", "Where the time of a request went, and who cost it most."),
     "cost": Verb("octavo.tools.cost", "Who used how much device time, and what it cost."),
     "budget set": Verb("octavo.tools.budget.set", "Say how much a key or a feature may spend."),

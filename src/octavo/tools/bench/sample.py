@@ -77,12 +77,15 @@ class _TraceLine(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def parse_lengths(text: str) -> Lengths:
-    """`128`, `fixed:128`, `uniform:64:256` or `lognormal:MEDIAN:SIGMA`.
+    """`128`, `fixed:128`, `uniform:64:256` (or `64-256`), or `lognormal:MEDIAN:SIGMA`.
 
     Raises:
         ConfigError: none of these.
     """
     shape, _, rest = text.partition(":") if ":" in text else ("fixed", "", text)
+    low, dash, high = text.partition("-")
+    if dash and low.isdigit() and high.isdigit():
+        shape, rest = "uniform", f"{low}:{high}"
     try:
         numbers = [float(part) for part in rest.split(":")]
     except ValueError:
@@ -95,7 +98,7 @@ def parse_lengths(text: str) -> Lengths:
     if shape == "lognormal" and len(numbers) == 2 and numbers[0] >= 1 and 0 <= numbers[1] <= 5:
         return Lengths("lognormal", *numbers)
     raise ConfigError(
-        f"length {text!r}; expected N, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA.",
+        f"length {text!r}; expected N, LOW-HIGH, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA.",
         fix="For example --input-len uniform:64:256.",
     )
 

@@ -42,7 +42,9 @@ class Plan(NamedTuple):
 def add_arguments(parser: Parser) -> None:
     """Add the verb's flags."""
     where = parser.add_argument_group("server")
-    where.add_argument("--url", default="http://127.0.0.1:8000", help="Its address [%(default)s].")
+    where.add_argument(
+        "--url", "--base-url", default="http://127.0.0.1:8000", help="Its address [%(default)s]."
+    )
     where.add_argument("--model", help="Model name; default: the first that the server lists.")
     where.add_argument("--api-key", help="Key to send; also OCTAVO_API_KEY.")
     where.add_argument(
@@ -59,7 +61,13 @@ def add_arguments(parser: Parser) -> None:
         help="Longest silence within an answer [600].",
     )
     _add_arrival_flags(parser)
-    _add_request_flags(parser)
+    add_request_flags(parser)
+    add_judgement_flags(parser)
+    output.add_json_flag(parser)
+
+
+def add_judgement_flags(parser: Parser) -> None:
+    """Add what a run is judged by."""
     judged = parser.add_argument_group("judgement")
     judged.add_argument(
         "--goodput",
@@ -74,7 +82,6 @@ def add_arguments(parser: Parser) -> None:
     judged.add_argument(
         "--allow-short", action="store_true", help="Declare that outputs may end early."
     )
-    output.add_json_flag(parser)
 
 
 def _add_arrival_flags(parser: Parser) -> None:
@@ -100,7 +107,8 @@ def _add_arrival_flags(parser: Parser) -> None:
     load.add_argument("--max-concurrency", type=count, metavar="N", help="Most requests in flight.")
 
 
-def _add_request_flags(parser: Parser) -> None:
+def add_request_flags(parser: Parser) -> None:
+    """Add what says how requests look."""
     load = parser.add_argument_group("requests")
     lengths = "N, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA"
     load.add_argument("--input-len", default="128", metavar="DIST", help=f"{lengths} [128].")
@@ -148,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
     if args.seed is None:
         args.seed = secrets.randbits(32)
     plan = make_plan(args)
-    made = asyncio.run(_measure(args, plan, objectives))
+    made = asyncio.run(measure(args, plan, objectives))
     output.show(args.json, lambda: report.to_text(made), lambda: report.to_json(made))
     return 0 if made.valid else 1
 
@@ -205,9 +213,10 @@ def _arrivals(args: argparse.Namespace, count: int, rng: random.Random) -> list[
     return sample.arrivals(count, args.request_rate, kind=args.arrival, burst=args.burst, rng=rng)
 
 
-async def _measure(
+async def measure(
     args: argparse.Namespace, plan: Plan, objectives: dict[str, float]
 ) -> report.Report:
+    """One run against the server at `args.url`."""
     key = args.api_key or next(iter(env.api_keys()), None)
     async with openai_client.connect(args.url, api_key=key, timeout_s=args.timeout) as client:
         model = args.model or await first_model(client)

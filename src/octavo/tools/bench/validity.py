@@ -66,7 +66,7 @@ def invalid_because(
     """All reasons; none for a run whose numbers can be used."""
     good = completed(records)
     found = [
-        *_client(client),
+        *of_client(client),
         *_errors(records),
         *(() if declared.allow_short else _short(good)),
         *(() if declared.warm_cache else _warm(good, repeated_share)),
@@ -80,7 +80,8 @@ def invalid_because(
 _Found = Iterator[tuple[Cause, str]]
 
 
-def _client(client: ClientHealth) -> _Found:
+def of_client(client: ClientHealth) -> _Found:
+    """What the load generator itself fell short of."""
     if client.cpu_share > MAX_CPU_SHARE:
         yield (
             "client-saturated",

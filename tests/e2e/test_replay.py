@@ -152,5 +152,7 @@ def test_the_log_on_disk_is_what_was_kept_in_memory(
     assert all(all(step.started) and all(step.ended) for step in steps)
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     num_steps = sum(isinstance(frame, Ran) for frame in run.frames)
-    assert size / num_steps < 400, "a few hundred bytes a step, requests and names of blocks included"
+    assert size / num_steps < 400, (
+        "a few hundred bytes a step, requests and names of blocks included"
+    )
     assert all((path.stat().st_mode & 0o077) == 0 for path in tmp_path.iterdir())

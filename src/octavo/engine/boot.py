@@ -220,11 +220,7 @@ def _build(
     steps, desk = StepLog(sink=file), GrammarDesk(grammars)
     recorder = None if file is None else Recorder(scheduler, file, steps)
     engine = Engine(scheduler, runner, link, steps, desk, repros, pulse, recorder)
-    if (
-        resolved.config.async_scheduling
-        and isinstance(runner, Runner)
-        and not resolved.config.inject
-    ):
+    if resolved.runs_ahead and isinstance(runner, Runner):
         engine.ahead = runner
     return engine
 

@@ -53,6 +53,8 @@ class Resolved(NamedTuple):
     limits: Limits
     memory: MemoryPlan
     decisions: tuple[Decision, ...]
+    runs_ahead: bool = False
+    """Whether steps are planned and launched while the one before them runs."""
 
 
 def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
@@ -113,6 +115,9 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
         prefill_share=1.0 if config.performance_mode == "throughput" else PREFILL_SHARE,
         max_itl_s=None if config.max_itl_ms is None else config.max_itl_ms / 1e3,
     )
+    runs_ahead, ahead_decision = resolve.steps_ahead(
+        config.async_scheduling, device, _not_ahead(config, facts)
+    )
     decisions = (
         Decision("device", device, machine.why),
         Decision("dtype", dtype.dtype, dtype.reason),
@@ -124,11 +129,19 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
         ),
         length_decision,
         tokens_decision,
+        ahead_decision,
         *_pooling(facts),
     )
     return Resolved(
-        config, facts, device, dtype.dtype, kv_dtype, storage, limits, memory, decisions
+        config, facts, device, dtype.dtype, kv_dtype, storage, limits, memory, decisions, runs_ahead
     )
+
+
+def _not_ahead(config: EngineConfig, facts: ModelFacts) -> str | None:
+    """Why steps cannot be one ahead; None where they can."""
+    if facts.pooling is not None:
+        return "prompts are pooled, in one step each"
+    return "--inject orders faults by the step" if config.inject else None
 
 
 def _graph_bytes(config: EngineConfig, facts: ModelFacts, dtype: str, device: str) -> int:

@@ -47,13 +47,14 @@ def requests(rng: random.Random, count: int) -> Iterator:
         )
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 1}])
-def test_replayed_steps_are_the_eager_ones(tmp_path: Path, changes: dict) -> None:
+def test_replayed_steps_are_the_eager_ones(tmp_path: Path, changes: dict, ahead: bool) -> None:
     folder = write_tiny(tmp_path, **changes)
     wanted = LocalEngine(folder, max_num_seqs=12, enforce_eager=True).run(
         requests(random.Random(1), 40)
     )
-    local = LocalEngine(folder, max_num_seqs=12, enforce_eager=True)
+    local = LocalEngine(folder, max_num_seqs=12, enforce_eager=True, async_scheduling=ahead)
     device = FakeDevice()
     steps = capture_steps(local, device)
     assert local.run(requests(random.Random(1), 40)) == wanted

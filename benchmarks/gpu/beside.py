@@ -9,49 +9,82 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from clock import synchronize
+from card import Card
 from torch import Tensor
 
 
-def transformers_rate(
-    folder: Path, device: torch.device, *, prompt: int, output: int
-) -> dict[str, Any]:
-    """Tokens per second at batch 1 by `generate`, with its best attention that needs nothing installed."""
+def transformers_rate(folder: Path, card: Card, *, prompt: int, output: int) -> dict[str, Any]:
+    """Tokens per second at batch 1 by `generate`, with the best of its attentions that is installed."""
     try:
         import transformers  # a peer; may not be there
     except ImportError as error:
         return {"refused": str(error)}
     config = transformers.AutoConfig.from_pretrained(folder)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    with torch.device(device):
+    dtype = torch.float32 if card.is_dry else torch.bfloat16
+    has_flash = not card.is_dry and transformers.utils.is_flash_attn_2_available()
+    attention = "flash_attention_2" if has_flash else "sdpa"
+    with torch.device(card.device):
         model = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation="sdpa"
+            config, dtype=dtype, attn_implementation=attention
         ).eval()
-    ids = torch.ones(1, prompt, dtype=torch.int64, device=device)
+    ids = torch.ones(1, prompt, dtype=torch.int64, device=card.device)
     options = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
     def generate(count: int) -> float:
-        synchronize(device)
+        card.synchronize()
         begun = time.perf_counter()
         model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, **options)
-        synchronize(device)
+        card.synchronize()
         return time.perf_counter() - begun
 
     with torch.inference_mode():
         generate(4)
         first, whole = generate(1), generate(output)
-    return {"tokens_per_s": (output - 1) / (whole - first), "version": transformers.__version__}
+    rate = (output - 1) / (whole - first)
+    return {"tokens_per_s": rate, "attention": attention, "version": transformers.__version__}
+
+
+def vllm_throughput(folder: Path, work: list[tuple[int, int]], length: int) -> dict[str, Any]:
+    """Output tokens per second of the same work by vLLM, on dummy weights of the same shape; the second of two runs."""
+    try:
+        import vllm  # a peer; may not be there
+    except Exception as error:  # whatever a build for another torch throws
+        return {"refused": f"{type(error).__name__}: {error}"[:300]}
+    engine = vllm.LLM(
+        model=str(folder),
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        enable_prefix_caching=False,
+        max_model_len=length,
+        max_num_seqs=max(1, len(work)),
+    )
+    prompts = [
+        {"prompt_token_ids": [(i * 7919 + j * 104729 + 1) % 32000 for j in range(count)]}
+        for i, (count, _) in enumerate(work)
+    ]
+    params = [
+        vllm.SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=count, detokenize=False)
+        for _, count in work
+    ]
+    taken = 0.0
+    for _ in range(2):
+        begun = time.perf_counter()
+        outputs = engine.generate(prompts, params, use_tqdm=False)
+        taken = time.perf_counter() - begun
+    count = sum(len(output.outputs[0].token_ids) for output in outputs)
+    return {"output_tokens_per_s": count / taken, "seconds": taken, "version": vllm.__version__}
 
 
 class PlainLoop:
     """A decoder of the shape, written down: static keys and values, torch's products and attention; no engine."""
 
-    def __init__(self, folder: Path, device: torch.device, length: int) -> None:
+    def __init__(self, folder: Path, card: Card, length: int) -> None:
         shape = json.loads((folder / "config.json").read_text())
         self.heads, self.kv = shape["num_attention_heads"], shape["num_key_value_heads"]
         self.dim, size, inner = shape["head_dim"], shape["hidden_size"], shape["intermediate_size"]
-        self.device = device
-        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self._card = card
+        device = card.device
+        self.dtype = torch.float32 if card.is_dry else torch.bfloat16
 
         def weight(rows: int, columns: int) -> Tensor:
             return torch.randn(rows, columns, device=device, dtype=self.dtype) * 0.02
@@ -93,9 +126,9 @@ class PlainLoop:
         """Tokens per second from position `prompt` on."""
         for position in range(3):
             self.step(position)
-        synchronize(self.device)
+        self._card.synchronize()
         begun = time.perf_counter()
         for position in range(prompt, prompt + output):
             self.step(position)
-        synchronize(self.device)
+        self._card.synchronize()
         return {"tokens_per_s": output / (time.perf_counter() - begun)}

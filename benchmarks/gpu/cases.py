@@ -1,4 +1,4 @@
-"""The measured cases, (a) to (g): each returns what goes into the results, as plain numbers with units in their names."""
+"""What is measured, (a) to (g) and more: each part returns plain numbers with units in their names."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from beside import PlainLoop, transformers_rate
-from clock import queued_seconds
+from beside import PlainLoop, transformers_rate, vllm_throughput
+from card import Card
 from ours import Ours, decode_rate
 
 from octavo.core.batch import ForwardBatch, GroupBatch
@@ -30,10 +31,19 @@ SHAPES = Path(__file__).resolve().parents[1] / "shapes"
 class Setting:
     """Where, against which ceilings, and whether only to see that all of it runs."""
 
-    device: torch.device
+    card: Card
     ceilings: dict[str, float]
-    is_dry: bool
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the card."""
+        return self.card.device
+
+    @property
+    def is_dry(self) -> bool:
+        """Whether on a CPU."""
+        return self.card.is_dry
 
     @property
     def large(self) -> Path:
@@ -81,44 +91,125 @@ def one_stream(setting: Setting, **options: Any) -> dict[str, Any]:
 def beside_one_stream(setting: Setting) -> dict[str, Any]:
     """(a) The same by transformers and by a plain loop."""
     prompt, output = (16, 8) if setting.is_dry else (128, 128)
-    peer = transformers_rate(setting.large, setting.device, prompt=prompt, output=output)
-    loop = PlainLoop(setting.large, setting.device, prompt + output)
-    return {"transformers": peer, "plain_loop": loop.rate(prompt, output)}
+    loop = PlainLoop(setting.large, setting.card, prompt + output)
+    plain = loop.rate(prompt, output)
+    del loop
+    peer = transformers_rate(setting.large, setting.card, prompt=prompt, output=output)
+    return {"transformers": peer, "plain_loop": plain}
+
+
+Work = list[tuple[int, int]]
+
+
+def public_work(setting: Setting) -> Work:
+    """256 sequences of 100 to 1,024 tokens in and out, seed 0."""
+    count, low, high = (6, 4, 24) if setting.is_dry else (256, 100, 1024)
+    rng = random.Random(0)
+    return [(rng.randint(low, high), rng.randint(low, high)) for _ in range(count)]
+
+
+def large_work(setting: Setting) -> Work:
+    """256 sequences of 1,024 tokens in and 256 out."""
+    return [(32, 8)] * 4 if setting.is_dry else [(1024, 256)] * 256
+
+
+def longest(work: Work) -> int:
+    """Of its sequences."""
+    return max(map(sum, work))
 
 
 def public_workload(setting: Setting) -> dict[str, Any]:
-    """(b) 256 sequences of 100 to 1,024 tokens in and out, seed 0: output tokens per second of the whole run."""
-    count, low, high = (6, 4, 24) if setting.is_dry else (256, 100, 1024)
-    rng = random.Random(0)
-    work = [(rng.randint(low, high), rng.randint(low, high)) for _ in range(count)]
-    return _throughput(setting, setting.small, work, 2 * high, {"reached": 22_000})
+    """(b) The public workload at the 0.6B shape: output tokens per second of the whole run."""
+    return _throughput(setting, setting.small, public_work(setting))
 
 
 def large_throughput(setting: Setting) -> dict[str, Any]:
-    """(c) 256 sequences of 1,024 tokens in and 256 out."""
-    count, prompt, output = (4, 32, 8) if setting.is_dry else (256, 1024, 256)
-    return _throughput(setting, setting.large, [(prompt, output)] * count, prompt + output, {})
+    """(c) 1,024 in, 256 out at the 8B shape."""
+    return _throughput(setting, setting.large, large_work(setting))
 
 
-def _throughput(
-    setting: Setting, folder: Path, work: list[tuple[int, int]], length: int, goal: dict[str, Any]
-) -> dict[str, Any]:
-    found: dict[str, Any] = {"goal": goal}
-    for name, is_ahead in (("one_at_a_time", False), ("ahead", True)):
+def vllm_public(setting: Setting) -> dict[str, Any]:
+    """(b) The same by vLLM."""
+    work = public_work(setting)
+    return vllm_throughput(setting.small, work, longest(work))
+
+
+def vllm_large(setting: Setting) -> dict[str, Any]:
+    """(c) The same by vLLM."""
+    work = large_work(setting)
+    return vllm_throughput(setting.large, work, longest(work))
+
+
+def _throughput(setting: Setting, folder: Path, work: Work) -> dict[str, Any]:
+    runs: dict[str, Any] = {}
+    for name, is_ahead in (("one ahead", True), ("one at a time", False)):
         ours = setting.engine(
-            folder, max_num_seqs=len(work), max_model_len=length, async_scheduling=is_ahead
+            folder, max_num_seqs=len(work), max_model_len=longest(work), async_scheduling=is_ahead
         )
-        ours.run([(16, 16)] * len(work))
-        ours.run([(16, 16)] * len(work))
+        for _ in range(2):  # captures and compiles
+            ours.run([(16, 16)] * len(work))
         run = ours.run(work)
-        found[name] = {
+        runs[name] = {
             "output_tokens_per_s": run.num_output / run.seconds,
             "total_tokens_per_s": (run.num_output + sum(n for n, _ in work)) / run.seconds,
             "seconds": run.seconds,
             "about": ours.about(),
         }
         ours.close()
-    return found
+    return {"runs": runs}
+
+
+def idle(setting: Setting) -> dict[str, Any]:
+    """The share of decode steps at batch 64 in which the device has nothing to do, by torch's profiler."""
+    rows, output = (4, 8) if setting.is_dry else (64, 96)
+    ours = setting.engine(setting.large, max_num_seqs=rows, max_model_len=512)
+    for _ in range(2):
+        ours.run([(16, output)] * rows)
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CPU if setting.is_dry else kinds.CUDA]) as seen:
+        run = ours.run([(16, output)] * rows)
+    ours.close()
+    wanted = torch.autograd.DeviceType.CPU if setting.is_dry else torch.autograd.DeviceType.CUDA
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in seen.events()
+        if event.device_type == wanted and event.time_range.end > event.time_range.start
+    )
+    # The first tenth is the prompts, the last the requests' ends.
+    spans = spans[len(spans) // 10 : -len(spans) // 10 or None]
+    busy, end = 0.0, spans[0][0]
+    for first, last in spans:
+        busy += max(0.0, last - max(first, end))
+        end = max(end, last)
+    return {
+        "idle_share": 1 - busy / (end - spans[0][0]),
+        "step_s": run.seconds / output,
+        "num_events": len(spans),
+    }
+
+
+def memory(setting: Setting) -> dict[str, Any]:
+    """What the plan said and what was taken, after steps of many sizes, prompts and captures."""
+    most = 8 if setting.is_dry else 256
+    before = 0 if setting.is_dry else torch.cuda.memory_reserved()
+    ours = setting.engine(setting.large, max_num_seqs=most, max_model_len=1024)
+    for count in (1, 2, 3, most // 4, most // 2, most):
+        for _ in range(2):
+            ours.run([(32, 12)] * count)
+    ours.run([(900, 16)] * (2 if setting.is_dry else 64))
+    about = ours.about()
+    parts = ("weights", "kv cache", "activations", "graphs")
+    planned = sum(about["memory"].get(part, 0) for part in parts)
+    taken = 0 if setting.is_dry else torch.cuda.max_memory_reserved() - before
+    ours.close()
+    return {
+        "planned": {part: about["memory"].get(part, 0) for part in parts},
+        "planned_bytes": planned,
+        "reserved_bytes": taken,
+        "graph_bytes": about["graph_bytes"],
+        "off": (taken - planned) / planned,
+        "start_up": about["start_up"],
+    }
 
 
 def prefill(setting: Setting) -> dict[str, Any]:
@@ -158,23 +249,41 @@ def attention(setting: Setting) -> dict[str, Any]:
         scale=128**-0.5,
     )
     dispatch = Dispatcher()
-    backend = dispatch.choose(ATTENTION, case)
-    found: dict[str, Any] = {"backend": dispatch.choices[-1].winner, "contexts": {}}
-    for context in contexts:
-        batch, cache = _decodes(setting.device, spec, rows, context)
-        q = torch.randn(rows, 32, 128, device=setting.device).to(cache.k.dtype)
-        plan = backend.plan(batch, 0, spec)
-        with torch.inference_mode():
-            taken = queued_seconds(
-                lambda q=q, c=cache, p=plan: backend.run(q, c, p), setting.device
-            )
-        read = 2 * rows * context * 8 * 128 * cache.k.element_size()
-        found["contexts"][context] = {
-            "seconds": taken,
-            "bytes_per_s": read / taken,
-            "share_of_copy_ceiling": read / taken / setting.ceilings["copy_bytes_per_s"],
+    dispatch.choose(ATTENTION, case)
+    chosen = dispatch.choices[-1]
+    backends: dict[str, Any] = {}
+    for name in {chosen.winner, *ATTENTION.rivals}:
+        candidate = ATTENTION.candidates.load(name)
+        reason = candidate.refuses(case)
+        if reason is not None:
+            backends[name] = {"refused": reason}
+            continue
+        backends[name] = {
+            str(context): _read_rate(setting, candidate(case), spec, rows, context)
+            for context in contexts
         }
-    return found
+    return {
+        "backend": chosen.winner,
+        "why": chosen.refusals,
+        "contexts": backends[chosen.winner],
+        "backends": backends,
+    }
+
+
+def _read_rate(
+    setting: Setting, backend: Any, spec: KVSpec, rows: int, context: int
+) -> dict[str, float]:
+    batch, cache = _decodes(setting.device, spec, rows, context)
+    q = torch.randn(rows, 32, 128, device=setting.device).to(cache.k.dtype)
+    plan = backend.plan(batch, 0, spec)
+    with torch.inference_mode():
+        taken = setting.card.time(lambda: backend.run(q, cache, plan)).median_s
+    read = 2 * rows * context * 8 * 128 * cache.k.element_size()
+    return {
+        "seconds": taken,
+        "bytes_per_s": read / taken,
+        "share_of_copy_ceiling": read / taken / setting.ceilings["copy_bytes_per_s"],
+    }
 
 
 def _decodes(
@@ -222,13 +331,30 @@ def first_token(setting: Setting) -> dict[str, Any]:
     return found
 
 
-CASES = {
-    "a_one_stream": one_stream,
-    "a_beside": beside_one_stream,
-    "b_public_workload": public_workload,
-    "c_large_throughput": large_throughput,
-    "d_prefill": prefill,
-    "e_attention": attention,
-    "f_fp8": fp8,
-    "g_first_token": first_token,
+class Part(NamedTuple):
+    """One part of the benchmark, in a process of its own."""
+
+    run: Callable[[Setting], dict[str, Any]] | str
+    """A script of this folder that writes results of its own, or what to call."""
+    limit_s: int
+    """It is ended then."""
+
+
+PARTS = {
+    "a": Part(one_stream, 180),
+    "e": Part(attention, 90),
+    "d": Part(prefill, 150),
+    "b": Part(public_workload, 240),
+    "c": Part(large_throughput, 300),
+    "f": Part(fp8, 180),
+    "g": Part(first_token, 240),
+    "idle": Part(idle, 120),
+    "memory": Part(memory, 150),
+    "a_peers": Part(beside_one_stream, 240),
+    "b_vllm": Part(vllm_public, 400),
+    "c_vllm": Part(vllm_large, 400),
+    "kernels": Part("kernels.py", 300),
+    "gemm": Part("gemm.py", 300),
+    "sampling": Part("sampling.py", 200),
 }
+"""In the order in which they are run: what matters most first."""

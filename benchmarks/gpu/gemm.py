@@ -18,9 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import graphed
 import torch
 import torch.nn.functional as F
+from card import Card
+from results import Results
 
 from octavo.kernels.dispatch import OpCase
 from octavo.kernels.gemm.formats import FORMATS, quantize
@@ -42,9 +43,9 @@ COLD_BYTES = 256 << 20
 """Several times the L2 cache of any card."""
 
 
-def kernel_for(form: str, outputs: int, inputs: int) -> Any:
+def kernel_for(card: Card, form: str, outputs: int, inputs: int) -> Any:
     """The kernel that takes the case, or why none does."""
-    case = OpCase(device=graphed.DEVICE, dtype="bfloat16", weights=form, sizes=(outputs, inputs))
+    case = OpCase(device=card.device.type, dtype="bfloat16", weights=form, sizes=(outputs, inputs))
     reasons = []
     for name in LINEAR.candidates:
         candidate = LINEAR.candidates.load(name)
@@ -55,9 +56,9 @@ def kernel_for(form: str, outputs: int, inputs: int) -> Any:
     return "; ".join(reasons)
 
 
-def copies_of(packed: Any) -> list[Any]:
+def copies_of(card: Card, packed: Any) -> list[Any]:
     """The weight so often that one is cold when its turn comes."""
-    count = 1 if graphed.IS_INTERPRETED else max(2, -(-COLD_BYTES // num_bytes(packed)))
+    count = 1 if card.is_dry else max(2, -(-COLD_BYTES // num_bytes(packed)))
     return [packed] + [
         type(packed)(*(x.clone() if isinstance(x, torch.Tensor) else x for x in packed))
         for _ in range(min(count, 64) - 1)
@@ -78,27 +79,33 @@ def check_result(kernel: Any, weight_OD: torch.Tensor, packed: Any, rows: int) -
     return ((got - wanted).abs().max() / wanted.abs().max()).item()
 
 
-def measure(shapes: dict[str, tuple[int, int]], rows: tuple[int, ...]) -> list[dict[str, Any]]:
+def measure(
+    card: Card, shapes: dict[str, tuple[int, int]], rows: tuple[int, ...], best: dict[str, float]
+) -> list[dict[str, Any]]:
     """A line per shape, number of rows and format."""
-    best, lines = graphed.ceilings(), []
+    lines = []
     for name, (outputs, inputs) in shapes.items():
-        weight_OD = torch.randn(outputs, inputs, device=graphed.DEVICE).bfloat16() / inputs**0.5
-        plain = [weight_OD.clone() for _ in range(1 if graphed.IS_INTERPRETED else 8)]
-        kernels = {form: kernel_for(form, outputs, inputs) for form in ("int8", "int4", *KINDS)}
+        weight_OD = torch.randn(outputs, inputs, device=card.device).bfloat16() / inputs**0.5
+        plain = [weight_OD.clone() for _ in range(1 if card.is_dry else 8)]
+        kernels = {
+            form: kernel_for(card, form, outputs, inputs) for form in ("int8", "int4", *KINDS)
+        }
         packed = {f: k.pack(weight_OD) for f, k in kernels.items() if not isinstance(k, str)}
         for form, kernel in kernels.items():
             if isinstance(kernel, str):
                 lines.append({"shape": name, "format": form, "refused": kernel})
         for count in rows:
-            x_ND = torch.randn(count, inputs, device=graphed.DEVICE).bfloat16()
+            x_ND = torch.randn(count, inputs, device=card.device).bfloat16()
             moved = 2 * count * (inputs + outputs)
-            took = {"cuBLAS": (graphed.seconds([partial(F.linear, x_ND, w) for w in plain]), 0.0)}
+            took = {
+                "cuBLAS": (card.time([partial(F.linear, x_ND, w) for w in plain]).median_s, 0.0)
+            }
             size = {"cuBLAS": weight_OD.nbytes}
             for form, weight in packed.items():
-                run, copies = kernels[form].run, copies_of(weight)
+                run, copies = kernels[form].run, copies_of(card, weight)
                 error = check_result(kernels[form], weight_OD, weight, count)
                 calls = [partial(run, x_ND, w, None) for w in copies]
-                took[form], size[form] = (graphed.seconds(calls), error), num_bytes(weight)
+                took[form], size[form] = (card.time(calls).median_s, error), num_bytes(weight)
             for form, (took_s, error) in took.items():
                 lines.append(
                     {
@@ -106,16 +113,16 @@ def measure(shapes: dict[str, tuple[int, int]], rows: tuple[int, ...]) -> list[d
                         "rows": count,
                         "format": form,
                         "us": took_s * 1e6,
-                        "of reading": (size[form] + moved) / took_s / 1e9 / best.read_gb_s,
-                        "of products": 2 * count * outputs * inputs / took_s / 1e12
-                        / best.bf16_tflop_s,
+                        "of reading": (size[form] + moved) / took_s / best["read_bytes_per_s"],
+                        "of products": 2 * count * outputs * inputs / took_s
+                        / best["bf16_flop_per_s"],
                         "error": error,
                     }
                 )  # fmt: skip
     return lines
 
 
-def tiles_to_try(kind: str, bucket: int) -> list[Tile]:
+def tiles_to_try(card: Card, kind: str, bucket: int) -> list[Tile]:
     """Tiles that may be the best for so many rows."""
     heights = {16: (16,), 32: (16, 32), 64: (32, 64), 128: (64, 128)}.get(bucket, (64, 128, 256))
     found = []
@@ -129,27 +136,29 @@ def tiles_to_try(kind: str, bucket: int) -> list[Tile]:
                     found.append(tile._replace(scales_weights=True))
                 elif kind != "w4":
                     found.append(tile._replace(inputs=64))
-    return found[:2] if graphed.IS_INTERPRETED else found
+    return found[:2] if card.is_dry else found
 
 
-def tune(shapes: dict[str, tuple[int, int]], buckets: tuple[int, ...]) -> list[dict[str, Any]]:
+def tune(
+    card: Card, shapes: dict[str, tuple[int, int]], buckets: tuple[int, ...]
+) -> list[dict[str, Any]]:
     """The fastest tile of each kind, bucket of rows and shape; tiles that do not fit the card are passed over."""
     rows = []
     for form, kind in KINDS.items():
         for outputs, inputs in shapes.values():
-            kernel = kernel_for(form, outputs, inputs)
+            kernel = kernel_for(card, form, outputs, inputs)
             if isinstance(kernel, str):
                 continue
-            weight_OD = torch.randn(outputs, inputs, device=graphed.DEVICE).bfloat16()
-            copies = copies_of(kernel.pack(weight_OD))
+            weight_OD = torch.randn(outputs, inputs, device=card.device).bfloat16()
+            copies = copies_of(card, kernel.pack(weight_OD))
             for bucket in buckets:
-                x_ND = torch.randn(min(bucket, 4096), inputs, device=graphed.DEVICE).bfloat16()
+                x_ND = torch.randn(min(bucket, 4096), inputs, device=card.device).bfloat16()
                 timed = []
-                for tile in tiles_to_try(kind, bucket):
+                for tile in tiles_to_try(card, kind, bucket):
                     kernel.force_tile(tile)
                     calls = [partial(kernel.run, x_ND, w, None) for w in copies]
                     try:
-                        timed.append((graphed.seconds(calls, rounds=8), tile))
+                        timed.append((card.time(calls, rounds=8).median_s, tile))
                     except (RuntimeError, ValueError) as error:  # shared memory or registers
                         print(f"{kind} {tile}: {str(error)[:100]}")
                 took_s, tile = min(timed, key=lambda each: each[0])
@@ -167,35 +176,30 @@ def tune(shapes: dict[str, tuple[int, int]], buckets: tuple[int, ...]) -> list[d
     return rows
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure or tune."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--interpret", action="store_true")
-    args = parser.parse_args()
-    graphed.check()
+    args = parser.parse_args(argv)
+    card = Card(is_dry=args.interpret)
     shapes, rows, buckets = SHAPES, ROWS, ROW_BUCKETS
     if args.interpret:
         shapes, rows, buckets = {"small": (64, 160)}, (3,), (16,)
     if args.tune:
-        result = {"facts": graphed.facts(), "tiles": tune(shapes, buckets)}
         name = "interpreter" if args.interpret else torch.cuda.get_device_name()
         path = args.json or tuned_path(name)
-    else:
-        lines = measure(shapes, rows)
-        result = {
-            "facts": graphed.facts(),
-            "ceilings": graphed.ceilings()._asdict(),
-            "lines": lines,
-        }
-        path = args.json
-        columns = ("shape", "rows", "format", "us", "of reading", "of products", "error")
-        shown = [[_cell(line.get(key, "")) for key in columns] for line in lines]
-        print(table(columns, shown))
-    if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        table_of = {"facts": card.describe(), "tiles": tune(card, shapes, buckets)}
+        path.write_text(json.dumps(table_of, indent=1) + "\n")
+        return
+    best = card.ceilings()
+    lines = measure(card, shapes, rows, best)
+    Results(args.json, card.describe(), best).put("gemm", {"lines": lines})
+    columns = ("shape", "rows", "format", "us", "of reading", "of products", "error")
+    shown = [[_cell(line.get(key, "")) for key in columns] for line in lines]
+    print(table(columns, shown))
 
 
 def _cell(value: Any) -> str:

@@ -12,8 +12,6 @@ each run. Sizes that do not fit into half of the free memory are left out, by na
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from card import Card
+from results import Results
 
 from octavo.core.batch import ForwardBatch, GroupBatch
 from octavo.core.kvspec import BLOCK_SIZE, KVSpec
@@ -36,7 +35,6 @@ from octavo.kernels.registry import (
     RMS_NORM,
     SILU_AND_MUL,
 )
-from octavo.tools.bench.environment import environment
 from octavo.tools.tables import table
 
 Slices = tuple[tuple[int, int], ...]
@@ -215,19 +213,18 @@ def measure(work: Work, card: Card) -> dict[str, Any]:
         "bytes": work.num_bytes,
         "flop": work.num_flop,
         "off_at_most": off,
-        "seconds": timing and timing._asdict(),
+        "seconds": timing._asdict(),
         "torch_seconds": peer and peer._asdict(),
     }
 
 
-def add_shares(results: list[dict[str, Any]], ceilings: dict[str, float | None]) -> None:
+def add_shares(results: list[dict[str, Any]], ceilings: dict[str, float]) -> None:
     """Of the ceiling that binds: bytes or operations, whichever takes longer at its ceiling."""
     copy, read, flop = ceilings.values()
     for result in results:
-        if result["seconds"] is not None and copy and read and flop:
-            by_bytes, by_flop = result["bytes"] / max(copy, read), result["flop"] / flop
-            result["bound_by"] = "bytes" if by_bytes >= by_flop else "operations"
-            result["of_ceiling"] = max(by_bytes, by_flop) / result["seconds"]["median_s"]
+        by_bytes, by_flop = result["bytes"] / max(copy, read), result["flop"] / flop
+        result["bound_by"] = "bytes" if by_bytes >= by_flop else "operations"
+        result["of_ceiling"] = max(by_bytes, by_flop) / result["seconds"]["median_s"]
 
 
 def works(args: argparse.Namespace, shape: Shape, card: Card) -> Iterator[Work]:
@@ -249,9 +246,7 @@ def report(results: list[dict[str, Any]]) -> None:
     for result in results:
         times = [result[key] for key in ("seconds", "torch_seconds")]
         cells = ["" if each is None else f"{each['median_s'] * 1e6:.1f}" for each in times]
-        share = (
-            f"{result['of_ceiling']:.0%} of {result['bound_by']}" if "of_ceiling" in result else ""
-        )
+        share = f"{result['of_ceiling']:.0%} of {result['bound_by']}"
         lines.append([result["name"], result["variant"], *cells, share])
     print(table(("what", "variant", "us", "torch us", "of ceiling"), lines))
 
@@ -283,19 +278,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             results.append(measure(work, card))
     add_shares(results, ceilings)
     report(results)
-    print("ceilings: " + ", ".join(f"{name} {value or 0:.3g}" for name, value in ceilings.items()))
-    if args.json:
-        versions = {name: importlib.metadata.version(name) for name in ("torch", "triton")}
-        record = {
-            "is_interpreted": args.interpret,
-            "arguments": {k: str(v) for k, v in vars(args).items() if k != "json"},
-            "card": card.describe(),
-            "versions": versions,
-            "environment": environment(),
-            "ceilings": ceilings,
-            "results": results,
-        }
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+    print("ceilings: " + ", ".join(f"{name} {value:.3g}" for name, value in ceilings.items()))
+    Results(args.json, card.describe(), ceilings).put("kernels", {"lines": results})
     return results
 
 

@@ -12,15 +12,15 @@ Tokens of both ways are compared first.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-import graphed
 import numpy as np
 import torch
+from card import Card
+from results import Results
 
 from octavo.core.params import SamplingParams
 from octavo.core.request import Request
@@ -55,7 +55,9 @@ def state_of(params: SamplingParams, rows: int, vocab: int) -> SamplerState:
     return state
 
 
-def measure(params: SamplingParams, logits_NV: torch.Tensor, rounds: int) -> dict[str, Any]:
+def measure(
+    card: Card, params: SamplingParams, logits_NV: torch.Tensor, rounds: int
+) -> dict[str, Any]:
     """One kind of rows."""
     rows, vocab = logits_NV.shape
     state = state_of(params, rows, vocab)
@@ -66,12 +68,12 @@ def measure(params: SamplingParams, logits_NV: torch.Tensor, rounds: int) -> dic
     batch = state.batch(range(rows), [512] * rows)
     sent = torch.from_numpy(chooser_triton._table(batch, None)).to(logits_NV.device)
     none = torch.empty(0, 0, dtype=torch.int32, device=logits_NV.device)
-    took_s = graphed.seconds([lambda: chooser_triton._sample(logits_NV, sent, none, batch)])
+    took_s = card.time([lambda: chooser_triton._sample(logits_NV, sent, none, batch)]).median_s
     line["kernels us"] = took_s * 1e6
     for name, way in ways.items():
         queued, done = [], []
         for _ in range(rounds):
-            _wait()
+            card.synchronize()
             started = time.perf_counter()
             launched = way.launch(*arguments)
             queued.append(time.perf_counter() - started)
@@ -82,36 +84,29 @@ def measure(params: SamplingParams, logits_NV: torch.Tensor, rounds: int) -> dic
     return line
 
 
-def _wait() -> None:
-    if not graphed.IS_INTERPRETED:
-        torch.cuda.synchronize()
-
-
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--interpret", action="store_true")
     parser.add_argument("--vocab", type=int, default=151_936)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 64, 256])
-    args = parser.parse_args()
-    graphed.check()
+    args = parser.parse_args(argv)
+    card = Card(is_dry=args.interpret)
     if args.interpret:
         args.vocab, args.rows = 700, [2]
-    best, lines = graphed.ceilings(), []
+    best, lines = card.ceilings(), []
     for rows in args.rows:
         generator = np.random.default_rng(0)
         logits = generator.standard_normal((rows, args.vocab), np.float32) * 3
-        logits_NV = torch.from_numpy(logits).to(graphed.DEVICE)
+        logits_NV = torch.from_numpy(logits).to(card.device)
         for kind, params in KINDS.items():
-            line = measure(params, logits_NV, 1 if args.interpret else 30)
-            share = logits_NV.nbytes / best.read_gb_s / 1e9 / (line["kernels us"] / 1e6)
+            line = measure(card, params, logits_NV, 1 if args.interpret else 30)
+            share = logits_NV.nbytes / best["read_bytes_per_s"] / (line["kernels us"] / 1e6)
             lines.append({"kind": kind, "rows": rows, "of reading": share, **line})
     columns = tuple(lines[0])
     print(table(columns, [[_cell(line[key]) for key in columns] for line in lines]))
-    if args.json is not None:
-        result = {"facts": graphed.facts(), "ceilings": best._asdict(), "lines": lines}
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    Results(args.json, card.describe(), best).put("sampling", {"lines": lines})
 
 
 def _cell(value: Any) -> str:

@@ -137,6 +137,24 @@ def test_a_row_that_needs_its_token_is_waited_for(tmp_path: Path) -> None:
     assert not any(notes)
 
 
+def test_who_comes_into_a_row_that_was_given_up_keeps_its_prompt(tmp_path: Path) -> None:
+    """The step that is under way knows the row's last owner only."""
+    folder = write_tiny(tmp_path)
+    options: dict = {"max_tokens": 3, "prompt_logprobs": 1}
+    wanted = LocalEngine(folder, max_num_seqs=1)
+    wanted.run([request("new", [9, 8, 7, 6], **options)])
+    local = LocalEngine(folder, max_num_seqs=1, async_scheduling=True)
+    local.submit(request("old", [1, 2], max_tokens=30))
+    while len(local.tokens.get("old", ())) < 5:
+        local.step()
+    assert local.engine._flight is not None
+    local.cancel("old")
+    local.run([request("new", [9, 8, 7, 6], **options)])
+    told = [out.prompt_logprobs for out in local.outs["new"]]
+    assert told == [out.prompt_logprobs for out in wanted.outs["new"]]
+    assert told[0] is not None and len(told[0]) == 3
+
+
 def break_device(local: LocalEngine) -> FakeDevice:
     runner = local.engine.runner
     assert isinstance(runner, Runner)

@@ -27,6 +27,10 @@ def prompts(seed: int = 0) -> list[list[int]]:
     return [[rng.randrange(320) for _ in range(n)] for n in PROMPT_LENGTHS]
 
 
+AHEAD = pytest.mark.parametrize("ahead", [None, True], ids=["one at a time", "one ahead"])
+"""Steps of one at a time and steps that are launched while the one before them runs: the same bytes."""
+
+
 @pytest.fixture(scope="module")
 def alone(tiny: Path) -> dict[str, list[int]]:
     """Each request run by itself, in an engine of its own state: the truth the others are held against."""
@@ -50,17 +54,22 @@ def all_requests() -> list:
     return greedy + seeded
 
 
-def test_batched_is_single(tiny: Path, alone: dict[str, list[int]]) -> None:
-    assert LocalEngine(tiny, max_num_seqs=16).run(all_requests()) == alone
+@AHEAD
+def test_batched_is_single(tiny: Path, alone: dict[str, list[int]], ahead: bool | None) -> None:
+    engine = LocalEngine(tiny, max_num_seqs=16, async_scheduling=ahead)
+    assert engine.run(all_requests()) == alone
+    assert (engine.engine.ahead is not None) == bool(ahead)
 
 
-def test_chunked_is_whole(tiny: Path, alone: dict[str, list[int]]) -> None:
-    engine = LocalEngine(tiny, max_num_seqs=3, max_num_batched_tokens=19)
+@AHEAD
+def test_chunked_is_whole(tiny: Path, alone: dict[str, list[int]], ahead: bool | None) -> None:
+    engine = LocalEngine(tiny, max_num_seqs=3, max_num_batched_tokens=19, async_scheduling=ahead)
     assert engine.run(all_requests()) == alone
 
 
-def test_prefix_hit_is_miss(tiny: Path, alone: dict[str, list[int]]) -> None:
-    engine = LocalEngine(tiny)
+@AHEAD
+def test_prefix_hit_is_miss(tiny: Path, alone: dict[str, list[int]], ahead: bool | None) -> None:
+    engine = LocalEngine(tiny, async_scheduling=ahead)
     engine.run(all_requests())
     first = {name: list(tokens) for name, tokens in engine.tokens.items()}
     engine.tokens.clear()
@@ -70,7 +79,8 @@ def test_prefix_hit_is_miss(tiny: Path, alone: dict[str, list[int]]) -> None:
     assert sum(hits) >= 2 * (16 + 32 + 32 + 96 + 48), "every full block but the last is found again"
 
 
-def test_preempted_is_not(tiny: Path, alone: dict[str, list[int]]) -> None:
+@AHEAD
+def test_preempted_is_not(tiny: Path, alone: dict[str, list[int]], ahead: bool | None) -> None:
     # 2 layers x 2 heads x 8 dims x 4 bytes x 2 = 256 bytes a token; the pool holds about 160 tokens.
     engine = LocalEngine(
         tiny,
@@ -78,6 +88,7 @@ def test_preempted_is_not(tiny: Path, alone: dict[str, list[int]]) -> None:
         max_model_len=160,
         kv_cache_memory_bytes=256 * 16 * 11,
         max_num_seqs=16,
+        async_scheduling=ahead,
     )
     assert engine.run(all_requests()) == alone
     assert engine.engine.scheduler.counters.num_preemptions > 0, (
@@ -100,6 +111,7 @@ def test_a_narrow_cache_changes_nothing_with_company(
         "max_model_len": 160,
         "kv_cache_memory_bytes": per_token * 16 * 11,
         "overcommits": True,
+        "async_scheduling": True,
     }
     for how in ({}, {"max_num_batched_tokens": 33, "threads": 2}, small):
         engine = LocalEngine(tiny, kv_cache_dtype=dtype, max_num_seqs=16, **how)
@@ -136,7 +148,7 @@ def test_log_probabilities_are_the_same_bits_in_any_company(
             {"max_num_seqs": 2, "max_num_batched_tokens": 32},
             {"max_num_seqs": 5, "max_num_batched_tokens": 45, "enable_prefix_caching": False},
             {"max_num_seqs": 16, "max_num_batched_tokens": 512},
-            {"max_num_seqs": 16, "max_num_batched_tokens": 64, **small},
+            {"max_num_seqs": 16, "max_num_batched_tokens": 64, **small, "async_scheduling": True},
         )
     ]
     rng = random.Random(2)
@@ -167,7 +179,8 @@ def test_replayed_steps_equal_eager_ones_with_a_table_of_their_own(tmp_path: Pat
     assert found[0] == found[1]
 
 
-def test_sliding_window_frees_and_agrees(tmp_path: Path) -> None:
+@AHEAD
+def test_sliding_window_frees_and_agrees(tmp_path: Path, ahead: bool | None) -> None:
     folder = write_tiny(
         tmp_path,
         architectures=["Qwen2ForCausalLM"],
@@ -179,7 +192,8 @@ def test_sliding_window_frees_and_agrees(tmp_path: Path) -> None:
     ids = prompts()[5] * 2
     large = LocalEngine(folder, enable_prefix_caching=False)
     expected = large.run([request("a", ids, max_tokens=64)])["a"]
-    small = LocalEngine(folder, max_num_batched_tokens=26, kv_cache_memory_bytes=1 << 18)
+    options = {"max_num_batched_tokens": 26, "kv_cache_memory_bytes": 1 << 18}
+    small = LocalEngine(folder, async_scheduling=ahead, **options)
     small.submit(request("a", ids, max_tokens=64))
     most_held = 0
     while small.link.inbox or small.engine.scheduler.has_work:

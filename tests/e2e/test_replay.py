@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from local_engine import LocalEngine, request, write_tiny
 from octavo.engine.ipc import ResetPrefixCache
 from octavo.engine.replay import Replay
-from octavo.meter.frames import Ran
+from octavo.meter.frames import Planned, Ran
 from octavo.meter.stepfile import Run, read_runs, read_steplog
 from overcommit import overcommit
 
@@ -66,6 +66,8 @@ def play(engine: LocalEngine, seed: int, num_requests: int = 45) -> None:
             engine.link.inbox.append(ResetPrefixCache())
         histories += [prompts[n] + engine.tokens.get(n, []) for n in engine.ends if n in prompts]
     engine.run()
+    while engine.engine._flight is not None:  # of those who all ended meanwhile
+        engine.step()
     engine.engine.steps.close()
 
 
@@ -76,13 +78,31 @@ def recorded(tiny: Path, folder: Path, seed: int, **options: object) -> tuple[Lo
     return engine, run
 
 
+def is_step(frame: object) -> bool:
+    return isinstance(frame, Ran | Planned)
+
+
 @pytest.mark.parametrize(
-    ("policy", "seed"), [("fair", 1), ("fair", 2), ("fcfs", 3), ("priority", 4)]
+    ("policy", "seed", "ahead"),
+    [
+        ("fair", 1, False),
+        ("fair", 2, False),
+        ("fcfs", 3, False),
+        ("priority", 4, False),
+        ("fair", 1, True),
+        ("fair", 2, True),
+        ("fcfs", 3, True),
+        ("priority", 4, True),
+    ],
 )
 def test_a_replay_makes_the_recorded_plans(
-    tiny: Path, tmp_path: Path, policy: str, seed: int
+    tiny: Path, tmp_path: Path, policy: str, seed: int, ahead: bool
 ) -> None:
-    engine, run = recorded(tiny, tmp_path, seed, scheduling_policy=policy, **SMALL)
+    options = SMALL | {"scheduling_policy": policy, "async_scheduling": ahead}
+    engine, run = recorded(tiny, tmp_path, seed, **options)
+    # One ahead: plans come before the results of the step before them, and the record says so.
+    kinds_of_frames = "".join("PS"[isinstance(f, Ran)] for f in run.frames if is_step(f))
+    assert ("PP" in kinds_of_frames) == ahead == ("P" in kinds_of_frames)
     counters = engine.engine.scheduler.counters
     assert counters.num_preemptions > 0 and counters.prefix_hits > 500, "it was to be mixed"
     kinds = {getattr(end, "reason", "failed") for end in engine.ends.values()}
@@ -117,10 +137,22 @@ def test_another_scheduler_makes_others_and_the_replay_says_where(
     assert replay.follow() is not None, "what blocks are called decides what is shared"
 
 
-def test_the_log_on_disk_is_what_was_kept_in_memory(tiny: Path, tmp_path: Path) -> None:
-    engine, run = recorded(tiny, tmp_path, 6, **SMALL)
-    assert read_steplog(tmp_path) == engine.engine.steps.tail(100_000)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_log_on_disk_is_what_was_kept_in_memory(
+    tiny: Path, tmp_path: Path, ahead: bool
+) -> None:
+    engine, run = recorded(tiny, tmp_path, 6, **SMALL, async_scheduling=ahead)
+    steps = read_steplog(tmp_path)
+    assert steps == engine.engine.steps.tail(100_000)
+    # Steps and the gaps between them are the time of the clock, also where they overlapped.
+    assert all(step.gap_s >= 0 and step.elapsed_s > 0 for step in steps)
+    spans = zip(steps, steps[1:], strict=False)
+    assert all(abs(a.at + a.elapsed_s + b.gap_s - b.at) < 1e-5 for a, b in spans)
+    assert all(each.id for step in steps for each in step.slices), "whoever ended meanwhile, too"
+    assert all(all(step.started) and all(step.ended) for step in steps)
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
-    steps = sum(isinstance(frame, Ran) for frame in run.frames)
-    assert size / steps < 400, "a few hundred bytes a step, requests and names of blocks included"
+    num_steps = sum(isinstance(frame, Ran) for frame in run.frames)
+    assert size / num_steps < 400, (
+        "a few hundred bytes a step, requests and names of blocks included"
+    )
     assert all((path.stat().st_mode & 0o077) == 0 for path in tmp_path.iterdir())

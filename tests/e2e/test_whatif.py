@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from local_engine import LocalEngine, request, write_tiny
+from local_engine import LocalEngine, write_tiny
+from local_engine import request as asked
 from octavo.engine.whatif import WhatIf, what_if
 from octavo.meter.evidence import evidence, stamps_of
 from octavo.meter.why import explain, total_of
@@ -17,18 +18,23 @@ from octavo.tools import cli
 HOG, VICTIM = "cmpl-" + "a" * 32, "chatcmpl-" + "b" * 32
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[False, True], ids=["one at a time", "one ahead"])
+def log(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """One row; a long answer has it when a short question comes."""
     folder = tmp_path_factory.mktemp("whatif")
     write_tiny(folder / "tiny")
-    engine = LocalEngine(folder / "tiny", step_log=str(folder / "steps"), max_num_seqs=1)
+    engine = LocalEngine(
+        folder / "tiny",
+        step_log=str(folder / "steps"),
+        max_num_seqs=1,
+        async_scheduling=request.param,
+    )
     for number in range(24):  # so that steps have a price
-        engine.run([request(f"w{number}", [number] * 20, max_tokens=4, arrived=time.monotonic())])
-    engine.submit(request(HOG, [5] * 40, max_tokens=200, ignore_eos=True, arrived=time.monotonic()))
+        engine.run([asked(f"w{number}", [number] * 20, max_tokens=4, arrived=time.monotonic())])
+    engine.submit(asked(HOG, [5] * 40, max_tokens=200, ignore_eos=True, arrived=time.monotonic()))
     for _ in range(5):
         engine.step()
-    engine.submit(request(VICTIM, [7] * 30, max_tokens=3, arrived=time.monotonic()))
+    engine.submit(asked(VICTIM, [7] * 30, max_tokens=3, arrived=time.monotonic()))
     engine.run()
     engine.engine.steps.close()
     return folder

@@ -21,7 +21,7 @@ def test_dry_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     kernels.main(["--interpret", "--json", str(tmp_path / "out.json")])
     record = json.loads((tmp_path / "out.json").read_text())
-    assert record["is_interpreted"] and DEVICE == "cpu"
-    assert len(record["results"]) == 2 * len(kernels.CACHES) + 5
-    for result in record["results"]:
-        assert result["seconds"] is None and "of_ceiling" not in result and result["bytes"] > 0
+    assert record["card"]["is_dry"] and DEVICE == "cpu"
+    lines = record["parts"]["kernels"]["lines"]
+    assert len(lines) == 2 * len(kernels.CACHES) + 5
+    assert all(line["seconds"]["median_s"] > 0 and line["bytes"] > 0 for line in lines)

@@ -107,12 +107,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ),
     ] = False
     async_scheduling: Annotated[
-        bool,
+        bool | None,
         _Help(
-            description="Plan and launch a step while the one before it runs; the output is the same. Off until it is "
-            "measured on a GPU."
+            description="Plan and launch a step while the one before it runs; the output is the same. Default: on a GPU, "
+            "where the device would wait for the host otherwise."
         ),
-    ] = False
+    ] = None
     scheduling_policy: Annotated[
         str,
         _Help(

@@ -55,6 +55,23 @@ def step_tokens(
     return value, Decision("max_num_batched_tokens", str(value), f"default on {device}")
 
 
+def steps_ahead(asked: bool | None, device: str, forbidden: str | None) -> tuple[bool, Decision]:
+    """Whether a step is planned and launched while the one before it runs. `forbidden`: why it cannot be, else None.
+
+    On a CPU the host that would plan is the device that computes, so that nothing is won.
+    """
+    name = "async_scheduling"
+    if forbidden is not None and asked is not False:
+        return False, Decision(name, "off", forbidden)
+    if asked is not None:
+        return asked, Decision(name, "on" if asked else "off", "as given")
+    if device == "cpu":
+        return False, Decision(name, "off", "default on cpu, where the host is the device")
+    return True, Decision(
+        name, "on", f"default on {device}, which would wait for the host otherwise"
+    )
+
+
 def cpu_threads(asked: int | None, usable: int) -> tuple[int, Decision]:
     """Threads of the kernels. More than the machine can run at once would wait for each other inside every product;
     fewer give the same bits, so a setting from a larger machine starts on a smaller one, and says so.

@@ -187,12 +187,6 @@ def decide(config: EngineConfig) -> Resolved:
 def _open_step_log(config: EngineConfig, scheduler: Scheduler) -> StepFile | None:
     if config.step_log is None or not config.step_log_size:
         return None
-    if config.async_scheduling:
-        raise ConfigError(
-            "--step-log keeps what is needed to replay plans; with --async-scheduling results come one plan later.",
-            code="E-CFG-11",
-            fix="Leave one of the two out.",
-        )
     machine = machine_of(scheduler, config.model, config.scheduling_policy)
     try:
         return StepFile(Path(config.step_log).expanduser(), config.step_log_size << 20, machine)
@@ -232,13 +226,9 @@ def _build(
     repros = Repros(resolved.config)
     file = _open_step_log(resolved.config, scheduler)
     steps, desk = StepLog(sink=file), GrammarDesk(grammars)
-    recorder = None if file is None else Recorder(scheduler, file, steps.settle)
+    recorder = None if file is None else Recorder(scheduler, file, steps)
     engine = Engine(scheduler, runner, link, steps, desk, repros, pulse, recorder)
-    if (
-        resolved.config.async_scheduling
-        and isinstance(runner, Runner)
-        and not resolved.config.inject
-    ):
+    if resolved.runs_ahead and isinstance(runner, Runner):
         engine.ahead = runner
     return engine
 

@@ -2,7 +2,8 @@
 
 A step of a size is run eagerly the first time, on the buffers of its bucket, so that what kernels make on first use is
 made; when the size comes again it is captured, which the device does not notice: it is still at work on the eager step.
-From then on it is replayed. Nobody waits for a capture, and none is made beyond the memory that the plan has for them.
+From then on it is replayed. No step waits for more than one capture, captures rest in between for many times what the last
+one took, and none is made beyond the memory that the plan has for them.
 
 Padding rows are token 0 at position 0 of nobody: they write to the null block, read it, and nobody reads them. Shape
 letters: R rows of the largest bucket, T tokens of the step, B blocks of the longest table.
@@ -10,6 +11,8 @@ letters: R rows of the largest bucket, T tokens of the step, B blocks of the lon
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +26,9 @@ from octavo.engine.device import Device, Replayable
 from octavo.engine.graphs import Forward
 
 logger = get_logger(__name__)
+
+_REST = 20.0
+"""Times what a capture took, in which there is no other: streams that run lose a twentieth of their pace to them, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +84,13 @@ class _Step:
 class CapturedSteps:
     """As `StepGraphs`. Owner: the runner of one rank."""
 
-    def __init__(self, device: Device, room: Room, refusal: str | None = None) -> None:
+    def __init__(
+        self,
+        device: Device,
+        room: Room,
+        refusal: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`refusal`: why nothing is captured; None to try."""
         self.refusal = refusal
         self.num_bytes = 0
@@ -88,6 +100,8 @@ class CapturedSteps:
         self._sizes = sizes(room.max_num_seqs)
         self._steps: dict[int, _Step] = {}
         self._inputs: _Inputs | None = None
+        self._clock = clock
+        self._not_before = clock()
 
     def run(self, forward: Forward, batch: ForwardBatch) -> torch.Tensor:
         """`forward(batch)`, replayed where it was captured. The result is good until the next call."""
@@ -111,8 +125,11 @@ class CapturedSteps:
             return step.hidden_TD[:count]
         hidden_TD = forward(padded)
         step.num_runs += 1
-        if step.num_runs > 1:
+        if step.num_runs > 1 and self._clock() >= self._not_before:
+            begun = self._clock()
             self._capture(step, forward, padded, size)
+            ended = self._clock()
+            self._not_before = ended + _REST * (ended - begun)
         return hidden_TD[:count]
 
     def _capture(self, step: _Step, forward: Forward, padded: ForwardBatch, size: int) -> None:

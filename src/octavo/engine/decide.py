@@ -61,6 +61,8 @@ class Resolved(NamedTuple):
     decisions: tuple[Decision, ...]
     products: str = ""
     """What linear layers round their inputs to; empty: they do not."""
+    runs_ahead: bool = False
+    """Whether steps are planned and launched while the one before them runs."""
 
 
 def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
@@ -123,6 +125,9 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
         prefill_share=1.0 if config.performance_mode == "throughput" else PREFILL_SHARE,
         max_itl_s=None if config.max_itl_ms is None else config.max_itl_ms / 1e3,
     )
+    runs_ahead, ahead_decision = resolve.steps_ahead(
+        config.async_scheduling, device, _not_ahead(config, facts)
+    )
     decisions = (
         Decision("device", device, machine.why),
         Decision("dtype", dtype.dtype, dtype.reason),
@@ -135,12 +140,13 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
         *_deterministic(config, device),
         length_decision,
         tokens_decision,
+        ahead_decision,
         *_pooling(facts),
     )
     resolved = Resolved(
         config, facts, device, dtype.dtype, kv_dtype, storage, limits, memory, decisions
     )
-    return resolved._replace(products=dtype.products)
+    return resolved._replace(products=dtype.products, runs_ahead=runs_ahead)
 
 
 def _kv_dtype(asked: str, activations: str, machine: Machine) -> str:
@@ -206,6 +212,13 @@ def _check_products(facts: ModelFacts, quantization: str, machine: Machine) -> N
         code="E-CFG-08",
         fix="Use --quantization int8, which converts them at load.",
     )
+
+
+def _not_ahead(config: EngineConfig, facts: ModelFacts) -> str | None:
+    """Why steps cannot be one ahead; None where they can."""
+    if facts.pooling is not None:
+        return "prompts are pooled, in one step each"
+    return "--inject orders faults by the step" if config.inject else None
 
 
 def _graph_bytes(config: EngineConfig, facts: ModelFacts, dtype: str, device: str) -> int:

@@ -51,6 +51,13 @@ class Link(Protocol):
         ...
 
 
+class _Seen(NamedTuple):
+    """What the step log says of the others while a step runs."""
+
+    waits: Waits
+    num_free_blocks: int
+
+
 class _Flight(NamedTuple):
     """A step that was launched and has no results yet."""
 
@@ -59,6 +66,7 @@ class _Flight(NamedTuple):
     """Slice by slice."""
     planned: float
     begun: float
+    seen: _Seen
 
 
 class Engine:
@@ -122,6 +130,8 @@ class Engine:
         if before is not None:
             self.scheduler.foresee(before.step.plan, before.sequences)
         plan = self.scheduler.schedule(now)
+        if self.recorder is not None and (plan is not None or before is not None):
+            self.recorder.planned(plan, now, is_ahead=self.ahead is not None)
         if plan is not None:
             if plan.starts:
                 ids = tuple(start.request.id for start in plan.starts)
@@ -133,7 +143,7 @@ class Engine:
             begun = time.monotonic()
             result = self.isolator.run(plan)
             self.pulse.end(is_whole=self.isolator.is_whole)
-            self._log(plan, result, now, begun)
+            self._log(plan, result, now, begun, self._seen())
             self._account(plan, result)
             ended = time.monotonic()
             events += self._recorded("step", self.scheduler.apply(plan, result, ended), ended)
@@ -151,11 +161,9 @@ class Engine:
             self.recorder.ended(how, events, now)
         return events
 
-    def _log(self, plan: StepPlan, result: StepResult, planned: float, begun: float) -> None:
-        """Into the step log, before what ends with this step has gone."""
+    def _seen(self) -> _Seen:
+        """Who waits and what is free, after a plan was made and before anything else was planned or applied."""
         scheduler = self.scheduler
-        if self.recorder is not None:
-            self.recorder.planned(plan)
         waits = NO_WAITS
         if scheduler.accounts.num_waiting or self.grammars.is_busy:
             reasons = scheduler.waits.reasons(scheduler.accounts.num_waiting)
@@ -163,14 +171,20 @@ class Engine:
                 # In front: the last is what all wait for of whom nothing is said.
                 reasons = ((GRAMMAR, len(self.grammars.waiting_ids)), *reasons)
             waits = Waits(reasons, scheduler.waits.heads)
+        return _Seen(waits, scheduler.cache.num_free)
+
+    def _log(
+        self, plan: StepPlan, result: StepResult, planned: float, begun: float, seen: _Seen
+    ) -> None:
+        """Into the step log, before what ends with this step has gone."""
         self.steps.add(
             plan,
             result,
             begun,
             planned=planned,
-            waits=waits,
+            waits=seen.waits,
             num_blocks=self._num_blocks,
-            num_free_blocks=scheduler.cache.num_free,
+            num_free_blocks=seen.num_free_blocks,
         )
 
     def _stats(self) -> EngineStats:
@@ -198,7 +212,9 @@ class Engine:
         begun = None
         if plan is not None:
             sequences = self.scheduler.planned(plan)
-            begun = _Flight(self.isolator.begin(plan, runner), sequences, planned, time.monotonic())
+            at = time.monotonic()
+            step = self.isolator.begin(plan, runner)
+            begun = _Flight(step, sequences, planned, at, self._seen())
         events = [] if before is None else self._land(before, runner, begun)
         if begun is not None and not begun.step.is_ahead:
             events += self._land(begun, runner, None)
@@ -210,7 +226,7 @@ class Engine:
         plan = flight.step.plan
         result = self.isolator.finish(flight.step, runner, behind and behind.step)
         self.pulse.landed(plan, result.elapsed_s, is_whole=self.isolator.is_whole)
-        self._log(plan, result, flight.planned, flight.begun)
+        self._log(plan, result, flight.planned, flight.begun, flight.seen)
         self._account(plan, result)
         now = time.monotonic()
         events = self.scheduler.apply(plan, result, now, flight.sequences)

@@ -4,7 +4,7 @@ their blocks are called. Steps are the step log's. No text and no token leaves t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -13,8 +13,19 @@ from octavo.core.request import Request
 from octavo.core.result import Event, Failed, Finished
 from octavo.core.sequence import Sequence as Progress
 from octavo.core.steptime import StepTime
-from octavo.meter.frames import DIGEST_BYTES, Arrived, Ended, Forgot, How, Line, Machine, Named
+from octavo.meter.frames import (
+    DIGEST_BYTES,
+    Arrived,
+    Ended,
+    Forgot,
+    How,
+    Line,
+    Machine,
+    Named,
+    Planned,
+)
 from octavo.meter.stepfile import StepFile
+from octavo.meter.steplog import StepLog
 from octavo.scheduler.scheduler import Scheduler
 
 
@@ -32,9 +43,10 @@ def machine_of(scheduler: Scheduler, model: str, policy: str) -> Machine:
 class Recorder:
     """One scheduler's. Owner: the engine, which tells it in the order in which it tells the scheduler."""
 
-    def __init__(self, scheduler: Scheduler, file: StepFile, settle: Callable[[], None]) -> None:
-        """`settle` writes the steps so far, so that what is said after them stands after them."""
-        self._settle = settle
+    def __init__(self, scheduler: Scheduler, file: StepFile, steps: StepLog) -> None:
+        """`steps` writes to `file`; those so far are written before what is said after them."""
+        self._settle = steps.settle
+        self._note = steps.note
         self._scheduler = scheduler
         self._file = file
         self._left = scheduler.places.left = []
@@ -92,8 +104,14 @@ class Recorder:
         self._settle()
         self._file.put(Forgot())
 
-    def planned(self, plan: StepPlan) -> None:
-        """A step is about to be logged: what those who begin in it were looked up by."""
+    def planned(self, plan: StepPlan | None, now: float, *, is_ahead: bool) -> None:
+        """The scheduler was asked: what those who begin in the step were looked up by. `is_ahead`: it may be asked again
+        before the step is logged.
+        """
+        if is_ahead:
+            self._note(Planned(0 if plan is None else plan.step, now))
+        if plan is None:
+            return
         line = self._scheduler.step_time.line
         if not plan.starts and line is self._line:
             return

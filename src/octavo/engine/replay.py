@@ -24,9 +24,19 @@ from octavo.core.params import PoolingParams, SamplingParams
 from octavo.core.plan import Slice, StepPlan
 from octavo.core.request import Request
 from octavo.core.result import PooledValues, SliceResult, StepResult
-from octavo.core.sequence import Sequence
+from octavo.core.sequence import UNKNOWN, Sequence
 from octavo.core.steptime import StepTime
-from octavo.meter.frames import DIGEST_BYTES, Arrived, Ended, Forgot, Frame, Line, Named, Ran
+from octavo.meter.frames import (
+    DIGEST_BYTES,
+    Arrived,
+    Ended,
+    Forgot,
+    Frame,
+    Line,
+    Named,
+    Planned,
+    Ran,
+)
 from octavo.meter.stepfile import Run, columns
 from octavo.scheduler.limits import Limits
 from octavo.scheduler.policies.registry import POLICIES
@@ -57,6 +67,21 @@ class NamedCache(KVCache):
         for index in range(len(sequence.hashes), num_tokens // BLOCK_SIZE):
             digest = known[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
             sequence.hashes.append(digest or f"{sequence.id}:{index}".encode())
+
+
+_Slices = list[tuple[str, int, int, tuple[int, ...]]]
+
+
+class _Flight(NamedTuple):
+    """A step that was planned and has no results yet."""
+
+    plan: StepPlan
+    sequences: list[Sequence]
+    """Slice by slice."""
+    slices: _Slices
+    """As the record has them."""
+    is_ahead: bool
+    """Whether the scheduler may have been told more since."""
 
 
 @dataclass
@@ -93,6 +118,7 @@ class Replay:
         self._at = 0
         self._ending: dict[str, Ended] = {}
         self._last: list[tuple[int, int, int]] = []
+        self._flights: deque[_Flight] = deque()
         self._ids: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
         self._ends: dict[int, Ended] = {}
@@ -136,35 +162,58 @@ class Replay:
                 self.cache.forget_prefixes()
             case Line(step_time=line):
                 self.line = line
+            case Planned():
+                self._planned(frame)
             case Ran():
                 self._ran(frame)
             case _:
                 pass
 
+    def _planned(self, frame: Planned) -> None:
+        """Ask for a plan while the step before it runs, as the recorded scheduler was asked."""
+        if self._flights:
+            before = self._flights[-1]
+            self.scheduler.foresee(before.plan, before.sequences)
+        flight = self._plan(frame.now, is_ahead=True)
+        if flight is not None:
+            self._flights.append(flight)
+        if (0 if flight is None else flight.plan.step) != frame.step:
+            replayed = "no plan" if flight is None else f"a plan of step {flight.plan.step}"
+            self.difference = Difference(frame.step, f"a plan of step {frame.step}", replayed)
+
+    def _plan(self, now: float, *, is_ahead: bool) -> _Flight | None:
+        plan = self.scheduler.schedule(now)
+        if plan is None:
+            return None
+        return _Flight(plan, self.scheduler.planned(plan), self._slices(plan), is_ahead)
+
     def _ran(self, ran: Ran) -> None:
-        scheduler = self.scheduler
-        plan = scheduler.schedule(ran.planned)
+        flight = self._flights.popleft() if self._flights else None
+        flight = flight or self._plan(ran.planned, is_ahead=False)
         self._last = columns(ran, self._last)
         blocks = dict(ran.blocks)
         recorded = [
             (self._ids[number], start, count, blocks.get(index, ()))
             for index, (number, start, count) in enumerate(self._last)
         ]
-        replayed = self._slices(plan)
-        if plan is None or recorded != replayed or plan.step != ran.step:
+        if flight is None or recorded != flight.slices or flight.plan.step != ran.step:
+            replayed = [] if flight is None else flight.slices
             self.difference = Difference(ran.step, str(recorded), str(replayed))
             return
+        plan, sequences = flight.plan, flight.sequences
         self.num_steps += 1
         self._ending = self._ends_of_step()
         sampled = [1] * len(plan.slices) if ran.sampled is None else ran.sampled
-        pairs = zip(plan.slices, sampled, strict=True)
-        results = tuple([self._result(piece, count) for piece, count in pairs])
+        each = zip(plan.slices, sequences, sampled, strict=True)
+        results = tuple([self._result(*told) for told in each])
         result = StepResult(step=plan.step, slices=results, elapsed_s=ran.elapsed_s)
-        scheduler.apply(plan, result, ran.begun + ran.elapsed_s)
+        self._apply(flight, result, ran.begun + ran.elapsed_s)
 
-    def _slices(self, plan: StepPlan | None) -> list[tuple[str, int, int, tuple[int, ...]]]:
-        if plan is None:
-            return []
+    def _apply(self, flight: _Flight, result: StepResult, now: float) -> None:
+        late = flight.sequences if flight.is_ahead else None
+        self.scheduler.apply(flight.plan, result, now, late)
+
+    def _slices(self, plan: StepPlan) -> _Slices:
         tables = {start.row: start.blocks[0] for start in plan.starts if start.blocks}
         return [
             (
@@ -176,9 +225,8 @@ class Replay:
             for piece in plan.slices
         ]
 
-    def _result(self, piece: Slice, num_sampled: int) -> SliceResult:
+    def _result(self, piece: Slice, sequence: Sequence, num_sampled: int) -> SliceResult:
         """As it was: so many tokens, and the end where it ended in this step."""
-        sequence = self.scheduler.places.by_row[piece.row]
         end = self._ending.get(sequence.id)
         if num_sampled < 0:
             status = 500 if end is None or end.is_fault else 400
@@ -187,7 +235,7 @@ class Replay:
         if sequence.request.pooling is not None:
             return SliceResult(row=piece.row, pooled=_NOTHING if piece.sample else None)
         if end is not None:
-            num_sampled = end.num_output - sequence.num_output
+            num_sampled = end.num_output - _num_known(sequence)
         is_over = end is not None and end.reason == "stop"
         return SliceResult(row=piece.row, token_ids=(_TOKEN,) * num_sampled, is_finished=is_over)
 
@@ -239,6 +287,8 @@ class Replay:
         scheduler = self.scheduler
         for name in without:
             scheduler.cancel(name)
+        while self._flights:
+            self._simulate_results(self._flights.popleft(), line, found)
         while found.num_steps < most_steps:
             self._let_come(todo, found, set(without))
             times = found.times.get(until)
@@ -291,35 +341,42 @@ class Replay:
         scheduler = self.scheduler
         for event in scheduler.expire(found.now):
             found.times.setdefault(event.id, Times()).ended = found.now
-        plan = scheduler.schedule(found.now)
-        if plan is None:
-            return False
+        flight = self._plan(found.now, is_ahead=False)
+        if flight is not None:
+            self._simulate_results(flight, line, found)
+        return flight is not None
+
+    def _simulate_results(self, flight: _Flight, line: StepTime, found: Simulated) -> None:
+        plan, scheduler = flight.plan, self.scheduler
         elapsed = max(1e-6, line.predict(plan.num_tokens, context_of(plan)))
         found.now += elapsed
         found.num_steps += 1
-        results = tuple([self._made_up(piece) for piece in plan.slices])
-        firsts = [scheduler.places.by_row[piece.row].id for piece in plan.slices if piece.sample]
-        for name in firsts:
+        pairs = list(zip(plan.slices, flight.sequences, strict=True))
+        results = tuple([self._made_up(piece, sequence) for piece, sequence in pairs])
+        for name in [sequence.id for piece, sequence in pairs if piece.sample]:
             times = found.times.setdefault(name, Times())
             times.first_token = times.first_token or found.now
-        result = StepResult(step=plan.step, slices=results, elapsed_s=elapsed)
         before = set(scheduler.by_id)
-        scheduler.apply(plan, result, found.now)
+        result = StepResult(step=plan.step, slices=results, elapsed_s=elapsed)
+        self._apply(flight, result, found.now)
         for name in before - scheduler.by_id.keys():
             found.times.setdefault(name, Times()).ended = found.now
-        return True
 
-    def _made_up(self, piece: Slice) -> SliceResult:
+    def _made_up(self, piece: Slice, sequence: Sequence) -> SliceResult:
         """One token where one is sampled, until the request is as long as it was."""
-        sequence = self.scheduler.places.by_row[piece.row]
         if sequence.request.pooling is not None:
             return SliceResult(row=piece.row, pooled=_NOTHING if piece.sample else None)
         if not piece.sample:
             return SliceResult(row=piece.row)
         end = self._end_of(sequence.id)
-        is_over = end is not None and sequence.num_output + 1 >= end.num_output
+        is_over = end is not None and _num_known(sequence) + 1 >= end.num_output
         return SliceResult(row=piece.row, token_ids=(_TOKEN,), is_finished=is_over)
 
     def _end_of(self, request_id: str) -> Ended | None:
         number = self._numbers.get(request_id)
         return None if number is None else self._ends.get(number)
+
+
+def _num_known(sequence: Sequence) -> int:
+    """Output tokens, without one that a step under way is to bring."""
+    return sequence.num_output - (sequence.token_ids[-1] == UNKNOWN)

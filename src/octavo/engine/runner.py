@@ -161,7 +161,8 @@ class Runner:
             sampled = _only(sampled, is_same_N)
         self._keep(rows_N, sampled)
         taken = self._take(rows_N, sampled)
-        return self._results(pending.slices, sampled, taken, is_whole=is_whole)
+        is_kept = None if is_whole else is_same_N.tolist()
+        return self._results(pending.slices, sampled, taken, is_kept)
 
     def drop(self, pending: Pending) -> None:
         """Forget slices that were launched, when the device is done with them. They may be run again."""
@@ -270,12 +271,13 @@ class Runner:
         slices: tuple[Slice, ...],
         sampled: SampledTokens,
         taken: dict[int, Taken],
-        *,
-        is_whole: bool = True,
+        is_kept: list[bool] | None = None,
     ) -> tuple[SliceResult, ...]:
-        """In the order of the slices; the sampled entries are those that sample, in that order."""
+        """In the order of the slices; the sampled entries are those that sample, in that order. `is_kept`: whose rows are
+        theirs still; None: all.
+        """
         is_plain = not (sampled.bad_rows or sampled.has_logprobs or self._prompt_logprobs or taken)
-        if is_plain and is_whole and len(slices) == len(sampled.token_ids):
+        if is_plain and is_kept is None and len(slices) == len(sampled.token_ids):
             rows = [piece.row for piece in slices]
             return tuple(map(SliceResult, rows, zip(sampled.token_ids, strict=True)))
         results: list[SliceResult] = []
@@ -290,12 +292,14 @@ class Runner:
                 results.append(SliceResult(row=piece.row, error=error))
             else:
                 token_id, logprobs = sampled.token_ids[entry], sampled.logprobs[entry]
+                is_its_own = is_kept is None or is_kept[entry]
+                prompt = self._end_prompt_logprobs(piece.row) if is_its_own else None
                 results.append(
                     SliceResult(
                         row=piece.row,
                         token_ids=() if token_id < 0 else (token_id, *more.forced),
                         logprobs=None if logprobs is None else (logprobs,),
-                        prompt_logprobs=self._end_prompt_logprobs(piece.row),
+                        prompt_logprobs=prompt,
                         is_finished=more.is_finished,
                     )
                 )

@@ -1,11 +1,12 @@
 """Which candidate computes an op: ask in order, collect refusals, remember the winner.
 
 A candidate is told the case (device, dtype, sizes) before any tensor exists and answers with a reason when it cannot
-take it. There is no try-and-fall-back at run time: what was chosen runs, and `Dispatcher.choices` says why.
+take it. Where several that an op calls rivals take a case, they are timed on it, and the fastest has it. There is no try-and-fall-back at run time: what was chosen runs, and `Dispatcher.choices` says why.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
@@ -75,6 +76,14 @@ class Op(Generic[CaseT, MadeT]):
 
     name: str
     candidates: Registry[Candidate[CaseT, MadeT]]
+    rivals: tuple[str, ...] = ()
+    """Candidates of which none is the better by nature."""
+    race: str = ""
+    """`module:attribute` of what times them, as `Race`; loaded where two or more take a case."""
+
+
+Race = Callable[[Any, dict[str, Any]], dict[str, float | str]]
+"""Of a case and what was made for it, by candidate: seconds, or why one must not be used."""
 
 
 class Choice(NamedTuple):
@@ -111,19 +120,57 @@ class Dispatcher:
 
     def _ask(self, op: Op[CaseT, MadeT], case: CaseT) -> MadeT:
         refusals: list[tuple[str, str]] = []
-        for name in self._names(op):
+        names = self._names(op)
+        raced: tuple[str, ...] = ()
+        for name in names:
+            if name in raced:
+                continue
             candidate = op.candidates.load(name)
             reason = candidate.refuses(case)
-            if reason is None:
-                self.choices.append(Choice(op.name, case, name, tuple(refusals)))
-                return candidate(case)
-            refusals.append((name, reason))
+            if reason is not None:
+                refusals.append((name, reason))
+                continue
+            won: tuple[str, MadeT] | None
+            if name in op.rivals and len(names) > 1:
+                raced, won = op.rivals, self._race(op, case, refusals)
+            else:
+                won = name, candidate(case)
+            if won is not None:
+                self.choices.append(Choice(op.name, case, won[0], tuple(refusals)))
+                return won[1]
         report = "; ".join(f"{name}: {reason}" for name, reason in refusals)
         raise ConfigError(
             f"nothing computes {op.name} for {case}. Asked: {report or 'nobody'}.",
             code="E-KERNEL-01",
             fix="Remove the forced choice." if op.name in self._forced else "",
         )
+
+    def _race(
+        self, op: Op[CaseT, MadeT], case: CaseT, refusals: list[tuple[str, str]]
+    ) -> tuple[str, MadeT] | None:
+        """The fastest of those rivals that take the case; why the others do not have it goes to `refusals`."""
+        made: dict[str, MadeT] = {}
+        asked = {name for name, _ in refusals}
+        for name in op.rivals:
+            candidate = op.candidates.load(name)
+            reason = candidate.refuses(case)
+            if reason is None:
+                made[name] = candidate(case)
+            elif name not in asked:
+                refusals.append((name, reason))
+        if len(made) == 1:
+            return next(iter(made.items()))
+        module, _, attribute = op.race.partition(":")
+        race: Race = getattr(importlib.import_module(module), attribute)
+        found = race(case, dict(made))
+        times = {name: took for name, took in found.items() if not isinstance(took, str)}
+        refusals += [(name, why) for name, why in found.items() if isinstance(why, str)]
+        if not times:
+            return None
+        best = min(times, key=lambda name: times[name])
+        slower = f"is slower here, {{:.0f}} us where {best} takes {times[best] * 1e6:.0f}"
+        refusals += [(n, slower.format(took * 1e6)) for n, took in times.items() if n != best]
+        return best, made[best]
 
     def _names(self, op: Op[CaseT, MadeT]) -> tuple[str, ...]:
         forced = self._forced.get(op.name)

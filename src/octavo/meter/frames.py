@@ -112,6 +112,18 @@ class Line(msgspec.Struct, frozen=True, array_like=True, tag="L"):
     step_time: StepTime
 
 
+class Planned(msgspec.Struct, frozen=True, array_like=True, tag="P"):
+    """The scheduler was asked, and the step that it planned is said when it has results: others may come in between.
+
+    Only where steps are planned one ahead; elsewhere `Ran.planned` says it.
+    """
+
+    step: int
+    """0: nothing could run beside the step that was under way."""
+    now: float
+    """On the run's clock."""
+
+
 class Ran(msgspec.Struct, frozen=True, array_like=True, tag="S"):
     """A step. None in a column: as the step before would have it go on (the same requests, each one token further)."""
 
@@ -137,7 +149,7 @@ class Ran(msgspec.Struct, frozen=True, array_like=True, tag="S"):
     heads: tuple[tuple[int, int], ...] = ()
 
 
-Frame = Head | Arrived | Named | Ended | Forgot | Line | Ran
+Frame = Head | Arrived | Named | Ended | Forgot | Line | Planned | Ran
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Frame)

@@ -52,7 +52,9 @@ class StepFile:
         self._run = f"{time.time_ns() // 1_000_000:013d}-{os.getpid()}"
         self._numbers: dict[str, int] = {}
         self._gone: dict[str, int] = {}
-        """Ended since the last step, which is to name them once more."""
+        """Ended since the last step or the one before: those under way then and the next plan are to name them once more."""
+        self._gone_before: dict[str, int] = {}
+        """Of those, who ended before the last step."""
         self._num_requests = 0
         self._last: _Columns | None = None
         self._buffer = bytearray()
@@ -101,7 +103,10 @@ class StepFile:
         is_plain = counts.count(1) == num
         is_same = last is not None and last.ids == kept.ids
         self._last = _Columns(kept.ids, kept.starts, counts)
-        numbers = self._numbers
+
+        def number(name: str) -> int:
+            return self._numbers.get(name, self._gone.get(name, -1))
+
         self.put(
             Ran(
                 kept.step,
@@ -110,26 +115,29 @@ class StepFile:
                 kept.elapsed_s,
                 kept.gap_s,
                 kept.num_free_blocks,
-                None if is_same else [numbers.get(name, -1) for name in kept.ids],
+                None if is_same else [number(name) for name in kept.ids],
                 None
                 if is_same and last is not None and last.goes_on(kept.starts)
                 else kept.starts.tolist(),
                 None if is_plain else counts.tolist(),
                 None if sampled.count(1) == num else sampled.tolist(),
                 tuple(kept.blocks.items()) if kept.blocks else (),
-                tuple([numbers.get(name, -1) for name in kept.started]) if kept.started else (),
-                tuple([self._gone.get(name, numbers.get(name, -1)) for name in kept.ended])
+                tuple([number(name) for name in kept.started]) if kept.started else (),
+                tuple([self._gone.get(name, self._numbers.get(name, -1)) for name in kept.ended])
                 if kept.ended
                 else (),
                 tuple([(_REASON[reason], count) for reason, count in waits.reasons])
                 if waits.reasons
                 else (),
-                tuple([(numbers.get(name, -1), _REASON[why]) for name, why in waits.heads])
+                tuple([(number(name), _REASON[why]) for name, why in waits.heads])
                 if waits.heads
                 else (),
             )
         )
-        self._gone.clear()
+        if self._gone:
+            for name in self._gone_before:
+                self._gone.pop(name, None)
+            self._gone_before = dict(self._gone)
         if self._clock() - self._written_at >= _EVERY_S:
             self.flush()
 

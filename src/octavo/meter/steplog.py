@@ -17,6 +17,7 @@ import msgspec
 
 from octavo.core.plan import StepPlan
 from octavo.core.result import StepResult
+from octavo.meter.frames import Frame
 
 _MOST_PENDING = 64
 _EVERY_S = 0.1
@@ -161,6 +162,10 @@ class Sink(Protocol):
         """Take a step."""
         ...
 
+    def put(self, frame: Frame) -> None:
+        """Take what is said between steps."""
+        ...
+
     def flush(self) -> None:
         """Write what is held back."""
         ...
@@ -186,7 +191,7 @@ class StepLog:
         self._rows: dict[int, str] = {}
         self._last_end = clock()
         self._epoch = time.time() - self._last_end if sink is None else sink.epoch
-        self._pending: list[_Told] = []
+        self._pending: list[_Told | Frame] = []
         self._settled_at = self._last_end
         self.num_added = 0
         """Steps since the start, those that the ring has forgotten among them."""
@@ -204,12 +209,11 @@ class StepLog:
         num_free_blocks: int = 0,
     ) -> None:
         """Append one step that was planned at `planned` and run from `begun` on (on the log's clock; None: at the end of
-        the last one).
+        the last one). What was launched while the step before it ran begins with that one's end.
 
         A result without slices counts as one in which nobody got a token.
         """
-        if begun is None:
-            begun = self._last_end
+        begun = self._last_end if begun is None else max(begun, self._last_end)
         gap_s, self._last_end = begun - self._last_end, begun + result.elapsed_s
         self.num_added += 1
         planned = begun if planned is None else planned
@@ -219,11 +223,20 @@ class StepLog:
         if len(self._pending) >= _MOST_PENDING or begun - self._settled_at >= _EVERY_S:
             self.settle()
 
+    def note(self, frame: Frame) -> None:
+        """Say something in its place among the steps, where they are written at all."""
+        if self._sink is not None:
+            self._pending.append(frame)
+
     def settle(self) -> None:
         """Take down what was added: together, because that is cheaper than between any two steps."""
         self._settled_at = self._last_end
         pending, self._pending = self._pending, []
         for told in pending:
+            if not isinstance(told, _Told):
+                assert self._sink is not None, "nothing is noted without one"
+                self._sink.put(told)
+                continue
             kept = self._kept(told)
             self._records.append(kept)
             if self._sink is not None:

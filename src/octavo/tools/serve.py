@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def with_step_log(configs: Configs) -> Configs:
-    """The step log in the state folder, where there is one, no other was named and plans can be replayed."""
+    """The step log in the state folder, where there is one and no other was named."""
     engine, server = configs
-    if engine.step_log is not None or server.state_dir is None or engine.async_scheduling:
+    if engine.step_log is not None or server.state_dir is None:
         return configs
     folder = str(Path(server.state_dir).expanduser().absolute() / "steps")
     return Configs(replace(engine, step_log=folder), server)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from fake_device import FakeDevice, Refillable
+from fake_device import FakeDevice, FakeGraph, Refillable
 from local_engine import LocalEngine, request, write_tiny
 from octavo.engine import buckets
 from octavo.engine.captured import CapturedSteps, Room
@@ -16,9 +16,12 @@ from octavo.engine.runner import Runner
 
 
 def capture_steps(
-    local: LocalEngine, device: FakeDevice, num_bytes: int = 1 << 40
+    local: LocalEngine,
+    device: FakeDevice,
+    num_bytes: int = 1 << 40,
+    clock: Callable[[], float] = lambda: 0.0,
 ) -> CapturedSteps:
-    """Have the engine replay padded steps."""
+    """Have the engine replay padded steps. By the clock of this default captures take no time."""
     runner = local.engine.runner
     assert isinstance(runner, Runner)
     for block in runner.model.blocks:  # type: ignore[attr-defined]
@@ -30,7 +33,7 @@ def capture_steps(
         num_blocks=tuple(group.num_blocks for group in runner.pool.groups),
         num_bytes=num_bytes,
     )
-    steps = CapturedSteps(device, room)
+    steps = CapturedSteps(device, room, clock=clock)
     runner.graphs = steps
     return steps
 
@@ -47,13 +50,14 @@ def requests(rng: random.Random, count: int) -> Iterator:
         )
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 1}])
-def test_replayed_steps_are_the_eager_ones(tmp_path: Path, changes: dict) -> None:
+def test_replayed_steps_are_the_eager_ones(tmp_path: Path, changes: dict, ahead: bool) -> None:
     folder = write_tiny(tmp_path, **changes)
     wanted = LocalEngine(folder, max_num_seqs=12, enforce_eager=True).run(
         requests(random.Random(1), 40)
     )
-    local = LocalEngine(folder, max_num_seqs=12, enforce_eager=True)
+    local = LocalEngine(folder, max_num_seqs=12, enforce_eager=True, async_scheduling=ahead)
     device = FakeDevice()
     steps = capture_steps(local, device)
     assert local.run(requests(random.Random(1), 40)) == wanted
@@ -97,6 +101,36 @@ def test_the_first_step_of_a_size_is_eager_and_captures_end_with_their_memory(
     local.run(request(f"d{i}", [1, 2], max_tokens=8) for i in range(5))
     assert device.num_captures == 2
     assert {end.__class__.__name__ for end in local.ends.values()} == {"Finished"}
+
+
+class Taking(FakeDevice):
+    """Captures take a tenth of a second, steps a hundredth."""
+
+    now = 0.0
+
+    def capture(self, compute: Callable[[], None]) -> FakeGraph:
+        self.now += 0.1
+        return super().capture(compute)
+
+
+def test_captures_come_one_at_a_time_and_far_apart(tmp_path: Path) -> None:
+    """However many sizes come up at once, no step waits for more than one, and few steps wait."""
+    local = LocalEngine(write_tiny(tmp_path), max_num_seqs=12, enforce_eager=True)
+    device = Taking()
+    steps = capture_steps(local, device, clock=lambda: device.now)
+    # Twelve that end one after the other: every size comes up, several times each.
+    local.submit(*(request(f"r{i}", [1, 2, i], max_tokens=40 + 40 * i) for i in range(12)))
+    made: list[float] = []
+    while local.engine.scheduler.has_work or local.link.inbox:
+        device.now += 0.01
+        before = device.num_captures
+        local.step()
+        assert device.num_captures <= before + 1
+        made += [device.now] * (device.num_captures - before)
+    assert len(made) >= 3
+    gaps = [after - before for before, after in zip(made, made[1:], strict=False)]
+    assert min(gaps) > 20 * 0.1
+    assert all(step.graph is None or step.num_runs >= 2 for step in steps._steps.values())
 
 
 def test_a_capture_that_fails_leaves_steps_eager(tmp_path: Path) -> None:

@@ -16,9 +16,13 @@ ATTENTION: Op[AttentionCase, AttentionBackend[Any]] = Op(
         "attention backend",
         {
             "cpu_paged": "octavo.kernels.attention.cpu:CpuAttention",
+            "flash_attn": "octavo.kernels.attention.flash_attn:FlashAttention",
+            "flashinfer": "octavo.kernels.attention.flashinfer:FlashInferAttention",
             "triton": "octavo.kernels.attention.triton:TritonAttention",
             "torch_sdpa": "octavo.kernels.attention.torch_sdpa:TorchSdpa",
             "reference": "octavo.kernels.attention.reference:ReferenceAttention",
         },
     ),
+    rivals=("flash_attn", "flashinfer", "triton"),
+    race="octavo.kernels.attention.race:race",
 )

@@ -195,17 +195,22 @@ def test_a_grammar_goes_back_and_on() -> None:
         assert np.array_equal(words_W, expected_W)
 
 
-def test_beyond_the_table_the_library_is_asked() -> None:
+def test_beyond_the_table_the_library_is_asked_and_the_length_again_later() -> None:
     both = ways(record(v={"type": "string", "maxLength": MOST_LEFT + 3}))
-    ids = ids_of('{"v":"')
-    words_W = np.zeros(SIZE // 32, np.uint32)
-    for token_id in ids:
-        both[0].advance(token_id)
+    for token_id in ids_of('{"v":"'):
+        for grammar in both:
+            grammar.advance(token_id)
+    ours_W, theirs_W = np.zeros(SIZE // 32, np.uint32), np.zeros(SIZE // 32, np.uint32)
     found = []
-    for token_id in ids_of("a") * 4:
-        found.append(both[0].is_put_together(words_W))
-        both[0].advance(token_id)
-    assert found == [False, False, False, True]
+    for _ in range(MOST_LEFT + 3):
+        found.append(both[0].is_put_together(ours_W))
+        both[1].mask(theirs_W)
+        assert not found[-1] or np.array_equal(ours_W, theirs_W)
+        for grammar in both:
+            grammar.advance(ids_of("a")[0])
+    assert not any(found[:3])
+    assert all(found[MOST_LEFT // 2 + 8 :])
+    assert not both[0].is_put_together(ours_W), "only the end is left"
 
 
 def test_a_schema_of_nothing_said_is_told_apart() -> None:

@@ -30,7 +30,8 @@ LEAST_VOCABULARY = 32_768
 MOST_LEFT = 128
 """Where more characters are left, few tokens are too long."""
 _SOON = 24
-"""What is asked first, because most strings either begin elsewhere or end soon."""
+"""What is asked before it is asked for all."""
+_UNKNOWN = -1
 _PLAIN = r'[^"\\\x00-\x1F\x7F]+'
 """What stands for itself in a JSON string."""
 _NEVER = re.compile(rb'[^"\\\x00-\x1F]*[\x00-\x1F]')
@@ -55,9 +56,11 @@ class PlainTokens:
             [_packed((lengths > 0) & (lengths <= n)) for n in range(MOST_LEFT + 1)]
         )
         """Plain tokens of at most so many characters."""
+        self.lengths: list[int] = lengths.tolist()
+        """Characters of a plain token; 0 for all others."""
         self._is_spelled = [
             len(token) > 1 and (length > 0 or (_NEVER.match(token) and _is_text(token)))
-            for token, length in zip(tokens, lengths.tolist(), strict=True)
+            for token, length in zip(tokens, self.lengths, strict=True)
         ]
         """Of a token: whether the second vocabulary is without it."""
         self._rest = self._without(tokens)
@@ -131,13 +134,25 @@ class BoundedStrings:
         self._ask = [plain.strange * count for count in (1, _SOON, MOST_LEFT + 1)]
         self._token_ids: list[int] = []
         self._num_told = 0
+        self._left = _UNKNOWN
+        """How many characters the string may go on for, 0 outside of one that takes any."""
+        self._is_more = False
+        """Whether there may be more of them."""
 
     def advance(self, token_id: int) -> None:
         """Take note of a token that the first matcher took."""
         self._token_ids.append(token_id)
+        length = self._plain.lengths[token_id]
+        # A plain token begins no string and ends none.
+        least = MOST_LEFT // 2 if self._is_more else 0
+        if not length or 0 < self._left < length + least:
+            self._left = _UNKNOWN
+        elif self._left > 0:
+            self._left -= length
 
     def rollback(self, num_tokens: int) -> None:
         """Forget the last tokens."""
+        self._left = _UNKNOWN
         del self._token_ids[len(self._token_ids) - num_tokens :]
         if self._num_told > len(self._token_ids):
             self._matcher.reset()
@@ -145,10 +160,12 @@ class BoundedStrings:
 
     def mask(self, first: LLMatcher, words_W: WordArray) -> bool:
         """Write the mask, if this is within a string of which few characters are left."""
-        plain = self._plain
-        left = self._num_left(first)
-        if not 0 < left <= MOST_LEFT:
+        if self._left == _UNKNOWN:
+            self._left = self._ask_how_many(first)
+            self._is_more = self._left > MOST_LEFT
+        if not self._left or self._is_more:
             return False
+        plain = self._plain
         news = self._token_ids[self._num_told :]
         pieces = [piece for token_id in news for piece in plain.pieces(token_id)]
         if pieces and not self._matcher.consume_tokens(pieces):
@@ -158,11 +175,11 @@ class BoundedStrings:
         self._matcher.unsafe_compute_mask_ptr(place, words_W.nbytes)
         if self._matcher.is_error():
             return False
-        words_W |= plain.upto_LW[left]
+        words_W |= plain.upto_LW[self._left]
         return True
 
-    def _num_left(self, first: LLMatcher) -> int:
-        """How many characters the string may go on for; 0 outside of one that takes any."""
+    def _ask_how_many(self, first: LLMatcher) -> int:
+        """What `_left` is, up to one more than the table has."""
         for ask in self._ask:
             taken: int = first.validate_tokens(ask)
             if taken < len(ask):

@@ -46,7 +46,13 @@ class GrammarDesk:
             self._threads = ThreadPoolExecutor(1, "octavo-grammars")
         make = GRAMMARS.load(self._name)
         self._rows.set_ends(vocabulary.eos_token_ids)
-        self._backend = self._threads.submit(make, vocabulary)
+
+        def made() -> GrammarBackend:
+            backend = make(vocabulary)
+            backend.prepare()
+            return backend
+
+        self._backend = self._threads.submit(made)
 
     def add(self, request: Request) -> list[Event]:
         """Begin building a request's grammar. It ends no request, so [].

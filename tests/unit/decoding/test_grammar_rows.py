@@ -26,6 +26,9 @@ class Scripts:
     def compile(self, wanted: StructuredOutputs) -> str:
         raise NotImplementedError
 
+    def prepare(self) -> None:
+        raise NotImplementedError
+
     def build(self, source: str) -> Grammar:
         raise NotImplementedError
 

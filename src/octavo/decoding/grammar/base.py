@@ -79,6 +79,9 @@ class GrammarBackend(Protocol):
             GrammarError: it is malformed, asks for what cannot be enforced, or is too large; `param` names the field.
         """
 
+    def prepare(self) -> None:
+        """Make once what building needs, so that the first grammar does not wait for it."""
+
     def build(self, source: str) -> Grammar:
         """A grammar at its start, from what `compile` gave.
 

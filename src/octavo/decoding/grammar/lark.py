@@ -20,7 +20,7 @@ from octavo.decoding.grammar.base import GrammarError, Vocabulary
 
 MAX_STRUCTURES = 256
 MAX_TRIGGERS = 64
-_WHITESPACE = r"(?: |\r?\n[ \t]{0,40})"
+WHITESPACE = r"(?: |\r?\n[ \t]{0,40})"
 """Between the tokens of JSON unless asked otherwise: a space, or a new line with its indentation. Models that may write
 any white space are known to write nothing else until they run out of tokens."""
 _PLAIN = StructuredOutputs(json_object=True)
@@ -122,7 +122,7 @@ def json_options(wanted: StructuredOutputs) -> dict[str, Any]:
     """How JSON is to be written, in the words of the library."""
     if wanted.disable_any_whitespace:
         return {"whitespace_flexible": False}
-    return {"whitespace_pattern": wanted.whitespace_pattern or _WHITESPACE}
+    return {"whitespace_pattern": wanted.whitespace_pattern or WHITESPACE}
 
 
 def quoted(text: str) -> str:

@@ -18,7 +18,8 @@ from llguidance.gbnf_to_lark import any_to_lark
 from octavo.core.structured import StructuredOutputs
 from octavo.decoding.grammar import json_schema
 from octavo.decoding.grammar.base import Grammar, GrammarError, Vocabulary, WordArray
-from octavo.decoding.grammar.lark import Lark, json_options
+from octavo.decoding.grammar.bounded import LEAST_VOCABULARY, BoundedStrings, PlainTokens
+from octavo.decoding.grammar.lark import WHITESPACE, Lark, json_options
 from octavo.decoding.grammar.lru import BytesLRU
 
 _CACHE_BYTES = 64 << 20
@@ -29,6 +30,9 @@ _BYTES_PER_CHAR = 64
 _MAX_THREADS = 8
 _CORES_PER_THREAD = 4
 """The model needs the others. Grammars of one source take turns in any case, for they share a lexer."""
+
+_Built = tuple[LLMatcher, LLMatcher | None]
+"""A grammar at its start, and the same over the vocabulary of `bounded.py` where that helps."""
 
 _NOTHING = "it allows no output at all"
 
@@ -51,7 +55,8 @@ class Backend:
         GrammarError: the tokenizer is of a kind that the library cannot read.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, least_vocabulary: int = LEAST_VOCABULARY) -> None:
+        """`least_vocabulary`: from how many tokens on masks are put together where they can be; changes none."""
         try:
             self._tokenizer = LLTokenizer(
                 vocabulary.tokenizer_json,
@@ -64,8 +69,10 @@ class Backend:
                 param="structured_outputs",
             ) from error
         self._lark = Lark(vocabulary)
-        self._cache: BytesLRU[str, LLMatcher] = BytesLRU(_CACHE_BYTES)
+        self._puts_together = vocabulary.vocab_size >= least_vocabulary
+        self._cache: BytesLRU[str, _Built] = BytesLRU(_CACHE_BYTES)
         self._lock = threading.Lock()
+        self._plain: PlainTokens | None = None
         self._executor: LLExecutor | None = None
 
     def compile(self, wanted: StructuredOutputs) -> str:
@@ -84,13 +91,24 @@ class Backend:
         with self._lock:
             known = self._cache.get(source)
         if known is None:
-            known = self._matcher(source)
-            if known.is_error():
-                raise GrammarError(f"the grammar does not build: {_first_line(known.get_error())}.")
+            matcher = self._matcher(source)
+            if matcher.is_error():
+                reason = _first_line(matcher.get_error())
+                raise GrammarError(f"the grammar does not build: {reason}.")
+            known = matcher, self._bounded(source)
             size = _MATCHER_BYTES + _BYTES_PER_CHAR * len(source)
             with self._lock:
-                self._cache.put(source, known, size)
-        return _Matching(known.deep_copy(), self)
+                self._cache.put(source, known, size if known[1] is None else 2 * size)
+        matcher, second = known
+        bounded = None
+        if second is not None and self._plain is not None:
+            bounded = BoundedStrings(self._plain, second.deep_copy())
+        return _Matching(matcher.deep_copy(), self, bounded)
+
+    def prepare(self) -> None:
+        """As `GrammarBackend.prepare`."""
+        if self._plain is None and self._puts_together:
+            self._plain = PlainTokens(self._tokenizer, limits())
 
     def masks(
         self, work: Sequence[tuple[Grammar, int]], words_RW: WordArray, *, in_turn: bool
@@ -98,8 +116,12 @@ class Backend:
         """As `GrammarBackend.masks`."""
         place: int = words_RW.__array_interface__["data"][0]
         num_rows, num_words = words_RW.shape
-        matchers = [(_matcher_of(grammar), row) for grammar, row in work]
-        if in_turn or len(matchers) == 1:
+        matchers: list[tuple[LLMatcher, int]] = []
+        for grammar, row in work:
+            assert isinstance(grammar, _Matching), "made by this backend"
+            if not grammar.is_put_together(words_RW[row]):
+                matchers.append((grammar.matcher, row))
+        if in_turn or len(matchers) < 2:
             for matcher, row in matchers:
                 matcher.unsafe_compute_mask_ptr(place + row * num_words * 4, num_words * 4)
             return
@@ -107,6 +129,10 @@ class Backend:
             cores = len(os.sched_getaffinity(0))
             self._executor = LLExecutor(min(_MAX_THREADS, max(1, cores // _CORES_PER_THREAD)))
         self._executor.unsafe_compute_mask_ptr(matchers, place, num_words * 4, num_rows)
+
+    def _bounded(self, source: str) -> LLMatcher | None:
+        self.prepare()
+        return None if self._plain is None else self._plain.matcher(source, (WHITESPACE,))
 
     def _matcher(self, source: str) -> LLMatcher:
         return LLMatcher(self._tokenizer, source, log_level=0, limits=limits())
@@ -161,15 +187,23 @@ class Backend:
 class _Matching:
     """A grammar in use."""
 
-    def __init__(self, matcher: LLMatcher, backend: Backend) -> None:
+    def __init__(
+        self, matcher: LLMatcher, backend: Backend, bounded: BoundedStrings | None = None
+    ) -> None:
         self.matcher = matcher
         self.backend = backend
+        self._bounded = bounded
 
     def mask(self, words_W: WordArray) -> None:
         """As `Grammar.mask`."""
-        place: int = words_W.__array_interface__["data"][0]
-        self.matcher.unsafe_compute_mask_ptr(place, words_W.nbytes)
+        if not self.is_put_together(words_W):
+            place: int = words_W.__array_interface__["data"][0]
+            self.matcher.unsafe_compute_mask_ptr(place, words_W.nbytes)
         self.check()
+
+    def is_put_together(self, words_W: WordArray) -> bool:
+        """Whether the mask could be, which costs less than the library's; then it is written."""
+        return self._bounded is not None and self._bounded.mask(self.matcher, words_W)
 
     def check(self) -> None:
         """As `Grammar.check`."""
@@ -180,10 +214,14 @@ class _Matching:
         """As `Grammar.advance`."""
         if not self.matcher.consume_token(token_id):
             raise self._failure()
+        if self._bounded is not None:
+            self._bounded.advance(token_id)
 
     def rollback(self, num_tokens: int) -> None:
         """As `Grammar.rollback`."""
         self.matcher.rollback(num_tokens)
+        if self._bounded is not None:
+            self._bounded.rollback(num_tokens)
 
     def forced(self) -> tuple[int, ...]:
         """As `Grammar.forced`."""
@@ -200,11 +238,6 @@ class _Matching:
     def _failure(self) -> GrammarError:
         reason = _first_line(self.matcher.get_error())
         return GrammarError(f"the grammar of this request gave up: {reason}.", code="grammar_limit")
-
-
-def _matcher_of(grammar: Grammar) -> LLMatcher:
-    assert isinstance(grammar, _Matching), "made by this backend"
-    return grammar.matcher
 
 
 def _json_grammar(schema: Any, wanted: StructuredOutputs) -> str:

@@ -92,6 +92,9 @@ def load_model(
     dispatch = Dispatcher(kernels)
     torch_dtype: torch.dtype = getattr(torch, chosen.dtype)
     storage = _storage(facts, dispatch, chosen.dtype, device, quantization)
+    ahead = filling.ahead
+    if ahead is not None and (kernels or not storage.is_repacked or not ahead.is_current()):
+        filling = filling._replace(ahead=None)
     build = Build(
         dtype=torch_dtype,
         device=torch.device(device),
@@ -99,6 +102,7 @@ def load_model(
         kv_dtype=kv_dtype,
         dispatch=dispatch,
         quantization=quantization,
+        ahead=filling.ahead,
     )
     model = NETWORKS.load(facts.network)(facts, build)
     pools = facts.pooling

@@ -34,9 +34,16 @@ class Early(NamedTuple):
     ahead: PackedAhead
 
 
-def begin(config: EngineConfig, dev: Path = Path("/dev")) -> Early | None:
-    """Begin what can be; None where that is nothing, be it that the start will fail: then it says why."""
-    if config.load_format == "dummy" or not _is_on_cpu(config, dev):
+def is_on_cpu(config: EngineConfig, dev: Path = Path("/dev")) -> bool:
+    """Whether the device is a CPU for certain; to know it of "auto" where there may be a GPU takes torch."""
+    if config.device == "auto":
+        return not any((dev / name).exists() for name in DEVICE_FILES)
+    return config.device == "cpu"
+
+
+def begin(config: EngineConfig) -> Early | None:
+    """Begin what can be on a CPU; None where that is nothing, be it that the start will fail: then it says why."""
+    if config.load_format == "dummy":
         return None
     available = available_bytes()
     try:
@@ -55,10 +62,3 @@ def begin(config: EngineConfig, dev: Path = Path("/dev")) -> Early | None:
     except (OctavoError, OSError):
         return None
     return None if ahead is None else Early(config, available, ahead)
-
-
-def _is_on_cpu(config: EngineConfig, dev: Path) -> bool:
-    """Whether the device is a CPU for certain; to know it of "auto" where there may be a GPU takes torch."""
-    if config.device == "auto":
-        return not any((dev / name).exists() for name in DEVICE_FILES)
-    return config.device == "cpu"

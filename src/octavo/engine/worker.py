@@ -42,9 +42,13 @@ def main(argv: list[str]) -> int:
     gc.disable()
     try:
         # lazy: only modules that are needed below, too; torch is not among them
-        from octavo.engine import early
+        from octavo.engine import asleep, early
 
-        begun = early.begin(told.config) if (told := _foretold()) is not None else None
+        begun = None
+        told = _foretold()
+        if told is not None and early.is_on_cpu(told.config):
+            begun = early.begin(told.config)
+            asleep.let_sleep()
         # lazy: loads torch, while the client still loads its own libraries
         from octavo.engine.boot import boot
 

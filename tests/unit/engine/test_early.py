@@ -23,8 +23,8 @@ def config(**options: Any) -> EngineConfig:
     )
 
 
-def test_begins_what_will_be_loaded(tmp_path: Path) -> None:
-    begun = early.begin(config(), dev=tmp_path)
+def test_begins_what_will_be_loaded() -> None:
+    begun = early.begin(config())
     assert begun is not None
     assert "model.layers.0.mlp.down_proj.weight" in begun.ahead.names
 
@@ -33,7 +33,6 @@ def test_begins_what_will_be_loaded(tmp_path: Path) -> None:
     "options",
     [
         {"load_format": "dummy"},
-        {"device": "cuda"},
         {"dtype": "bfloat16"},  # torch's kernels, which pack nothing
         {"model": "no-such-model"},
         {"max_model_len": 1 << 40},
@@ -41,31 +40,29 @@ def test_begins_what_will_be_loaded(tmp_path: Path) -> None:
         {"kv_cache_memory_bytes": 1 << 50},
     ],
 )
-def test_what_cannot_be_is_not_begun(options: dict[str, Any], tmp_path: Path) -> None:
+def test_what_cannot_be_is_not_begun(options: dict[str, Any]) -> None:
     """The start itself says why, where it fails."""
-    assert early.begin(config(**options), dev=tmp_path) is None
+    assert early.begin(config(**options)) is None
 
 
-def test_weights_that_do_not_fit_are_not_begun(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_weights_that_do_not_fit_are_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(early, "available_bytes", lambda: 1 << 20)
-    assert early.begin(config(kv_cache_memory_bytes=None), dev=tmp_path) is None
+    assert early.begin(config(kv_cache_memory_bytes=None)) is None
 
 
 @pytest.mark.parametrize("name", early.DEVICE_FILES)
-def test_where_there_may_be_a_gpu_nothing_is_begun(name: str, tmp_path: Path) -> None:
+def test_a_cpu_is_known_without_torch(name: str, tmp_path: Path) -> None:
+    assert early.is_on_cpu(config(), tmp_path)
     (tmp_path / name).touch()
-    assert early.begin(config(), dev=tmp_path) is None
-    assert early.begin(config(device="cpu"), dev=tmp_path) is not None
+    assert not early.is_on_cpu(config(), tmp_path)
+    assert early.is_on_cpu(config(device="cpu"), tmp_path)
+    assert not early.is_on_cpu(config(device="cuda"), tmp_path)
 
 
-def test_the_plan_is_that_of_the_memory_before(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_plan_is_that_of_the_memory_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was packed meanwhile does not count twice."""
     asked = config(kv_cache_memory_bytes=None, max_model_len=512, max_num_seqs=4)
-    begun = early.begin(asked, dev=tmp_path)
+    begun = early.begin(asked)
     assert begun is not None
     begun = begun._replace(available=777 << 20)
 

@@ -69,6 +69,7 @@ NB_MODULE(_cpu, m) {
   m.def("limit_isa", &bind::limit_isa, "Acts as if the machine had nothing above this instruction set.");
   m.def("set_watch", &set_watch, "Microseconds for which idle threads watch for the next call.");
   bind::add_attention(m);
+  bind::add_ahead(m);
   bind::add_gemm(m);
   bind::add_recording(m);
   bind::add_rows(m);

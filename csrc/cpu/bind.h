@@ -92,6 +92,7 @@ void run(const char* name, const Call& call) {
 
 // One per file: adds its part to the module.
 void add_attention(nb::module_& m);
+void add_ahead(nb::module_& m);
 void add_gemm(nb::module_& m);
 void add_recording(nb::module_& m);
 void add_rows(nb::module_& m);

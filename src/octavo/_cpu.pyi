@@ -70,6 +70,25 @@ class QuantWeight:
     @property
     def num_bytes(self) -> int: ...
 
+class PackingAhead:
+    """Packs weights in threads of its own."""
+
+    def __init__(self) -> None: ...
+    def add(
+        self,
+        sources: Sequence[memoryview],  # bytes
+        rows: Sequence[int],
+        num_inputs: int,
+        dtype: str,
+        bits: int,
+        group: int,
+        has_zeros: bool,
+    ) -> int: ...
+    def start(self, num_threads: int) -> None: ...
+    def take(self, index: int) -> PackedWeight | QuantWeight: ...
+    @property
+    def share(self) -> float: ...
+
 # Below, tensors are addresses of float32 (slots and ids: int64) on the CPU, C-contiguous; 0 where there is none.
 def linear(
     weight: PackedWeight, x: int, bias: int, out: int, rows: int, num_threads: int, isa: str, /

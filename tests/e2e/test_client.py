@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from local_engine import request, write_tiny
-from octavo.core.config import EngineConfig
+from octavo.core.config import BUNDLED_MODEL, EngineConfig
 from octavo.core.errors import ConfigError, EngineDeadError, MemoryPlanError, ModelError
 from octavo.core.result import Failed, Finished, TokenOut
 from octavo.engine.child import EngineProcess
 from octavo.engine.client import EngineClient
+from octavo.kernels.cpu import native
 
 pytestmark = pytest.mark.anyio
 
@@ -188,3 +189,19 @@ def test_a_launched_engine_can_be_abandoned(tmp_path: Path) -> None:
     assert not folder.exists()
     with pytest.raises(ProcessLookupError):
         os.kill(client.pid, 0)
+
+
+@pytest.mark.skipif(
+    native.missing() is not None or native.isa() == "scalar", reason="nothing is packed here"
+)
+async def test_weights_are_packed_while_libraries_are_loaded() -> None:
+    """At the first start and after a kill; with what is loaded so, tokens are the same."""
+    asked = config(Path(BUNDLED_MODEL), load_format="auto", device="cpu", threads=2)
+    async with EngineClient(asked) as client:
+        ready = await client.wait_ready()
+        (weights,) = (phase for phase in ready.phases if phase.name == "weights")
+        assert weights.detail.endswith("packed during the imports")
+        before, _ = await collect(client, "before", max_tokens=8)
+        os.kill(ready.pid, signal.SIGKILL)
+        after, end = await collect(client, "after", max_tokens=8)
+        assert isinstance(end, Finished) and after == before

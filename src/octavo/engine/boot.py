@@ -30,6 +30,7 @@ from octavo.engine.carrier import WeightCarrier
 from octavo.engine.decide import Machine, Resolved, resolve_start
 from octavo.engine.device import Device, device_for, holders
 from octavo.engine.device import choose as choose_device
+from octavo.engine.early import Early
 from octavo.engine.engine import Engine, Link
 from octavo.engine.grammars import GrammarDesk
 from octavo.engine.graphs import RecordedSteps, StepGraphs
@@ -69,9 +70,10 @@ def boot(
     asked_at: float,
     process_at: float,
     pulse: Pulse | None = None,
+    early: Early | None = None,
 ) -> Engine:
     """Load the model and build the engine; sends `Loading` on the way and `Ready` at the end. `pulse` is where the
-    engine shows that it gets on.
+    engine shows that it gets on, `early` what was begun for this config before.
 
     Raises:
         OperatorError: what was asked for cannot be started.
@@ -86,7 +88,7 @@ def boot(
 
     begin("config", 0.1)
     found = _machine(config)
-    resolved = decide(config)
+    resolved = decide(config, None if early is None else early.available)
     device = device_for(resolved.device)
     if extension.missing() is None:
         extension.round_products(resolved.products == "bfloat16")
@@ -103,7 +105,9 @@ def boot(
         quantization=quantized_as(config.quantization),
         runner=config.runner,
         filling=Filling(
-            lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)), carrier
+            lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)),
+            carrier,
+            None if early is None else early.ahead,
         ),
     )
     machine.keep_freed()
@@ -112,6 +116,8 @@ def boot(
     weights = device.allocated()
     details = {"imports": f"torch {torch.__version__}"}
     details["weights"] = measured_text(resolved.memory.weights, weights)
+    if early is not None:
+        details["weights"] += f", {early.ahead.share:.0%} packed during the imports"
     if device.torch_device.type != "cpu":
         begin("activations", 0.9)
         resolved, details["activations"] = _measure_activations(resolved, loaded, device)
@@ -161,15 +167,17 @@ def _machine(config: EngineConfig) -> tuple[Decision, ...]:
     return tuple(found)
 
 
-def decide(config: EngineConfig) -> Resolved:
-    """Everything that follows from config, checkpoint and this machine, before loading.
+def decide(config: EngineConfig, available: int | None = None) -> Resolved:
+    """Everything that follows from config, checkpoint and this machine, before loading. `available`: bytes of the host's
+    memory, where they were read before something was begun; None: as it is now.
 
     Raises:
         OperatorError: it cannot work.
     """
     device, why, gpu = choose_device(config.device)
     if gpu is None:
-        return resolve_start(config, Machine(device, available_bytes(), choose_storage, why=why))
+        available = available_bytes() if available is None else available
+        return resolve_start(config, Machine(device, available, choose_storage, why=why))
     try:
         found = Machine(
             device,

@@ -24,8 +24,8 @@ WORKER = (sys.executable, "-m", "octavo.engine.worker")
 class EngineProcess:
     """A process that connects to `listener`. The socket lies in a private folder (0700) and is 0600.
 
-    It is started by the constructor, so that it loads its libraries while the caller loads its own; it waits for its
-    first frame. Dies with its parent; `remove` takes away what it leaves on disk.
+    It is started by the constructor, so that it loads its libraries while the caller loads its own; it waits for what
+    `foretell` tells it, and then for its first frame. Dies with its parent; `remove` takes away what it leaves on disk.
     """
 
     def __init__(self, command: Sequence[str] = WORKER) -> None:
@@ -45,7 +45,7 @@ class EngineProcess:
         try:
             self._popen = subprocess.Popen(
                 [*command, path, str(self.pulse.fd)],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 pass_fds=(self.pulse.fd,),
             )
         except OSError:
@@ -62,6 +62,13 @@ class EngineProcess:
     def has_ended(self) -> bool:
         """Whether it is known to be gone."""
         return self._popen.returncode is not None
+
+    def foretell(self, told: bytes) -> None:
+        """Say what it will be asked to start, before anybody connects to it; then its standard input ends."""
+        pipe = self._popen.stdin
+        assert pipe is not None, "a pipe was asked for"
+        with contextlib.suppress(BrokenPipeError), pipe:  # it may have ended already
+            pipe.write(told)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         """Its connection; None when it ended before it had one. Nobody else can connect after that."""

@@ -45,6 +45,10 @@ class Process(Protocol):
         """Its id."""
         ...
 
+    def foretell(self, told: bytes) -> None:
+        """Say what it will be asked to start (a `StartEngine` frame), before it is connected to."""
+        ...
+
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         """Its connection; None when it ended before it had one."""
         ...

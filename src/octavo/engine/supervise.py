@@ -42,6 +42,7 @@ from octavo.engine.ipc import (
     Steps,
     Submit,
     UseVocabulary,
+    frame,
 )
 from octavo.engine.life import Ending, Life, Process
 from octavo.engine.streams import Stream, Streams
@@ -139,7 +140,7 @@ class Supervisor:
     def launch(self) -> None:
         """Start the first process, before there is an event loop."""
         assert self.process is None, "an engine is launched once"
-        self.process = self._launch()
+        self.process = self._launched()
 
     async def start(self) -> None:
         """Start, unless launched; returns when the process is connected or gone. Then all goes by itself."""
@@ -257,11 +258,20 @@ class Supervisor:
                 self._life.process.remove()
             self._die(Ending("connection", f"the connection to the engine broke: {error}"))
 
+    def _launched(self) -> Process:
+        """Another process, which knows what it will be asked for."""
+        process = self._launch()
+        process.foretell(frame(self._start_of(process)))
+        return process
+
+    def _start_of(self, process: Process) -> StartEngine:
+        return StartEngine(config=self._same_config(), asked_at=process.started_at)
+
     async def _live(self) -> Ending:
         """Run the process at hand from its connection to its end."""
         assert self.process is not None
         life = self._life = Life(self.process)
-        life.send(StartEngine(config=self._same_config(), asked_at=self.process.started_at))
+        life.send(self._start_of(self.process))
         limit_s = _LOAD_LIMIT_S + _LOAD_LIMIT_TIMES * self._first_load_s
         slow = f"the engine process was not ready after {limit_s:.0f} s"
         timer = asyncio.get_running_loop().call_later(limit_s, self._end_unready, life, slow)
@@ -351,7 +361,7 @@ class Supervisor:
         if self._closing.is_set():
             return False
         try:
-            self.process = self._launch()
+            self.process = self._launched()
         except OSError as error:
             logger.error("the engine process cannot be started: %s", error)
             return False

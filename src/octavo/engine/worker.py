@@ -41,16 +41,32 @@ def main(argv: list[str]) -> int:
     # Modules make a million objects that all stay; looking for garbage among them took a tenth of the time to import.
     gc.disable()
     try:
+        # lazy: only modules that are needed below, too; torch is not among them
+        from octavo.engine import asleep, early
+
+        begun = None
+        told = _foretold()
+        if told is not None and early.is_on_cpu(told.config):
+            begun = early.begin(told.config)
+            asleep.let_sleep()
         # lazy: loads torch, while the client still loads its own libraries
         from octavo.engine.boot import boot
 
         start = _read_start(sock)
+        if begun is not None and begun.config != start.config:
+            begun = None
         log.configure(style=start.config.log_format)
         pulse = Pulse(Page(int(argv[1])))
         with pulse.beating():
             engine = boot(
-                start.config, link, asked_at=start.asked_at, process_at=_STARTED, pulse=pulse
+                start.config,
+                link,
+                asked_at=start.asked_at,
+                process_at=_STARTED,
+                pulse=pulse,
+                early=begun,
             )
+            del begun
             with calm_collector():
                 engine.serve()
     except ConnectionError:
@@ -92,6 +108,14 @@ def _crash(error: Exception) -> ErrorInfo:
         status=500,
         fix="The traceback is above; this is a defect worth reporting.",
     )
+
+
+def _foretold() -> StartEngine | None:
+    """What the client will say first, from standard input; None if it does not know yet."""
+    for body in FrameBuffer().feed(sys.stdin.buffer.read()):
+        message = decode_to_engine(body)
+        return message if isinstance(message, StartEngine) else None
+    return None
 
 
 def _read_start(sock: socket.socket) -> StartEngine:

@@ -17,6 +17,7 @@ from octavo.kernels.ops import QkNorm
 from octavo.kernels.registry import ATTENTION_INPUTS
 from octavo.layers.build import Build
 from octavo.layers.linear import Linear
+from octavo.layers.parts import OUTPUT, QKV
 
 
 class LayerCaches(Protocol):
@@ -60,9 +61,9 @@ class AttentionShape:
     soft_cap: float | None = None
     ahead: int = 0
     """Tokens after its own that each token sees; encoders set it."""
-    inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    inputs: tuple[str, ...] = QKV
     """Checkpoint names of the projections to queries, keys and values, or of the one that is all three."""
-    output: str = "o_proj"
+    output: str = OUTPUT
 
 
 class Attention:

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from octavo.kernels.dispatch import Dispatcher, OpCase
+from octavo.kernels.gemm.base import LinearKernel
 from octavo.layers.quant.base import Init, QuantFormat
+
+
+class Ahead(Protocol):
+    """Has packed weights before they were loaded (`models/ahead.py`)."""
+
+    def take(self, names: tuple[str, ...], weights: str) -> Any:
+        """What the compiled kernels packed of these checkpoint tensors in the format `weights`; None if nothing."""
 
 
 class Weight(NamedTuple):
@@ -41,6 +49,7 @@ class Build:
     """Format of a checkpoint that is quantized already."""
     is_invariant: bool = False
     """Whether kernels must give a row the same bits in any batch."""
+    ahead: Ahead | None = None
     prefix: str = ""
     weights: dict[str, Weight] = field(default_factory=dict)
     """Checkpoint name -> where it goes; each is filled exactly once."""
@@ -66,6 +75,24 @@ class Build:
     def name(self, local: str) -> str:
         """Full checkpoint name of `local`."""
         return f"{self.prefix}.{local}" if self.prefix else local
+
+    def pack(
+        self,
+        kernel: LinearKernel,
+        weight_OD: torch.Tensor,
+        names: tuple[str, ...],
+        weights: str,
+    ) -> Any:
+        """The weight as `kernel` keeps it, in the format `weights`, unless that was made ahead of the checkpoint tensors
+        `names`.
+        """
+        done = None if self.ahead is None else self.ahead.take(names, weights)
+        if done is None:
+            return kernel.pack(weight_OD)
+        # lazy: only a CPU's kernels pack ahead, and not every build has them
+        from octavo.kernels.cpu.gemm import packed_already
+
+        return packed_already(done, weight_OD.shape)
 
     def case(self, *sizes: int, weights: str = "") -> OpCase:
         """The case of a simple op with these sizes."""

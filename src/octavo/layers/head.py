@@ -20,16 +20,18 @@ class Head:
 
     def __init__(self, build: Build, embedding: Embedding, *, is_tied: bool) -> None:
         if is_tied:
-            build.aliases[build.name("weight")] = embedding.weight_name
+            name = embedding.weight_name
+            build.aliases[build.name("weight")] = name
             weight_VD = embedding.weight_VD
         else:
+            name = build.name("weight")
             weight_VD = build.parameter("weight", *embedding.shape, dtype=build.weight_dtype)
         form = head_format(build.quantization)
         self._kernel = build.dispatch.choose(LINEAR, build.case(*embedding.shape, weights=form))
         self._packed: Any = None
 
         def finish() -> None:
-            self._packed = self._kernel.pack(weight_VD)
+            self._packed = build.pack(self._kernel, weight_VD, (name,), form)
             if not is_tied:
                 embedding.own()
             elif self._kernel.repacks:

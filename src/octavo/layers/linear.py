@@ -76,7 +76,8 @@ class Linear:
             start += size
 
         def finish() -> None:
-            self._packed = self._kernel.pack(weight_OD)
+            names = tuple(build.name(f"{name}.weight") for name, _ in self.parts)
+            self._packed = build.pack(self._kernel, weight_OD, names, build.quantization)
 
         build.finishers.append(finish)
 

@@ -8,6 +8,7 @@ from octavo.kernels.gemm.formats import Rounded
 from octavo.kernels.registry import SILU_AND_MUL
 from octavo.layers.build import Build
 from octavo.layers.linear import Linear
+from octavo.layers.parts import DOWN, GATE_UP
 
 
 class GatedMlp:
@@ -16,11 +17,9 @@ class GatedMlp:
     def __init__(
         self, build: Build, hidden_size: int, intermediate_size: int, *, has_bias: bool
     ) -> None:
-        parts = (("gate_proj", intermediate_size), ("up_proj", intermediate_size))
+        parts = tuple((name, intermediate_size) for name in GATE_UP)
         self.gate_up = Linear(build, parts, hidden_size, has_bias=has_bias)
-        self.down = Linear(
-            build, (("down_proj", hidden_size),), intermediate_size, has_bias=has_bias
-        )
+        self.down = Linear(build, ((DOWN, hidden_size),), intermediate_size, has_bias=has_bias)
         self._act = build.dispatch.choose(SILU_AND_MUL, build.case(intermediate_size))
 
     def __call__(self, x_ND: torch.Tensor | Rounded) -> torch.Tensor:

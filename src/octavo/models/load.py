@@ -124,6 +124,9 @@ def load_model(
     storage = _storage(
         facts, dispatch, chosen.dtype, device, quantization, is_invariant=exactness.is_invariant
     )
+    ahead = filling.ahead
+    if ahead is not None and (kernels or not storage.is_repacked or not ahead.is_current()):
+        filling = filling._replace(ahead=None)
     build = Build(
         dtype=torch_dtype,
         device=torch.device(device),
@@ -133,6 +136,7 @@ def load_model(
         dispatch=dispatch,
         quantization=quantization,
         quant=_stored_format(facts, quantization, device),
+        ahead=filling.ahead,
     )
     model = NETWORKS.load(facts.network)(facts, build)
     pools = facts.pooling

@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from octavo.core.errors import ModelError
 from octavo.core.gguf import is_gguf
 from octavo.layers.build import Weight
-from octavo.models.config import read_json
+from octavo.models.ahead import PackedAhead
+from octavo.models.files import SINGLE_NAME, weight_files
 from octavo.models.gguf_tensors import GgufTensors
 
 Progress = Callable[[float], None]
@@ -35,14 +36,13 @@ class Carrier(Protocol):
 
 
 class Filling(NamedTuple):
-    """Who is told of weights that are filled, and who brings them."""
+    """Who is told of weights that are filled, who brings them, and who has packed some of them already."""
 
     progress: Progress | None = None
     carrier: Carrier | None = None
+    ahead: PackedAhead | None = None
 
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 """Buffers that old checkpoints carry and that follow from the config."""
 LOADABLE = (torch.float32, torch.float16, torch.bfloat16)
@@ -54,33 +54,6 @@ DUMMY_POOL = 4_194_301
 MAX_LISTED = 8
 ALIGNMENT = 8
 """Bytes; what safetensors promises of each tensor in its file, and whole numbers of every dtype."""
-
-
-def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of a checkpoint, in name order.
-
-    Raises:
-        ModelError: none, or the index names a file that is not there or not inside the folder.
-    """
-    index = folder / INDEX_NAME
-    if not index.is_file():
-        single = folder / SINGLE_NAME
-        if single.is_file():
-            return (single,)
-        raise ModelError(
-            f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}.",
-            code="E-MODEL-05",
-            fix="Octavo loads safetensors and GGUF; convert other formats first.",
-        )
-    named = read_json(index).get("weight_map")
-    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
-        raise ModelError(f"{index}: weight_map is not an object of strings.", code="E-MODEL-05")
-    files = []
-    for name in sorted(set(named.values())):
-        if Path(name).name != name or not (folder / name).is_file():
-            raise ModelError(f"{index} names {name!r}, no file of that folder.", code="E-MODEL-05")
-        files.append(folder / name)
-    return tuple(files)
 
 
 class Spelling(NamedTuple):
@@ -136,12 +109,14 @@ def load_weights(
     Where a tensor is the whole of a parameter in the dtype that is asked for, on the CPU, the parameter becomes a view of
     the mapped file instead of a copy. Layers copy it when they repack it, or else keep it mapped: then the checkpoint must
     not be rewritten in place while it is served. What is not mapped goes by the carrier of `filling`; without one, one copy
-    after another.
+    after another. What was packed ahead is checked and not read.
 
     Raises:
         ModelError: unreadable file; unknown, missing, repeated or misshapen tensors, listed together.
     """
-    progress, carrier = filling
+    progress, carrier, ahead = filling
+    # What an alias is compared with is filled all the same.
+    unread = set() if ahead is None else ahead.names - set(aliases.values())
     problems: list[str] = []
     filled: set[str] = set()
     copies: dict[str, torch.Tensor] = {}
@@ -160,7 +135,9 @@ def load_weights(
                         copies[name] = file.get_tensor(stored)
                     elif name in weights:
                         tensor = file.get_tensor(stored)
-                        problems += _fill(name, weights[name], tensor, filled, carrier)
+                        problems += _fill(
+                            name, weights[name], tensor, filled, carrier, is_unread=name in unread
+                        )
                         done += weights[name].tensor.numel()
                         if progress is not None:
                             progress(min(1.0, done / total))
@@ -222,8 +199,15 @@ def _fill_from_pool(tensor: torch.Tensor, pool: torch.Tensor, start: int) -> Non
 
 
 def _fill(
-    name: str, weight: Weight, tensor: torch.Tensor, filled: set[str], carrier: Carrier | None
+    name: str,
+    weight: Weight,
+    tensor: torch.Tensor,
+    filled: set[str],
+    carrier: Carrier | None,
+    *,
+    is_unread: bool = False,
 ) -> list[str]:
+    """Check the tensor and bring it to its place; `is_unread`: nobody will look there."""
     if name in filled:
         return [f"{name}: in more than one file"]
     filled.add(name)
@@ -235,7 +219,7 @@ def _fill(
     loadable = (weight.tensor.dtype,) if weight.init == "levels" else LOADABLE
     if tensor.dtype not in loadable:
         return [f"{name}: has dtype {tensor.dtype}, expected one of {loadable}"]
-    if _adopt(weight.tensor, tensor):
+    if is_unread or _adopt(weight.tensor, tensor):
         return []
     if carrier is None:
         weight.tensor.copy_(tensor)

@@ -28,6 +28,7 @@ from octavo.engine.ipc import (
     Events,
     Fatal,
     FollowSteps,
+    FrameBuffer,
     FromEngine,
     Loading,
     Phase,
@@ -121,6 +122,10 @@ class FakeProcess:
         self._running: dict[str, tuple[Request, list[int]]] = {}
         self._num_sent = 0
 
+    def foretell(self, told: bytes) -> None:
+        messages = [decode_to_engine(body) for body in FrameBuffer().feed(told)]
+        (self.foretold,) = messages
+
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         if "dies_before_connecting" in self.plan:
             self._end(1)
@@ -168,7 +173,7 @@ class FakeProcess:
     async def _engine(self) -> int:
         plan = self.plan
         start = await self._next()
-        assert isinstance(start, StartEngine)
+        assert isinstance(start, StartEngine) and start == self.foretold
         self.say(Loading(phase="weights", fraction=0.5))
         if "fatal_in_load" in plan:
             self.say(Fatal(FATAL))

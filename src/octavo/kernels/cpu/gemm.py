@@ -111,3 +111,10 @@ class QuantWeight(Weight):
             weight_OD, bits=bits, group=group, has_zeros=has_zeros, num_threads=num_threads
         )
         super().__init__(packed, weight_OD.shape, native.quant_linear, native.quant_rows)
+
+
+def packed_already(packed: Any, shape: torch.Size) -> Weight:
+    """A weight [O, D] that the extension packed without torch (`native.PackingAhead`)."""
+    if isinstance(packed, native.QuantWeight):
+        return Weight(packed, shape, native.quant_linear, native.quant_rows)
+    return Weight(packed, shape, native.linear, native.packed_rows)

@@ -22,6 +22,8 @@ MESSAGE: dict[str, Any] = {"model": "model", "messages": USER, "max_tokens": 5}
 COHERE: dict[str, Any] = {"model": "model", "query": "a b", "documents": ["c", "d e"]}
 LONG = "x" * 100
 """Two chunks of prompt."""
+TURNS = [{"role": "user", "content": text * 170} for text in "abc"]
+"""Too much by one, of which two may be left out."""
 FORMAT = {"regex": f"a{ROUND}[a-z]{{4}}"}
 """New each time, so that it has to be compiled."""
 TOOL = {"type": "function", "function": {"name": f"now{ROUND}"}}
@@ -45,6 +47,7 @@ TALKS: dict[str, Case] = {
     "within": Case(TEXTS, TEXT, "WITHIN"),
     "response stream": Case(RESPONSES, {**SAY, "stream": True}),
     "response": Case(RESPONSES, SAY),
+    "cut to fit": Case(RESPONSES, {**SAY, "input": TURNS, "truncation": "auto"}),
     "background": Case(RESPONSES, {**SAY, "background": True}),
     "message stream": Case("/v1/messages", {**MESSAGE, "stream": True}),
     "message": Case("/v1/messages", MESSAGE),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,20 @@ class MemoryLink:
     def __init__(self) -> None:
         self.inbox: list[ToEngine] = []
         self.sent: list[FromEngine] = []
+        self.sleeps: Callable[[], bool] = lambda: False
+        """Whether it may sleep: something is to wake it."""
+        self._bell = threading.Event()
 
     def receive(self, *, wait: bool) -> list[ToEngine]:
-        assert self.inbox or not wait, "the engine went to sleep with nothing to do"
+        if wait and not self.inbox:
+            assert self.sleeps(), "the engine went to sleep with nothing to do"
+            assert self._bell.wait(60)
+        self._bell.clear()
         messages, self.inbox = self.inbox, []
         return messages
+
+    def wake(self) -> None:
+        self._bell.set()
 
     def send(self, message: FromEngine) -> None:
         self.sent.append(message)
@@ -85,6 +95,7 @@ class LocalEngine:
         now = time.monotonic()
         config = EngineConfig(model=str(folder), **options)
         self.engine: Engine = boot(config, self.link, asked_at=now, process_at=now)
+        self.link.sleeps = lambda: self.engine.grammars.is_busy
         if overcommits:
             overcommit(self.engine.scheduler)
         self.ready = next(message for message in self.link.sent if isinstance(message, Ready))

@@ -8,10 +8,13 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
+import httpx
 import pytest
 from msgspec.structs import replace
 
@@ -176,3 +179,71 @@ def test_a_server_under_a_mixed_load(tmp_path: Path, kills: ModuleType) -> None:
     assert sum(report.kills.values()) == 4 and report.begun > 0
     assert report.kills["loading"] > 0
     assert report.seconds < time.monotonic() - begun
+
+
+class Timed(NamedTuple):
+    """A stream by its caller's clock."""
+
+    name: str
+    took_s: float
+    silence_s: float
+    """The longest time without a byte."""
+
+
+async def streamed(http: httpx.AsyncClient, seed: int, halfway: asyncio.Event) -> Timed:
+    body = {
+        "prompt": "def f(x):\n" * (seed + 1),
+        "max_tokens": 300,
+        "ignore_eos": True,
+        "stream": True,
+        "seed": seed,
+    }
+    begun = last = time.monotonic()
+    silence, count = 0.0, 0
+    async with http.stream("POST", "/v1/completions", json=body) as answer:
+        async for _ in answer.aiter_raw():
+            now = time.monotonic()
+            silence, last, count = max(silence, now - last), now, count + 1
+            if count == 40:
+                halfway.set()
+        name = answer.headers["x-request-id"]
+    return Timed(name, last - begun, silence)
+
+
+async def parts_of(http: httpx.AsyncClient, stream: Timed) -> Counter[str]:
+    """The parts of a stream, which sum to what its caller measured: within 0.5 % and 250 ms, for the socket between."""
+    timing = (await http.get(f"/v1/requests/{stream.name}")).json()["timing"]
+    parts = Counter[str]()
+    for part in timing["parts"]:
+        parts[part["name"]] += part["seconds"]
+    assert parts.total() == pytest.approx(timing["total_s"], rel=0.005)
+    assert timing["total_s"] == pytest.approx(
+        stream.took_s, rel=0, abs=0.25 + 0.005 * stream.took_s
+    )
+    assert timing["num_steps"] > 0
+    return parts
+
+
+@pytest.mark.slow
+def test_where_the_time_of_streams_went_through_a_kill(tmp_path: Path, kills: ModuleType) -> None:
+    async def run() -> None:
+        async with httpx.AsyncClient(base_url=target.url, timeout=120) as http:
+            halfway = asyncio.Event()
+            running = [asyncio.create_task(streamed(http, seed, halfway)) for seed in range(3)]
+            await asyncio.wait_for(halfway.wait(), 60)
+            os.kill(target.engine(), signal.SIGKILL)
+            for stream in await asyncio.gather(*running):
+                parts = await parts_of(http, stream)
+                assert 0.05 < parts["restart"] < stream.silence_s, "no engine: a part of its own"
+                assert parts["preemption"] > 0, "what was there is computed again"
+                assert parts["decode"] > 0
+            after = await streamed(http, 3, halfway)
+            assert "restart" not in await parts_of(http, after)
+
+    flags = ["--threads", "1", "--dtype", "float32", "--state-dir", str(tmp_path / "state")]
+    target = kills.Target(flags, tmp_path / "server.log")
+    try:
+        asyncio.run(run())
+    finally:
+        code = target.stop()
+    assert code == 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from octavo.core.errors import RequestError
 from octavo.core.request import Request
 from octavo.core.result import Failed, Finished
 from octavo.core.structured import StructuredOutputs
+from octavo.decoding.grammar.base import Grammar
 from octavo.decoding.grammar.llguidance import Backend
 from octavo.engine.ipc import UseVocabulary
 
@@ -183,6 +186,37 @@ def test_cancelled_while_its_grammar_is_built(tiny: Path) -> None:
     end = made.ends["gone"]
     assert isinstance(end, Finished) and end.reason == "abort" and "gone" not in made.tokens
     assert isinstance(made.ends["stays"], Finished)
+
+
+def test_who_wants_no_grammar_does_not_wait_for_one(tiny: Path) -> None:
+    """An engine with nothing else to do begins at once with what comes while it waits for a grammar."""
+    made = engine(tiny)
+    gate, begun = threading.Event(), threading.Event()
+    made.step()
+    desk = made.engine.grammars
+    assert desk._backend is not None
+    backend = desk._backend.result()
+    build = backend.build
+
+    def slow(source: str) -> Grammar:
+        begun.set()
+        assert gate.wait(60)
+        return build(source)
+
+    backend.build = slow  # type: ignore[method-assign]
+    made.submit(asks("bound"))
+    with ThreadPoolExecutor(1) as threads:
+        turn = threads.submit(made.step)
+        assert begun.wait(60)
+        made.submit(request("free", PROMPT, max_tokens=4))
+        made.link.wake()  # as a message on the socket does
+        turn.result(60)
+    while "free" not in made.ends:
+        made.step()
+    assert desk.waiting_ids == ("bound",) and "bound" not in made.tokens
+    gate.set()
+    run(made)
+    jsonschema.validate(json.loads(said(made, "bound")), SCHEMA)
 
 
 def test_without_a_vocabulary_a_grammar_is_an_error(tiny: Path) -> None:

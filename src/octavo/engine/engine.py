@@ -43,7 +43,11 @@ class Link(Protocol):
     """The engine's end of the socket."""
 
     def receive(self, *, wait: bool) -> list[ToEngine]:
-        """Messages that have come; with `wait`, at least one, or ConnectionError when the client is gone."""
+        """Messages that have come; with `wait`, at least one unless woken, or ConnectionError when the client is gone."""
+        ...
+
+    def wake(self) -> None:
+        """End the sleep in `receive`, or the next one. From any thread."""
         ...
 
     def send(self, message: FromEngine) -> None:
@@ -91,6 +95,7 @@ class Engine:
         self.recorder = recorder
         self._num_blocks = scheduler.cache.num_blocks
         self.grammars = grammars
+        grammars.on_built = link.wake
         self.isolator = Isolator(runner, repros)
         self.pulse = pulse or Pulse()
         self.ledger = Ledger()
@@ -278,14 +283,17 @@ class Engine:
         )
 
     def _admit_built(self) -> list[Event]:
-        """Hand over to the scheduler what has its grammar; with nothing else to do, wait for it."""
-        is_all = not self.scheduler.has_work
-        if is_all:
+        """Hand over to the scheduler what has its grammar; with nothing else to do, wait for it, or for somebody to speak."""
+        events: list[Event] = []
+        while True:
+            ready, failed = self.grammars.take()
+            events += failed
+            for request in ready:
+                events += self._add(request, self.scheduler)
+            if events or self.is_stopping or self._flight or self.scheduler.has_work:
+                return events
+            if not self.grammars.is_busy:
+                return events
             self.pulse.turn(GRAMMAR_S)
-        ready, failed = self.grammars.take(wait_for_one=is_all)
-        if is_all:
+            events += self._drain(wait=True)
             self.pulse.turn()
-        events: list[Event] = list(failed)
-        for request in ready:
-            events += self._add(request, self.scheduler)
-        return events

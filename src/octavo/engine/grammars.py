@@ -6,8 +6,8 @@ backend's own limits. What goes wrong fails that request alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from octavo.core.errors import EngineError, ErrorInfo, OctavoError
 from octavo.core.log import get_logger
@@ -29,6 +29,8 @@ class GrammarDesk:
         self._backend: Future[GrammarBackend] | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._waiting: dict[str, tuple[Request, Future[Grammar]]] = {}
+        self.on_built: Callable[[], None] = _nothing
+        """Called in another thread when one is there, or has failed."""
 
     @property
     def is_busy(self) -> bool:
@@ -65,6 +67,7 @@ class GrammarDesk:
             raise EngineError("a request with a grammar came before the vocabulary.")
         job = self._threads.submit(lambda: backend.result().build(request.grammar))
         self._waiting[request.id] = (request, job)
+        job.add_done_callback(lambda _: self.on_built())
         return []
 
     @property
@@ -77,10 +80,8 @@ class GrammarDesk:
         found = self._waiting.pop(request_id, None)
         return None if found is None else found[0]
 
-    def take(self, *, wait_for_one: bool) -> tuple[list[Request], list[Failed]]:
-        """Requests whose grammar is there, and those that have none; with `wait_for_one`, at least one of either."""
-        if wait_for_one:
-            wait([job for _, job in self._waiting.values()], return_when="FIRST_COMPLETED")
+    def take(self) -> tuple[list[Request], list[Failed]]:
+        """Requests whose grammar is there, and those that have none."""
         ready, failed = [], []
         for request, job in list(self._waiting.values()):
             if not job.done():
@@ -102,6 +103,10 @@ class GrammarDesk:
         for event in events:
             if isinstance(event, Finished | Failed):
                 self._rows.forget(event.id)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _info(error: Exception) -> ErrorInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 
@@ -18,11 +19,15 @@ class SocketLink:
         self._sock.setblocking(False)
         self._poller = select.poll()
         self._poller.register(self._sock, select.POLLIN)
+        self._bell, self._ringer = socket.socketpair()
+        for end in (self._bell, self._ringer):
+            end.setblocking(False)
+        self._poller.register(self._bell, select.POLLIN)
         self._buffer = FrameBuffer()
         self._unsent = bytearray()
 
     def receive(self, *, wait: bool) -> list[ToEngine]:
-        """Messages that have come; with `wait`, sleeps until there is at least one.
+        """Messages that have come; with `wait`, sleeps until there is at least one, or somebody wakes it.
 
         Raises:
             ConnectionError: the client closed the connection.
@@ -36,9 +41,25 @@ class SocketLink:
                 if not data:
                     raise ConnectionError("the client closed the connection")
                 messages = [decode_to_engine(body) for body in self._buffer.feed(data)]
-            if not wait:
+            if not wait or self._was_woken():
                 break
         return messages
+
+    def wake(self) -> None:
+        """End the sleep in `receive`, or the next one. From any thread."""
+        with contextlib.suppress(BlockingIOError):  # so many have rung already
+            self._ringer.send(b"!")
+
+    def _was_woken(self) -> bool:
+        try:
+            return bool(self._bell.recv(_CHUNK))
+        except BlockingIOError:
+            return False
+
+    def close(self) -> None:
+        """Nobody wakes it any more. The socket is its owner's."""
+        self._bell.close()
+        self._ringer.close()
 
     def send(self, message: FromEngine) -> None:
         """Queue a message and send what the socket takes; the rest goes out with later calls."""
@@ -60,15 +81,15 @@ class SocketLink:
             del self._unsent[:sent]
 
     def _poll(self, timeout: float | None) -> bool:
-        """Wait for something to read, sending what is unsent as the socket allows."""
+        """Wait for something to read or to be woken, sending what is unsent as the socket allows."""
         while True:
             wanted = select.POLLIN | (select.POLLOUT if self._unsent else 0)
             self._poller.modify(self._sock, wanted)
-            found = self._poller.poll(timeout)
-            state = found[0][1] if found else 0
+            found = dict(self._poller.poll(timeout))
+            state = found.get(self._sock.fileno(), 0)
             if state & select.POLLOUT:
                 self._flush()
             # A hang-up or an error shows when it is read.
             readable = bool(state & ~select.POLLOUT)
-            if readable or timeout == 0:
+            if readable or timeout == 0 or self._bell.fileno() in found:
                 return readable

@@ -1,4 +1,8 @@
-"""GET and DELETE /v1/requests/{request_id}: look at a call and where its time went, and end it wherever it stands."""
+"""GET and DELETE /v1/requests/{request_id}: look at a call and where its time went, and end it wherever it stands.
+
+A user sees and ends its tenant's calls. An operator sees everybody's, as in the console: times, counts and causes, and nothing
+that the caller wrote. To see how another's call samples (stop strings are the caller's words), and to end it, takes an admin.
+"""
 
 from __future__ import annotations
 
@@ -66,15 +70,18 @@ class RequestObject(msgspec.Struct, kw_only=True):
     completion_tokens: int
     """So far, over all choices."""
     params: dict[str, Any] | UnsetType = UNSET
-    """How it samples, once that is settled and while it runs."""
+    """How it samples, once that is settled and while it runs; of another tenant's call, for admins alone."""
     timing: TimingView | UnsetType = UNSET
 
 
 async def get_request(call: Call) -> Response:
     """How far a call is, or how it went."""
     calls = call.state.calls
-    found = calls.recall(_whose(call), call.scope["path_params"]["request_id"])
+    whose = None if call.guest.may("operator") else call.caller.tenant
+    found = calls.recall(whose, call.scope["path_params"]["request_id"])
     view = _view(found) if isinstance(found, Running) else _past(found)
+    if _whose(call) not in (None, found.tenant):
+        view.params = UNSET
     past = Past.of(found) if isinstance(found, Running) else found
     view.timing = await _timing(call, past)
     return json_response(view)
@@ -88,7 +95,7 @@ async def delete_request(call: Call) -> Response:
 
 
 def _whose(call: Call) -> str | None:
-    """Whose calls it may look at and end: those of its tenant, or all, of an admin."""
+    """Whose calls it may see whole and end: those of its tenant, or all, of an admin."""
     return None if call.guest.may("admin") else call.caller.tenant
 
 

@@ -96,13 +96,10 @@ NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "ResponsesBody": {
         "cache_salt": (),
         "conversation": (),
-        "include": ([],),
         "max_tool_calls": (),
         "prompt": (),
         "service_tier": ("auto", "default"),
         "structured_outputs": (),
-        "top_logprobs": (0,),
-        "truncation": ("disabled",),
     },
     "MessagesBody": {
         "cache_salt": (),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import socket
 import struct
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from hypothesis import given
@@ -82,7 +83,27 @@ def test_a_slow_reader_does_not_stop_the_engine() -> None:
     theirs.close()
     with pytest.raises(ConnectionError):
         link.receive(wait=True)
+    link.close()
     ours.close()
+
+
+def test_a_sleep_ends_when_it_is_woken_and_not_before() -> None:
+    ours, theirs = socket.socketpair()
+    link = SocketLink(ours)
+    link.wake()  # before it sleeps
+    assert link.receive(wait=True) == []
+    with ThreadPoolExecutor(1) as threads:
+        asleep = threads.submit(link.receive, wait=True)
+        assert not wait([asleep], timeout=0.05).done
+        for _ in range(10_000):  # more than are read: nobody who rings is held up
+            link.wake()
+        assert asleep.result(10) == []
+    theirs.sendall(frame(Submit(REQUEST)))
+    while not (got := link.receive(wait=True)):
+        pass
+    assert got == [Submit(REQUEST)]
+    for end in (link, ours, theirs):
+        end.close()
 
 
 def test_the_prompt_logprobs_of_a_whole_long_context_fit_a_frame() -> None:

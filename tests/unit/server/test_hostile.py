@@ -205,8 +205,6 @@ UNSUPPORTED_RESPONSES: dict[str, Any] = {
     "prompt": {"id": "pmpt_1"},
     "service_tier": "priority",
     "structured_outputs": {"regex": "a"},
-    "top_logprobs": 2,
-    "truncation": "auto",
 }
 UNSUPPORTED_MESSAGES: dict[str, Any] = {
     "cache_salt": "x",

@@ -56,6 +56,7 @@ class PromptOnly(Generation):
 
     def __init__(self, generation: Generation) -> None:
         self.requests = generation.requests
+        self.sent, self.texts = generation.sent, generation.texts
         self._generation = generation
 
     def abort(self) -> None:

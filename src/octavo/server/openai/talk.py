@@ -139,6 +139,8 @@ class Reader:
         )
         self._reads = formats.reasoning is not None or formats.tools is not None
         self._parsers: dict[int, OutputParser] = {}
+        self._num_chars: dict[int, int] = {}
+        """Of choices that nothing is looked for in: content so far."""
         self._flawed: set[int] = set()
         self._metrics = metrics
         self._new_id = formats.tools.new_id if formats.tools else None
@@ -170,6 +172,14 @@ class Reader:
             self._flawed.add(delta.index)
             self._metrics.count("octavo:tool_parse_errors")
         return pieces
+
+    def content_spans(self, delta: Delta) -> list[tuple[int, int]]:
+        """Where the content of the pieces just read stands in the choice's text, in characters."""
+        if self._reads:
+            return self._parsers[delta.index].content_spans()
+        start = self._num_chars.get(delta.index, 0)
+        end = self._num_chars[delta.index] = start + len(delta.text)
+        return [(start, end)] if delta.text else []
 
 
 def _formats(state: AppState, asked: Asked, body: ChatBody) -> Formats:

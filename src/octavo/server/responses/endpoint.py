@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any
 
 import msgspec
 from starlette.datastructures import QueryParams
@@ -20,8 +19,10 @@ from octavo.server.metered import metered
 from octavo.server.openai.talk import Talk, begin
 from octavo.server.parse import Parser
 from octavo.server.response_store import Stored
-from octavo.server.responses.input import chat_body, items_of, messages_of, shape_of
-from octavo.server.responses.schema import ResponsesBody
+from octavo.server.responses.history import UNDER_WAY, conversation
+from octavo.server.responses.input import chat_body, items_of, shape_of
+from octavo.server.responses.logprobs import TextLogprobs
+from octavo.server.responses.schema import LOGPROBS, ResponsesBody
 from octavo.server.responses.shapes import ResponseDeleted
 from octavo.server.responses.writer import Writer
 from octavo.server.stream import EventStream, unless_gone
@@ -30,7 +31,6 @@ logger = get_logger(__name__)
 _parser = Parser(ResponsesBody)
 MAX_BACKGROUND = 256
 """Responses in the background at a time, over all callers."""
-_UNDER_WAY = ("queued", "in_progress")
 
 
 async def create(call: Call) -> ASGIApp:
@@ -38,20 +38,22 @@ async def create(call: Call) -> ASGIApp:
     body = await call.body(_parser)
     _check(body, call)
     items = items_of(body.input)
-    messages = _history(call, body) + messages_of(items)
     response_id = f"resp_{call.id}"
+    logprobs = _num_logprobs(call, body)
     try:
+        messages, num_cut = await conversation(call, body, items)
         talk = await begin(
             call,
             chat_body(body, messages),
             answer_id=response_id,
             asked=body.max_output_tokens,
+            logprobs=logprobs,
             shape=shape_of(body),
         )
     except RequestError as error:
         raise _renamed(error) from error
-    writer = Writer(response_id, body, talk)
-
+    rows = None if logprobs is None else TextLogprobs(call.state.frontend.tokenizer)
+    writer = Writer(response_id, body, talk, rows, num_cut)
     is_kept = False
 
     def keep() -> None:
@@ -62,7 +64,7 @@ async def create(call: Call) -> ASGIApp:
                 body.previous_response_id,
                 msgspec.json.encode(items),
                 msgspec.json.encode(writer.response),
-                is_open=writer.response.status in _UNDER_WAY,
+                is_open=writer.response.status in UNDER_WAY,
             )
             call.state.responses.put(call.caller.tenant, row, is_again=is_kept)
             is_kept = True
@@ -95,22 +97,21 @@ def _check(body: ResponsesBody, call: Call) -> None:
         raise OverloadError(f"{MAX_BACKGROUND} responses are in the background already.")
 
 
-def _history(call: Call, body: ResponsesBody) -> list[dict[str, Any]]:
-    """The instructions of this call, and the conversation so far without the instructions of earlier ones."""
-    messages: list[dict[str, Any]] = []
-    if body.instructions is not None:
-        messages.append({"role": "system", "content": body.instructions})
-    if body.previous_response_id is None:
-        return messages
-    items: list[dict[str, Any]] = []
-    for row in call.state.responses.chain(call.caller.tenant, body.previous_response_id):
-        answer = msgspec.json.decode(row.response)
-        if answer["status"] in _UNDER_WAY:
-            raise RequestError(
-                f"response {row.id!r} is not finished yet.", param="previous_response_id"
+def _num_logprobs(call: Call, body: ResponsesBody) -> int | None:
+    """How many of the likeliest tokens to tell beside each; None where no log-probabilities are asked for."""
+    for name in body.include or ():
+        if name != LOGPROBS:
+            call.refuse(
+                RequestError(
+                    f"include names {name[:80]!r}; expected {LOGPROBS!r} alone.",
+                    param="include",
+                    code="unsupported_field",
+                    fix="Leave it out. Reasoning is in the answer as it is, and is taken back as input.",
+                )
             )
-        items += [*msgspec.json.decode(row.input), *answer["output"]]
-    return messages + messages_of(items, "previous_response_id")
+    if body.top_logprobs:
+        return body.top_logprobs
+    return 0 if LOGPROBS in (body.include or ()) else None
 
 
 def _renamed(error: RequestError) -> RequestError:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
+from octavo.server.openai.logprobs import ChatTokenLogprob
 from octavo.server.responses.shapes import Item, OutputText, ReasoningText, ResponseObject
 
 
@@ -87,14 +86,14 @@ class TextDelta(_OfPart, kw_only=True, tag="response.output_text.delta"):
     """More of a message."""
 
     delta: str
-    logprobs: list[Any] = []
+    logprobs: list[ChatTokenLogprob] = []
 
 
 class TextDone(_OfPart, kw_only=True, tag="response.output_text.done"):
     """A message's text is over."""
 
     text: str
-    logprobs: list[Any] = []
+    logprobs: list[ChatTokenLogprob] = []
 
 
 class ReasoningDelta(_OfPart, kw_only=True, tag="response.reasoning_text.delta"):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from octavo.core.params import INTEGERS, MAX_TOKENS, NUMBERS
+from octavo.core.params import INTEGERS, MAX_LOGPROBS, MAX_TOKENS, NUMBERS
 from octavo.server.limits import MAX_MESSAGES
 from octavo.server.schema import (
     Labels,
@@ -48,6 +48,10 @@ class ResponseStreamOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_un
     include_obfuscation: Literal[False] | None = None
 
 
+LOGPROBS = "message.output_text.logprobs"
+MAX_INCLUDED = 16
+
+
 class ResponsesBody(msgspec.Struct, kw_only=True, frozen=True):
     """POST /v1/responses. None means not set."""
 
@@ -60,6 +64,12 @@ class ResponsesBody(msgspec.Struct, kw_only=True, frozen=True):
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     metadata: Labels | None = None
+    include: Annotated[list[Name], Meta(max_length=MAX_INCLUDED)] | None = None
+    """What else to answer with: `message.output_text.logprobs`."""
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    """So many of the likeliest tokens at each place; more than 0 asks for log-probabilities, too."""
+    truncation: Literal["auto", "disabled"] | None = None
+    """auto: where the conversation does not fit, its oldest items are left out."""
     max_output_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
     tools: ToolList | None = None
     tool_choice: Literal["none", "auto", "required"] | Object | None = None

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from octavo.server.openai.logprobs import ChatTokenLogprob
+
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
@@ -15,7 +17,8 @@ class OutputText(msgspec.Struct, kw_only=True, tag="output_text"):
 
     text: str
     annotations: list[Any]
-    logprobs: list[Any]
+    logprobs: list[ChatTokenLogprob]
+    """Of its tokens, where asked for."""
 
 
 class MessageItem(msgspec.Struct, kw_only=True, tag="message"):
@@ -133,7 +136,10 @@ class ResponseObject(msgspec.Struct, kw_only=True):
     tool_choice: str | dict[str, Any]
     tools: list[dict[str, Any]]
     top_p: float
-    truncation: Literal["disabled"] = "disabled"
+    top_logprobs: int
+    truncation: Literal["auto", "disabled"]
+    truncated_items: int | UnsetType = UNSET
+    """Items of the conversation that were left out, where any were."""
     usage: ResponseUsage | None
     user: str | None
     tool_parse_error: str | UnsetType = UNSET

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -12,8 +13,10 @@ from octavo.core.errors import OctavoError
 from octavo.engine.frontend import Delta
 from octavo.server.blocks import Block, Blocks, Change
 from octavo.server.openai.answer import usage_of
+from octavo.server.openai.logprobs import ChatTokenLogprob
 from octavo.server.openai.talk import Talk
 from octavo.server.responses import events as ev
+from octavo.server.responses.logprobs import TextLogprobs
 from octavo.server.responses.schema import ResponsesBody
 from octavo.server.responses.shapes import (
     CachedTokens,
@@ -53,14 +56,27 @@ _LAST: dict[ResponseStatus, type[ev.Completed] | type[ev.Incomplete] | type[ev.B
 class Writer:
     """One response in the making. Owner: the call, or the task in the background that makes it."""
 
-    def __init__(self, response_id: str, body: ResponsesBody, talk: Talk) -> None:
+    def __init__(
+        self,
+        response_id: str,
+        body: ResponsesBody,
+        talk: Talk,
+        logprobs: TextLogprobs | None,
+        num_cut: int,
+    ) -> None:
+        """`logprobs`: where they are asked for; `num_cut`: items of the conversation that were left out."""
         self._talk = talk
         self._blocks = Blocks()
+        self._logprobs = logprobs
+        self._rows: dict[int, list[ChatTokenLogprob]] = {}
+        """Of each message, by its place."""
         self._ids: list[tuple[str, str]] = []
         self._shows_reasoning = body.include_reasoning is not False
         self._number = 0
         self.response = _head(response_id, body, talk)
         """The response as far as it has come; whole after `finish` or `fail`."""
+        if num_cut:
+            self.response.truncated_items = num_cut
 
     def begin(self) -> list[bytes]:
         """The first events."""
@@ -73,6 +89,8 @@ class Writer:
     def take(self, delta: Delta) -> list[bytes]:
         """The events of a delta; with the last delta those of the end."""
         pieces = self._talk.reader.read(delta)
+        if self._logprobs is not None:
+            self._logprobs.add(delta, self._talk.reader.content_spans(delta))
         if not self._shows_reasoning:
             pieces = [piece for piece in pieces if piece.kind != "reasoning"]
         events = self._tell(self._blocks.take(pieces))
@@ -132,24 +150,22 @@ class Writer:
         added = ev.ItemAdded(output_index=at, item=item, sequence_number=self._next())
         if block.kind == "call":
             return [added]
-        part = _part(block, "")
+        part = self._part(block, "")
         return [
             added,
             ev.PartAdded(item_id=item.id, output_index=at, part=part, sequence_number=self._next()),
         ]
 
     def _delta(self, block: Block, text: str) -> ev.ResponseEvent:
-        kinds: dict[str, type[ev.ArgumentsDelta | ev.TextDelta | ev.ReasoningDelta]] = {
-            "call": ev.ArgumentsDelta,
-            "content": ev.TextDelta,
-            "reasoning": ev.ReasoningDelta,
-        }
-        return kinds[block.kind](
-            item_id=self._ids[block.index][0],
-            output_index=block.index,
-            delta=text,
-            sequence_number=self._next(),
-        )
+        item_id, at, number = self._ids[block.index][0], block.index, self._next()
+        if block.kind == "content":
+            rows = [] if self._logprobs is None else self._logprobs.of(text)
+            self._rows.setdefault(at, []).extend(rows)
+            return ev.TextDelta(
+                item_id=item_id, output_index=at, delta=text, logprobs=rows, sequence_number=number
+            )
+        kind = ev.ArgumentsDelta if block.kind == "call" else ev.ReasoningDelta
+        return kind(item_id=item_id, output_index=at, delta=text, sequence_number=number)
 
     def _end(self, block: Block) -> list[ev.ResponseEvent]:
         item_id, at = self._ids[block.index][0], block.index
@@ -165,15 +181,16 @@ class Writer:
                 )
             ]
         else:
-            done = ev.TextDone if block.kind == "content" else ev.ReasoningDone
-            part = _part(block, block.text)
+            part = self._part(block, block.text)
+            where: dict[str, Any] = {"item_id": item_id, "output_index": at, "text": block.text}
+            if isinstance(part, OutputText):
+                done: ev.ResponseEvent = ev.TextDone(
+                    **where, logprobs=part.logprobs, sequence_number=self._next()
+                )
+            else:
+                done = ev.ReasoningDone(**where, sequence_number=self._next())
             events = [
-                done(
-                    item_id=item_id,
-                    output_index=at,
-                    text=block.text,
-                    sequence_number=self._next(),
-                ),
+                done,
                 ev.PartDone(
                     item_id=item_id, output_index=at, part=part, sequence_number=self._next()
                 ),
@@ -194,7 +211,18 @@ class Writer:
         if block.kind == "reasoning":
             thought = ReasoningText(text=block.text)
             return ReasoningItem(id=item_id, status=status, summary=[], content=[thought])
-        return MessageItem(id=item_id, status=status, content=[_output_text(block.text)])
+        return MessageItem(
+            id=item_id, status=status, content=[self._output_text(block, block.text)]
+        )
+
+    def _part(self, block: Block, text: str) -> OutputText | ReasoningText:
+        if block.kind == "reasoning":
+            return ReasoningText(text=text)
+        return self._output_text(block, text)
+
+    def _output_text(self, block: Block, text: str) -> OutputText:
+        rows = list(self._rows.get(block.index, ()))
+        return OutputText(text=text, annotations=[], logprobs=rows)
 
 
 def _written(what: ev.ResponseEvent) -> bytes:
@@ -203,14 +231,6 @@ def _written(what: ev.ResponseEvent) -> bytes:
 
 def _end_of(block: Block) -> ItemStatus:
     return "incomplete" if block.flaw else "completed"
-
-
-def _part(block: Block, text: str) -> OutputText | ReasoningText:
-    return ReasoningText(text=text) if block.kind == "reasoning" else _output_text(text)
-
-
-def _output_text(text: str) -> OutputText:
-    return OutputText(text=text, annotations=[], logprobs=[])
 
 
 def _usage(talk: Talk) -> ResponseUsage:
@@ -252,6 +272,8 @@ def _head(response_id: str, body: ResponsesBody, talk: Talk) -> ResponseObject:
         tool_choice=body.tool_choice or "auto",
         tools=body.tools or [],
         top_p=params.top_p,
+        top_logprobs=body.top_logprobs or 0,
+        truncation=body.truncation or "disabled",
         usage=None,
         user=body.user,
     )

@@ -66,6 +66,11 @@ class OutputParser:
         self._scanner.is_over = True
         return self._go_on()
 
+    def content_spans(self) -> list[tuple[int, int]]:
+        """From where to where in the output the content stands that was told since this was last asked, in characters."""
+        spans, self._scanner.content_spans = self._scanner.content_spans, []
+        return spans
+
     def _go_on(self) -> list[Piece]:
         if not self._is_done:
             try:

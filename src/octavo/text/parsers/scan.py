@@ -37,6 +37,8 @@ class Scanner:
         """Characters read so far."""
         self.regions: list[tuple[int, bool]] = []
         """Where reasoning begins (True) and ends (False), in characters."""
+        self.content_spans: list[tuple[int, int]] = []
+        """From where to where content stands that was found since the list was last taken, in characters."""
         self._tokens_only = tokens_only
         self._text = ""
         self._marks: deque[tuple[int, str]] = deque()
@@ -181,7 +183,11 @@ class Scanner:
     # Pieces.
 
     def content(self, text: str) -> None:
-        """Text of the answer."""
+        """Text of the answer: the last of what was read."""
+        start, spans = self.consumed - len(text), self.content_spans
+        if spans and spans[-1][1] == start:
+            start = spans.pop()[0]
+        spans.append((start, self.consumed))
         self._add("content", text)
 
     def reasoning(self, text: str) -> None:

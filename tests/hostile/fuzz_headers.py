@@ -33,6 +33,7 @@ from octavo.models.facts import read_facts
 from octavo.models.gguf_tensors import GgufTensors
 from octavo.models.weights import load_weights
 from octavo.text import gguf as tokenizers_of
+from octavo.text.tokenizer import Tokenizer
 
 NUMBERS: tuple[Any, ...] = (
     0, 1, -1, 7, 8, 24, 1 << 31, (1 << 32) - 1, 1 << 63, (1 << 64) - 1, -(1 << 63), 10**30, 1.5, "8", None, [], {}, True,
@@ -435,7 +436,8 @@ def read_gguf(raw: bytes, folder: Path) -> bool:
         return False
     check_header(header, len(raw))
     with contextlib.suppress(OctavoError):
-        tokenizers_of.build(header)
+        tokenizer = Tokenizer(*tokenizers_of.build(header))
+        tokenizer.decode(tokenizer.encode("ab a\n<s>"))
     path = folder / "model.gguf"
     path.write_bytes(raw)
     for step in (read_facts, _touch):

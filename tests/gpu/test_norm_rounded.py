@@ -9,7 +9,7 @@ import torch
 
 from gpu_cases import DEVICE, random
 from octavo.kernels import ops
-from octavo.kernels.gemm.formats import LEVEL_DTYPES, Rounded
+from octavo.kernels.rounded import LEVEL_DTYPES, Rounded
 from octavo.kernels.triton.norm_rounded import add_rms_norm_rounded
 from octavo.kernels.triton.quantize import quantize_rows
 from octavo.kernels.triton.rows import add_rms_norm, rms_norm

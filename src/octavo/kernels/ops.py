@@ -16,8 +16,8 @@ import torch.nn.functional as F
 
 from octavo.kernels.curves import Curve
 from octavo.kernels.dispatch import Function
-from octavo.kernels.gemm.formats import LEVEL_DTYPES, Rounded, quantize_whole_rows
 from octavo.kernels.kv import KVTensors, quantize, scatter
+from octavo.kernels.rounded import LEVEL_DTYPES, Rounded, quantize_whole_rows
 
 
 def rms_norm(x_ND: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:

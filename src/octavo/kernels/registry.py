@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from octavo.kernels.curves import Curve
-    from octavo.kernels.gemm.formats import Rounded
     from octavo.kernels.kv import KVTensors
     from octavo.kernels.ops import QkNorm
+    from octavo.kernels.rounded import Rounded
 
     Pair: TypeAlias = tuple[Tensor, Tensor]
 

@@ -11,10 +11,10 @@ from octavo.core.batch import ForwardBatch
 from octavo.core.kvspec import KVSpec
 from octavo.kernels.attention.base import AttentionBackend, AttentionCase
 from octavo.kernels.attention.registry import ATTENTION
-from octavo.kernels.gemm.formats import Rounded
 from octavo.kernels.kv import KVTensors
 from octavo.kernels.ops import QkNorm
 from octavo.kernels.registry import ATTENTION_INPUTS
+from octavo.kernels.rounded import Rounded
 from octavo.layers.build import Build
 from octavo.layers.linear import Linear
 from octavo.layers.parts import OUTPUT, QKV

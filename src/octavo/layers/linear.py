@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from octavo.kernels.gemm.base import AdoptingKernel, RoundingKernel
-from octavo.kernels.gemm.formats import Rounded, plain
+from octavo.kernels.gemm.formats import plain
 from octavo.kernels.gemm.registry import LINEAR
+from octavo.kernels.rounded import Rounded
 from octavo.layers.build import Build
 from octavo.layers.quant.base import QuantFormat
 

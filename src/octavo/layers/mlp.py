@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from octavo.kernels.gemm.formats import Rounded
 from octavo.kernels.registry import SILU_AND_MUL
+from octavo.kernels.rounded import Rounded
 from octavo.layers.build import Build
 from octavo.layers.linear import Linear
 from octavo.layers.parts import DOWN, GATE_UP

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from octavo.kernels.gemm.formats import Rounded
 from octavo.kernels.registry import (
     ADD_LAYER_NORM,
     ADD_RMS_NORM,
@@ -12,6 +11,7 @@ from octavo.kernels.registry import (
     LAYER_NORM,
     RMS_NORM,
 )
+from octavo.kernels.rounded import Rounded
 from octavo.layers.build import Build
 
 

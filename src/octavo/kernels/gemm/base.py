@@ -6,7 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from octavo.kernels.gemm.formats import Quantized, Rounded
+from octavo.kernels.gemm.formats import Quantized
+from octavo.kernels.rounded import Rounded
 
 
 class LinearKernel(Protocol):

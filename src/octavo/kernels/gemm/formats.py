@@ -18,29 +18,22 @@ from octavo.kernels.gemm.format_table import (
     quantized_as,
     weight_format,
 )
+from octavo.kernels.rounded import LARGEST, TINY, quantize_whole_rows
 
 __all__ = [
     "FORMATS",
-    "LEVEL_DTYPES",
     "Quantized",
-    "Rounded",
     "WeightFormat",
     "check_device",
     "head_format",
     "plain",
     "quantize",
     "quantize_rows",
+    "quantize_whole_rows",
     "quantized_as",
     "weight_format",
 ]
 """The table itself is in `format_table.py`, which needs no torch, and passed on here."""
-
-_LARGEST = torch.tensor(127.0)
-"""Of int8. A tensor: for a plain number torch would multiply by the inverse, which rounds twice."""
-_FP8_LARGEST = torch.tensor(448.0)
-"""Of e4m3 (https://arxiv.org/abs/2209.05433)."""
-_TINY = torch.finfo(torch.float32).tiny * 128
-"""Below it the largest of some values counts as zero, because its inverse would not be finite."""
 
 
 class Quantized(NamedTuple):
@@ -61,21 +54,6 @@ class Quantized(NamedTuple):
         scales_OD = self.scales_OG.repeat_interleave(self.group, 1)[:, :inputs]
         zeros_OD = self.zeros_OG.repeat_interleave(self.group, 1)[:, :inputs]
         return (self.levels_OD.float() - zeros_OD) * scales_OD
-
-
-LEVEL_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-"""Of rows that are rounded, by `WeightFormat.rows`."""
-
-
-class Rounded(NamedTuple):
-    """Rows as levels: value = level * scale of its row."""
-
-    levels_ND: torch.Tensor
-    """int8 or float8_e4m3fn."""
-    scales_N: torch.Tensor
-    """float32."""
-    dtype: torch.dtype
-    """Of the rows before, and of what is made of them."""
 
 
 def plain(levels: Quantized, dtype: torch.dtype) -> torch.Tensor:
@@ -114,11 +92,9 @@ def quantize(weight_OD: torch.Tensor, form: WeightFormat) -> Quantized:
     values_OGg = padded_OD.view(outputs, padded_OD.shape[1] // group, group)
     if form.bits == 8:
         largest_OG = values_OGg.abs().amax(2)
-        scales_OG = torch.where(largest_OG < _TINY, 0.0, largest_OG / 127.0)
+        scales_OG = torch.where(largest_OG < TINY, 0.0, largest_OG / 127.0)
         zeros_OG = torch.zeros_like(scales_OG)
-        inverse_OG = torch.where(
-            largest_OG < _TINY, 0.0, _LARGEST.to(largest_OG.device) / largest_OG
-        )
+        inverse_OG = torch.where(largest_OG < TINY, 0.0, LARGEST.to(largest_OG.device) / largest_OG)
         levels_OGg = torch.round(values_OGg * inverse_OG.unsqueeze(2))
     else:
         scales_OG, zeros_OG = _find_levels(values_OGg, has_zeros=form.has_zeros)
@@ -173,22 +149,6 @@ def quantize_rows(x_ND: torch.Tensor, group: int) -> torch.Tensor:
     padded_ND = torch.nn.functional.pad(x_ND.float(), (0, -inputs % group))
     values_NGg = padded_ND.view(len(x_ND), padded_ND.shape[1] // group, group)
     largest_NG1 = values_NGg.abs().amax(2, keepdim=True)
-    inverse_NG1 = torch.where(largest_NG1 < _TINY, 0.0, _LARGEST / largest_NG1)
+    inverse_NG1 = torch.where(largest_NG1 < TINY, 0.0, LARGEST / largest_NG1)
     levels_NGg = torch.round(values_NGg * inverse_NG1).double()
     return (levels_NGg * (largest_NG1 / 127.0).double()).flatten(1)[:, :inputs]
-
-
-def quantize_whole_rows(x_ND: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows as float32 levels [N, D] of `kind` (int8 or fp8) and one scale each, float32 [N]."""
-    wide_ND = x_ND.float()
-    largest = (_FP8_LARGEST if kind == "fp8" else _LARGEST).to(x_ND.device)
-    largest_N = wide_ND.abs().amax(1) if wide_ND.shape[1] else wide_ND.new_zeros(len(wide_ND))
-    is_zero_N = largest_N < _TINY
-    inverse_N = torch.where(is_zero_N, 0.0, largest / largest_N)
-    scales_N = torch.where(is_zero_N, 0.0, largest_N / largest)
-    levels_ND = wide_ND * inverse_N[:, None]
-    if kind == "fp8":
-        levels_ND = levels_ND.clamp(-448, 448).to(torch.float8_e4m3fn).float()
-    else:
-        levels_ND = levels_ND.round()
-    return levels_ND, scales_N

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from octavo.kernels.dispatch import OpCase
-from octavo.kernels.gemm.formats import FORMATS, Quantized, Rounded, WeightFormat, quantize
+from octavo.kernels.gemm.formats import FORMATS, Quantized, WeightFormat, quantize
 from octavo.kernels.gpu_facts import FP8_CAPABILITY
+from octavo.kernels.rounded import Rounded
 from octavo.kernels.triton import support
 from octavo.kernels.triton.tiles import Shape, Tile, choose_tile
 

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo.kernels.gemm.formats import Rounded
+from octavo.kernels.rounded import Rounded
 from octavo.kernels.triton.quantize import quantize_rows
 from octavo.kernels.triton.support import is_interpreting
 from octavo.kernels.triton.tiles import Tile

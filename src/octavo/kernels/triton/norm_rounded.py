@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.gemm.formats import LEVEL_DTYPES, Rounded
+from octavo.kernels.rounded import LEVEL_DTYPES, Rounded
 from octavo.kernels.triton.quantize import TINY, round_levels, row_scale
 
 

@@ -33,7 +33,7 @@ class KVCache:
         self.groups = groups
         self.pools = tuple(BlockPool.for_group(group) for group in groups)
         self.enable_prefix_caching = enable_prefix_caching
-        self._has_windows = any(group.spec.kind == "window" for group in groups)
+        self.has_windows = any(group.spec.kind == "window" for group in groups)
         self._lead = next((i for i, g in enumerate(groups) if g.spec.kind != "window"), None)
         self._revision = revision
         self._roots: dict[tuple[str, str | None], bytes] = {}
@@ -194,7 +194,7 @@ class KVCache:
         full = sequence.num_computed // BLOCK_SIZE
         if full > sequence.num_published and self.enable_prefix_caching:
             self._publish(sequence, full)
-        if self._has_windows:
+        if self.has_windows:
             self._slide(sequence)
 
     def _publish(self, sequence: Sequence, full: int) -> None:

@@ -59,21 +59,23 @@ class Decodes(Sequence[Slice]):
     Most steps of a busy engine are of this kind, and hundreds of objects per step are what such a step would cost.
     """
 
-    __slots__ = ("_slices", "grown", "row_S", "rows", "start_S")
+    __slots__ = ("_slices", "context", "grown", "row_S", "rows", "start_S")
 
     def __init__(
         self,
         rows: tuple[int, ...],
         row_S: IntArray,
         start_S: IntArray,
+        context: int,
         grown: Mapping[int, Slice] = {},  # noqa: B006  # never written
     ) -> None:
         """`rows` and `row_S` (int64) are the same objects for as long as the same sequences run in the same order, so that
-        what was made of them can be used again. `grown`: by index, the slices with new blocks. Nothing may be written.
+        what was made of them can be used again. `context`: tokens that all attend to together. `grown`: by index, the slices with new blocks. Nothing may be written.
         """
         self.rows = rows
         self.row_S = row_S
         self.start_S = start_S
+        self.context = context
         self.grown = grown
         self._slices: tuple[Slice, ...] | None = None
 

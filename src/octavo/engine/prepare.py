@@ -173,9 +173,11 @@ class Rows:
         """All known tokens of a row."""
         return tuple(self.tokens_RL[row, : self.num_tokens_R[row]].tolist())
 
-    def append_tokens(self, rows_N: IntArray, token_ids_N: IntArray) -> None:
-        """Write sampled tokens behind the rows' known tokens, one each; -1 is none."""
-        if token_ids_N.size and token_ids_N.min() < 0:
+    def append_tokens(
+        self, rows_N: IntArray, token_ids_N: IntArray, *, is_each: bool = False
+    ) -> None:
+        """Write sampled tokens behind the rows' known tokens, one each; -1 is none, of which there are none with `is_each`."""
+        if not is_each and token_ids_N.size and token_ids_N.min() < 0:
             rows_N, token_ids_N = rows_N[token_ids_N >= 0], token_ids_N[token_ids_N >= 0]
         self.tokens_RL[rows_N, self.num_tokens_R[rows_N]] = token_ids_N
         self.num_tokens_R[rows_N] += 1

@@ -217,7 +217,7 @@ class Work(NamedTuple):
         slices = plan.slices
         rows = len(slices)
         if isinstance(slices, Decodes):
-            return cls(True, rows, rows, float(slices.start_S.sum()) + rows)
+            return cls(True, rows, rows, slices.context)
         tokens = sum(map(_count, slices))
         if tokens == rows:
             return cls(True, tokens, rows, sum(map(_start, slices)) + rows)

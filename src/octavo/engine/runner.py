@@ -126,7 +126,7 @@ class Runner:
         hidden_TD = self.graphs.run(self._forward, batch)
         self.pulse.tick()
         # Where every token wants its logits, as in most steps, nothing has to be picked.
-        wanted_ND = hidden_TD if len(last_N) == len(hidden_TD) else hidden_TD[batch.logits_rows_N]
+        wanted_ND = hidden_TD if len(last_N) == hidden_TD.shape[0] else hidden_TD[batch.logits_rows_N]
         sampled, on_host_N = None, None
         if rows_on_device is not None and self.state.is_plain and not self._prompt_logprobs:
             on_host_N = self._sample_ahead(wanted_ND, rows_N, positions_N, rows_on_device)
@@ -167,7 +167,7 @@ class Runner:
             is_whole = bool(is_same_N.all())
             if not is_whole:
                 sampled = _only(sampled, is_same_N)
-        self._keep(rows_N, sampled)
+        self._keep(rows_N, sampled, is_whole=is_whole)
         taken = self._take(rows_N, sampled)
         return self._results(pending.slices, sampled, taken, is_whole=is_whole)
 
@@ -231,9 +231,10 @@ class Runner:
         tokens_N = self.sampler.choose_ahead(logits_NV, rows_N, self.state, positions_N)
         return self._last_tokens.put(rows_on_device, tokens_N)
 
-    def _keep(self, rows_N: IntArray, sampled: SampledTokens) -> None:
+    def _keep(self, rows_N: IntArray, sampled: SampledTokens, *, is_whole: bool) -> None:
         """Take note of the tokens, and of rows that have none by the model's fault."""
-        self.rows.append_tokens(rows_N, np.array(sampled.token_ids, np.int64))
+        is_each = is_whole and not sampled.bad_rows and not sampled.ended
+        self.rows.append_tokens(rows_N, np.array(sampled.token_ids, np.int64), is_each=is_each)
         self.state.append(rows_N, sampled.token_ids)
         for n, error in sampled.bad_rows.items():
             if error.status >= 500:

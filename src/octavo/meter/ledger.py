@@ -173,8 +173,9 @@ class Ledger:
         plain_s = share_s + line.token_s + context_s
         if isinstance(slices, Decodes) and self._all_decode(slices):
             assert self._decoding is not None
-            weight_S = plain_s + context_s * slices.start_S
-            self._decoding.seconds_S += weight_S * (elapsed_s / (weight_S.sum() or 1.0))
+            all_s = len(slices) * (share_s + line.token_s) + context_s * slices.context
+            scale = elapsed_s / (all_s or 1.0)
+            self._decoding.seconds_S += scale * plain_s + (scale * context_s) * slices.start_S
             self._decoding.end_S = slices.start_S + 1
             return
         weights = [

@@ -37,6 +37,11 @@ class Cohort:
         self._start_S = np.array([s.num_computed for s in sequences], np.int64)
         self._room_S = np.array([s.room for s in sequences], np.int64)
         self._ids = [s.request.id for s in sequences]
+        self._context = int(self._start_S.sum()) + len(sequences)
+        self._to_border = BLOCK_SIZE - int((self._start_S % BLOCK_SIZE).max())
+        """Tokens until the first of them fills a block."""
+        self._is_at_border = True
+        """Whether some may need another block."""
         self._left = min([s.most_tokens - len(s.token_ids) for s in sequences])
         """Tokens until the first of them has all that it may have."""
         self._stop_ids = frozenset[int]().union(*{s.stop_ids for s in sequences})
@@ -58,13 +63,15 @@ class Cohort:
         """A token for each; None where blocks might not suffice for all."""
         start_S = self._start_S
         grown: dict[int, Slice] = {}
-        needy = np.flatnonzero(start_S >= self._room_S)
-        if len(needy):
-            if room.reserved or any([pool.num_free < len(needy) for pool in cache.pools]):
+        if self._is_at_border:
+            needy = np.flatnonzero(start_S >= self._room_S).tolist()
+            if needy and (
+                room.reserved or any([pool.num_free < len(needy) for pool in cache.pools])
+            ):
                 return None
-            for index in needy.tolist():
+            for index in needy:
                 grown[index] = self._grow(index, cache)
-        self.decodes = Decodes(self._rows, self._row_S, start_S, grown)
+        self.decodes = Decodes(self._rows, self._row_S, start_S, self._context, grown)
         return self.decodes
 
     def _grow(self, index: int, cache: KVCache) -> Slice:
@@ -92,6 +99,7 @@ class Cohort:
             return None
         self.decodes = None
         self._left -= 1
+        self._context += len(token_ids)
         self._start_S = start_S = self._start_S + 1
         for sequence, start, token_id in zip(
             self.sequences, start_S.tolist(), token_ids, strict=True
@@ -99,10 +107,14 @@ class Cohort:
             sequence.token_ids.append(token_id)
             sequence.num_computed = start
             sequence.last_token_at = now
+        self._to_border -= 1
+        self._is_at_border = self._to_border == 0
+        if self._is_at_border:
+            used_S = start_S % BLOCK_SIZE
+            self._to_border = BLOCK_SIZE - int(used_S.max())
+            for index in np.flatnonzero(used_S == 0).tolist():
+                cache.publish(self.sequences[index])
         if cache.has_windows:
-            moved = list(range(len(start_S)))
-        else:
-            moved = np.flatnonzero(start_S % BLOCK_SIZE == 0).tolist()
-        for index in moved:
-            cache.advance(self.sequences[index])
+            for sequence in self.sequences:
+                cache.slide(sequence)
         return list(map(TokenOut, self._ids, zip(token_ids, strict=True), *self._told))

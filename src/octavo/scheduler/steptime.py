@@ -140,7 +140,7 @@ def context_of(plan: StepPlan) -> float:
     """Tokens of context that a step's slices attend to."""
     slices = plan.slices
     if isinstance(slices, Decodes):
-        return float(slices.start_S.sum()) + len(slices)
+        return slices.context
     return sum([p.start + 1 if p.count == 1 else attended(p.start, p.count) for p in slices])
 
 

@@ -126,7 +126,9 @@ class Runner:
         hidden_TD = self.graphs.run(self._forward, batch)
         self.pulse.tick()
         # Where every token wants its logits, as in most steps, nothing has to be picked.
-        wanted_ND = hidden_TD if len(last_N) == hidden_TD.shape[0] else hidden_TD[batch.logits_rows_N]
+        wanted_ND = (
+            hidden_TD if len(last_N) == hidden_TD.shape[0] else hidden_TD[batch.logits_rows_N]
+        )
         sampled, on_host_N = None, None
         if rows_on_device is not None and self.state.is_plain and not self._prompt_logprobs:
             on_host_N = self._sample_ahead(wanted_ND, rows_N, positions_N, rows_on_device)

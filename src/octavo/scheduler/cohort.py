@@ -2,7 +2,7 @@
 
 What it plans and what it makes of results is what `Scheduler` does sequence by sequence; where that would be anything
 but the plain case (blocks do not suffice, someone ends, someone's prompt is still being booked) it declines, having
-changed nothing, and the sequences are gone through one by one. `tests/sim/test_cohort.py` compares the two.
+changed nothing, and the sequences are gone through one by one. `tests/sim` compares the two.
 """
 
 from __future__ import annotations

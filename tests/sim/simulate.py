@@ -10,7 +10,9 @@ real engine, which must not complain.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from octavo.core.kvspec import BLOCK_SIZE, KVGroup, KVSpec
 from octavo.core.params import SamplingParams
 from octavo.core.plan import Slice, StepPlan
 from octavo.core.request import Request
-from octavo.core.result import Event, Failed, Finished, SliceResult, StepResult, TokenOut
+from octavo.core.result import Chosen, Event, Failed, Finished, SliceResult, StepResult, TokenOut
 from octavo.engine.epochs import BlockEpochs
 from octavo.scheduler import invariants
 from octavo.scheduler.limits import MAX_PREEMPTIONS, PREFILL_SHARE, Limits
@@ -30,10 +32,14 @@ from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
 from overcommit import overcommit
 
+T = TypeVar("T")
+
 EOS = 1
 MAX_BLOCKS = 20
 """Of the longest sequence."""
 MAX_ROWS = 12
+EVERY = 5
+"""One workload of so many runs twice."""
 
 
 @dataclass
@@ -92,7 +98,11 @@ class FakeRunner:
             start_S = np.array([piece.start for piece in plan.slices])
             tables_GSB = [table_RB[row_S] for table_RB in self.tables_GRB]
             self.epochs.check(tables_GSB, self.tables_GRB, row_S, start_S)  # no false alarm
+        slices: Chosen | tuple[SliceResult, ...]
         slices = tuple(self._result(piece) for piece in plan.slices)
+        if slices and all(each.token_ids for each in slices):  # as the engine's runner says it
+            rows = [each.row for each in slices]
+            slices = Chosen(rows, [each.token_ids[0] for each in slices])
         elapsed = 0.01 + 0.0002 * plan.num_tokens
         return StepResult(step=plan.step, slices=slices, elapsed_s=elapsed)
 
@@ -153,6 +163,8 @@ class Outcome:
     aborted: int
     late: int
     preemptions: int
+    alike: int
+    """Steps whose results were taken for all sequences at once."""
     cached_tokens: int
 
 
@@ -200,8 +212,47 @@ def make_request(rng: random.Random, number: int, max_model_len: int) -> Request
     return replace(request, resumed=tuple(output[:had]), restarts=1)
 
 
+class OneByOne(Scheduler):
+    """The scheduler without what it does for all sequences at once."""
+
+    def _schedule_cohort(self) -> None:
+        return None
+
+
+@dataclass
+class Twins:
+    """A scheduler, and perhaps one that goes through its sequences one by one: told the same, they must say the same."""
+
+    one: Scheduler
+    other: OneByOne | None
+
+    def add(self, request: Request) -> list[Event]:
+        return self._ask(lambda scheduler: scheduler.add(request))
+
+    def expire(self, now: float) -> list[Event]:
+        return self._ask(lambda scheduler: scheduler.expire(now))
+
+    def cancel(self, name: str) -> list[Event]:
+        return self._ask(lambda scheduler: scheduler.cancel(name))
+
+    def schedule(self, now: float) -> StepPlan | None:
+        return self._ask(lambda scheduler: scheduler.schedule(now))
+
+    def apply(self, plan: StepPlan, result: StepResult, now: float) -> list[Event]:
+        return self._ask(lambda scheduler: scheduler.apply(plan, result, now))
+
+    def _ask(self, ask: Callable[[Scheduler], T]) -> T:
+        said = ask(self.one)
+        if self.other is not None:
+            assert said == ask(self.other)
+            assert self.one.stats() == self.other.stats()
+        return said
+
+
 def run_workload(seed: int) -> Outcome:
-    """Random limits, pools, arrivals and cancellations; every step checked. Raises AssertionError with the seed."""
+    """Random limits, pools, arrivals and cancellations; every step checked, and of some workloads compared with what a
+    scheduler says that goes through its sequences one by one. Raises AssertionError with the seed.
+    """
     rng = random.Random(seed)
     max_model_len = MAX_BLOCKS * BLOCK_SIZE
     max_num_seqs = rng.choice([1, 4, 8, MAX_ROWS])
@@ -218,39 +269,48 @@ def run_workload(seed: int) -> Outcome:
     )
     groups = make_groups(rng, limits.max_num_batched_tokens)
     cache = KVCache(groups, enable_prefix_caching=rng.random() < 0.8)
-    scheduler = Scheduler(limits, cache, POLICIES.load(rng.choice(list(POLICIES)))())
+    policy = POLICIES.load(rng.choice(list(POLICIES)))
+    scheduler = Scheduler(limits, cache, policy())
+    twins = Twins(scheduler, None)
+    if seed % EVERY == 0:
+        again = KVCache(groups, enable_prefix_caching=cache.enable_prefix_caching)
+        twins.other = OneByOne(limits, again, policy())
     if rng.random() < 0.5:
         overcommit(scheduler)
+        if twins.other is not None:
+            overcommit(twins.other)
     pending = [make_request(rng, i, max_model_len) for i in range(rng.randint(1, 24))]
-    return _drive(rng, scheduler, FakeRunner(groups), pending, f"seed {seed}")
+    return _drive(rng, twins, FakeRunner(groups), pending, f"seed {seed}")
 
 
 def _drive(
-    rng: random.Random, scheduler: Scheduler, runner: FakeRunner, pending: list[Request], label: str
+    rng: random.Random, twins: Twins, runner: FakeRunner, pending: list[Request], label: str
 ) -> Outcome:
+    scheduler = twins.one
     requests = {request.id: request for request in pending}
     output = {request.id: list(request.resumed) for request in pending}
     ends: dict[str, Finished | Failed] = {}
     free_at_first = scheduler.cache.num_free
-    steps = 0
+    steps = alike = 0
     while pending or scheduler.has_work:
         events: list[Event] = []
         while pending and rng.random() < 0.5:
             is_full = scheduler.accounts.num_waiting >= scheduler.limits.max_num_waiting
             if is_full and not pending[0].restarts:
                 with pytest.raises(OverloadError):
-                    scheduler.add(pending[0])
+                    twins.add(pending[0])
                 break
-            events += scheduler.add(pending.pop(0))
-        events += scheduler.expire(float(steps))
+            events += twins.add(pending.pop(0))
+        events += twins.expire(float(steps))
         if rng.random() < 0.004 and scheduler.by_id:
-            events += scheduler.cancel(rng.choice(sorted(scheduler.by_id)))
-        plan = scheduler.schedule(float(steps))
+            events += twins.cancel(rng.choice(sorted(scheduler.by_id)))
+        plan = twins.schedule(float(steps))
         assert plan is not None or not scheduler.has_work, f"{label}: work, but no plan"
         if plan is not None:
             wrong = invariants.check_plan(scheduler, plan) + invariants.check(scheduler)
             assert not wrong, f"{label}: {wrong}"
-            events += scheduler.apply(plan, runner.run(plan), float(steps))
+            events += twins.apply(plan, runner.run(plan), float(steps))
+            alike += scheduler._cohort is not None  # what it took all at once
         wrong = invariants.check(scheduler)
         assert not wrong, f"{label}: {wrong}"
         for event in events:
@@ -264,10 +324,10 @@ def _drive(
                 ends[event.id] = event
         steps += 1
         assert steps < 60_000, f"{label}: starved: {sorted(scheduler.by_id)}"
-    return _verdict(label, requests, output, ends, scheduler, free_at_first, steps)
+    return _verdict(label, requests, output, ends, scheduler, free_at_first, steps, alike)
 
 
-def _verdict(label, requests, output, ends, scheduler, free_at_first, steps) -> Outcome:  # type: ignore[no-untyped-def]
+def _verdict(label, requests, output, ends, scheduler, free_at_first, steps, alike) -> Outcome:  # type: ignore[no-untyped-def]
     assert set(ends) == set(requests), f"{label}: not every request ended"
     assert scheduler.cache.num_free == free_at_first, (
         f"{label}: pool did not return to its first count"
@@ -294,5 +354,6 @@ def _verdict(label, requests, output, ends, scheduler, free_at_first, steps) -> 
         aborted=aborted,
         late=len(ends) - len(whole),
         preemptions=scheduler.counters.num_preemptions,
+        alike=alike,
         cached_tokens=sum(end.num_cached for end in whole),
     )

@@ -33,7 +33,7 @@ class KVCache:
         self.groups = groups
         self.pools = tuple(BlockPool.for_group(group) for group in groups)
         self.enable_prefix_caching = enable_prefix_caching
-        self._has_windows = any(group.spec.kind == "window" for group in groups)
+        self.has_windows = any(group.spec.kind == "window" for group in groups)
         self._lead = next((i for i, g in enumerate(groups) if g.spec.kind != "window"), None)
         self._revision = revision
         self._roots: dict[tuple[str, str | None], bytes] = {}
@@ -190,14 +190,17 @@ class KVCache:
         )
 
     def advance(self, sequence: Sequence) -> None:
-        """After `num_computed` grew: publish full blocks and let go of what windows no longer see."""
-        full = sequence.num_computed // BLOCK_SIZE
-        if full > sequence.num_published and self.enable_prefix_caching:
-            self._publish(sequence, full)
-        if self._has_windows:
-            self._slide(sequence)
+        """After `num_computed` grew: `publish` and `slide`."""
+        if sequence.num_computed // BLOCK_SIZE > sequence.num_published:
+            self.publish(sequence)
+        if self.has_windows:
+            self.slide(sequence)
 
-    def _publish(self, sequence: Sequence, full: int) -> None:
+    def publish(self, sequence: Sequence) -> None:
+        """Offer full blocks that were not offered yet to those who have the same tokens."""
+        if not self.enable_prefix_caching:
+            return
+        full = sequence.num_computed // BLOCK_SIZE
         self.hash_up_to(sequence, sequence.num_computed)
         for index in range(sequence.num_published, full):
             for pool, table in zip(self.pools, sequence.blocks, strict=True):
@@ -205,7 +208,8 @@ class KVCache:
                     pool.publish(table[index], sequence.hashes[index])
         sequence.num_published = full
 
-    def _slide(self, sequence: Sequence) -> None:
+    def slide(self, sequence: Sequence) -> None:
+        """Let go of what windows no longer see."""
         for group, pool, table in zip(self.groups, self.pools, sequence.blocks, strict=True):
             if group.spec.kind == "window":
                 _slide(pool, table, _first_visible(group, sequence.num_computed))

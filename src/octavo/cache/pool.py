@@ -44,8 +44,11 @@ class KVPool:
         """Take over what a plan says of blocks: copies, and which are handed out."""
         for copy in plan.copies:
             self.copy(copy)
+        grown = plan.grown
+        if not grown and not plan.starts:
+            return
         for at, pages in enumerate(self.pages):
-            new = [max(p.new_blocks[at], default=0) for p in plan.slices if p.new_blocks]
+            new = [max(piece.new_blocks[at], default=0) for piece in grown.values()]
             new += [max(start.blocks[at], default=0) for start in plan.starts]
             if new:
                 pages.reach(max(new))

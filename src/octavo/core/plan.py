@@ -7,9 +7,18 @@ only what changed, so that its size depends on the work of the step and not on t
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, overload
+
 import msgspec
 
 from octavo.core.request import Request
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    IntArray = npt.NDArray[np.int64]
 
 
 class SequenceStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +53,68 @@ class Slice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Proposed tokens after the last known one, verified in this step. `count` does not include them."""
 
 
+class Decodes(Sequence[Slice]):
+    """The slices of a step in which each has one token, which samples: as columns, and as objects to those who ask.
+
+    Most steps of a busy engine are of this kind, and hundreds of objects per step are what such a step would cost.
+    """
+
+    __slots__ = ("_slices", "context", "grown", "row_S", "rows", "start_S")
+
+    def __init__(
+        self,
+        rows: tuple[int, ...],
+        row_S: IntArray,
+        start_S: IntArray,
+        context: int,
+        grown: Mapping[int, Slice] = {},  # noqa: B006  # never written
+    ) -> None:
+        """`rows` and `row_S` (int64) are the same objects for as long as the same sequences run in the same order, so that
+        what was made of them can be used again. `context`: tokens that all attend to together. `grown`: by index, the slices with new blocks. Nothing may be written.
+        """
+        self.rows = rows
+        self.row_S = row_S
+        self.start_S = start_S
+        self.context = context
+        self.grown = grown
+        self._slices: tuple[Slice, ...] | None = None
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """As objects."""
+        if self._slices is None:
+            starts = self.start_S.tolist()
+            slices = [
+                Slice(row=row, start=start, count=1, sample=True)
+                for row, start in zip(self.rows, starts, strict=True)
+            ]
+            for index, piece in self.grown.items():
+                slices[index] = piece
+            self._slices = tuple(slices)
+        return self._slices
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Slice]:
+        return iter(self.slices)
+
+    @overload
+    def __getitem__(self, index: int) -> Slice: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Slice, ...]: ...
+    def __getitem__(self, index: int | slice) -> Slice | tuple[Slice, ...]:
+        return self.slices[index]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Decodes | tuple):
+            return NotImplemented
+        return self.slices == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self.slices)
+
+
 class BlockCopy(msgspec.Struct, frozen=True):
     """Copy one block's keys and values within a group before the step runs."""
 
@@ -60,9 +131,18 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Rows that are free again: finished, failed, cancelled or preempted since the last plan."""
     starts: tuple[SequenceStart, ...] = ()
     copies: tuple[BlockCopy, ...] = ()
-    slices: tuple[Slice, ...] = ()
+    slices: Sequence[Slice] = ()
 
     @property
     def num_tokens(self) -> int:
         """Tokens that go through the model in this step."""
+        if isinstance(self.slices, Decodes):
+            return len(self.slices)
         return sum([piece.count + len(piece.draft) for piece in self.slices])
+
+    @property
+    def grown(self) -> Mapping[int, Slice]:
+        """By index, the slices with new blocks."""
+        if isinstance(self.slices, Decodes):
+            return self.slices.grown
+        return {index: piece for index, piece in enumerate(self.slices) if piece.new_blocks}

@@ -5,7 +5,8 @@ Every accepted request ends in exactly one `Finished` or `Failed`.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal, overload
 
 import msgspec
 
@@ -57,18 +58,58 @@ class SliceResult(msgspec.Struct, frozen=True, gc=False):
     """Of a pooling request, when the slice ends its prompt."""
 
 
+class Chosen(Sequence[SliceResult]):
+    """Results of slices that have one token each and nothing else to say: as columns, and as objects to those who ask."""
+
+    __slots__ = ("_results", "rows", "token_ids")
+
+    def __init__(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
+        self.rows = rows
+        self.token_ids = token_ids
+        self._results: tuple[SliceResult, ...] | None = None
+
+    @property
+    def results(self) -> tuple[SliceResult, ...]:
+        """As objects."""
+        if self._results is None:
+            self._results = tuple(map(SliceResult, self.rows, zip(self.token_ids, strict=True)))
+        return self._results
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[SliceResult]:
+        return iter(self.results)
+
+    @overload
+    def __getitem__(self, index: int) -> SliceResult: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[SliceResult, ...]: ...
+    def __getitem__(self, index: int | slice) -> SliceResult | tuple[SliceResult, ...]:
+        return self.results[index]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Chosen | tuple):
+            return NotImplemented
+        return self.results == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self.results)
+
+
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a step produced, slice by slice in the plan's order."""
 
     step: int
-    slices: tuple[SliceResult, ...]
+    slices: Sequence[SliceResult]
     elapsed_s: float = 0.0
 
 
-class TokenOut(
-    msgspec.Struct, frozen=True, kw_only=True, tag="token", gc=False, omit_defaults=True
-):
-    """New tokens of a request. One per running sequence and step: the wire carries only what is said."""
+class TokenOut(msgspec.Struct, frozen=True, tag="token", gc=False, omit_defaults=True):
+    """New tokens of a request. One per running sequence and step: the wire carries only what is said.
+
+    Not keyword-only: a scheduler makes a step's worth of them with one `map`.
+    """
 
     id: str
     token_ids: tuple[int, ...]

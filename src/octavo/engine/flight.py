@@ -6,6 +6,7 @@ them, and into memory of the host, which is read when the device has come so far
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,11 +25,11 @@ IntArray = npt.NDArray[np.int64]
 class Pending:
     """A step that was launched."""
 
-    slices: tuple[Slice, ...]
+    slices: Sequence[Slice]
     rows_N: IntArray
     """Of the entries that sample."""
-    births_N: IntArray
-    """Beside `rows_N`: whose they were."""
+    births_N: IntArray | None
+    """Beside `rows_N`: whose they were. None of one that is taken before anything else can happen."""
     sampled: SampledTokens | None
     """Of a step that was waited for, else None."""
     on_host_N: torch.Tensor | None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -75,7 +75,7 @@ class _Watch:
         self._run = runner.run
         runner.run = self.run  # type: ignore[method-assign]
 
-    def run(self, slices: tuple[Slice, ...]) -> tuple[SliceResult, ...]:
+    def run(self, slices: Sequence[Slice]) -> Sequence[SliceResult]:
         """What the runner does, with the victims known."""
         self.spans, at = [], 0
         victims: list[Slice] = []
@@ -123,6 +123,7 @@ class _Swap(_Watch):
                 others = tables_RB[[row for row in rows.requests if row != piece.row], 0]
                 others = others[(others != own) & (others != 0)]
                 tables_RB[piece.row, 0] = others[0] if len(others) else own + 1
+            rows.changed()
 
 
 class _InModel(_Watch):

@@ -8,6 +8,7 @@ token of nobody's, through the model and the sampler, tells the two apart. Knows
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from octavo.engine.repro import Repros, repro_of
 
 logger = get_logger(__name__)
 
-Results = tuple[SliceResult, ...]
+Results = Sequence[SliceResult]
 
 _TRIES = 2
 """Of a step in which nothing works; what is out of memory for a moment may not be in the next."""
@@ -70,7 +71,7 @@ class StepRunner(Protocol):
         """Take over what a plan says once: rows that ended, that begin, new blocks, copies."""
         ...
 
-    def run(self, slices: tuple[Slice, ...]) -> Results:
+    def run(self, slices: Sequence[Slice]) -> Results:
         """Compute some of the plan's slices. When it throws, nothing is kept and any of them may be run again."""
         ...
 
@@ -82,7 +83,7 @@ class StepRunner(Protocol):
 class AheadRunner(StepRunner, Protocol):
     """One that can be told of a step before the results of the one before it are there."""
 
-    def launch(self, slices: tuple[Slice, ...], *, is_ahead: bool = False) -> Pending:
+    def launch(self, slices: Sequence[Slice], *, is_ahead: bool = False) -> Pending:
         """Begin to compute slices; `take` has the results."""
         ...
 
@@ -100,7 +101,7 @@ class Flight:
     """A step that was begun. `outcome`: None of one that has to be run again, its slices as far as they are still there."""
 
     plan: StepPlan
-    slices: tuple[Slice, ...]
+    slices: Sequence[Slice]
     begun_badly: dict[int, Fault]
     outcome: Pending | Results | Exception | None
     births: tuple[int, ...]
@@ -157,7 +158,7 @@ class Isolator:
         births = tuple(ahead.rows.births_R[[piece.row for piece in slices]].tolist())
         return Flight(plan, slices, begun_badly, self._launch(ahead, slices), births, begun)
 
-    def _launch(self, ahead: AheadRunner, slices: tuple[Slice, ...]) -> Pending | Exception:
+    def _launch(self, ahead: AheadRunner, slices: Sequence[Slice]) -> Pending | Exception:
         try:
             return ahead.launch(slices, is_ahead=True)
         except Exception as error:  # edge of the task: as `_attempt`
@@ -212,7 +213,7 @@ class Isolator:
         ) as error:  # edge of the task: it is run again, and what is wrong shows then
             logger.warning("a step that was launched ahead threw, too: %s", error)
 
-    def _still_there(self, flight: Flight) -> tuple[Slice, ...]:
+    def _still_there(self, flight: Flight) -> Sequence[Slice]:
         """The slices whose rows are their sequences' still and whose tokens are all known: they can be run again."""
         rows = self._runner.rows
         return tuple(
@@ -221,7 +222,7 @@ class Isolator:
             if rows.births_R[piece.row] == birth and rows.is_known(piece)
         )
 
-    def _attempt(self, slices: tuple[Slice, ...]) -> Results | Exception:
+    def _attempt(self, slices: Sequence[Slice]) -> Results | Exception:
         if not slices:
             return ()
         try:
@@ -233,7 +234,7 @@ class Isolator:
     def _settle(
         self,
         plan: StepPlan,
-        slices: tuple[Slice, ...],
+        slices: Sequence[Slice],
         outcome: Results | Exception,
         begun_badly: dict[int, Fault],
     ) -> Results:
@@ -259,7 +260,7 @@ class Isolator:
             fix="The model, its kernels or the device are broken, and no request is at fault; the traceback is above.",
         ) from cause
 
-    def _sort(self, slices: tuple[Slice, ...], outcome: Results | Exception, found: _Found) -> None:
+    def _sort(self, slices: Sequence[Slice], outcome: Results | Exception, found: _Found) -> None:
         """Add what became of `slices` to `found`; where they threw together, by running halves of them."""
         if isinstance(outcome, ForeignBlocks):
             found.faults.update(dict.fromkeys(outcome.rows, Fault("prepare", outcome)))

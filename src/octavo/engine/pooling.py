@@ -6,7 +6,7 @@ called again for any slices after it threw.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class PoolingRunner:
             self._gathered[start.row] = self.pooler.gather(params)
 
     @torch.inference_mode()
-    def run(self, slices: tuple[Slice, ...]) -> tuple[SliceResult, ...]:
+    def run(self, slices: Sequence[Slice]) -> Sequence[SliceResult]:
         """Compute slices of the plan last taken over; those in `faults` afterwards have no result.
 
         Raises:
@@ -98,11 +98,11 @@ class PoolingRunner:
 
     def _results(
         self,
-        slices: tuple[Slice, ...],
+        slices: Sequence[Slice],
         gathered_by_row: dict[int, Gathered],
         hidden_TD: torch.Tensor,
         starts: tuple[int, ...],
-    ) -> tuple[SliceResult, ...]:
+    ) -> Sequence[SliceResult]:
         results = [SliceResult(row=piece.row) for piece in slices]
         whole: dict[PoolingParams, list[tuple[int, torch.Tensor]]] = {}
         for i, piece in enumerate(slices):
@@ -129,7 +129,7 @@ class PoolingRunner:
         self,
         params: PoolingParams,
         entries: list[tuple[int, torch.Tensor]],
-        slices: tuple[Slice, ...],
+        slices: Sequence[Slice],
     ) -> Iterator[tuple[int, SliceResult]]:
         """Answers to prompts that are whole and ask for the same: together where that changes no bits."""
         per_token = params.task in PER_TOKEN

@@ -7,7 +7,8 @@ Tables are checked for blocks that are no longer their row's (`epochs.py`) where
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -18,7 +19,7 @@ import torch
 
 from octavo.core.batch import ForwardBatch, GroupBatch
 from octavo.core.kvspec import BLOCK_SIZE, KVGroup
-from octavo.core.plan import SequenceStart, Slice, StepPlan
+from octavo.core.plan import Decodes, SequenceStart, Slice, StepPlan
 from octavo.core.request import Request
 from octavo.engine.epochs import BlockEpochs
 from octavo.engine.faults import Faults
@@ -36,8 +37,10 @@ class Spans(NamedTuple):
     """[S + 1]."""
 
     @classmethod
-    def of(cls, slices: tuple[Slice, ...]) -> Spans:
+    def of(cls, slices: Sequence[Slice]) -> Spans:
         """Lists of numbers first: numpy reads those several times faster than objects."""
+        if isinstance(slices, Decodes):
+            return cls(slices.row_S, slices.start_S, *_ones(len(slices)))
         row_S = np.array([piece.row for piece in slices], np.int64)
         start_S = np.array([piece.start for piece in slices], np.int64)
         counts = [piece.count for piece in slices]
@@ -51,6 +54,12 @@ class Spans(NamedTuple):
         return int(self.query_starts[-1]) == len(self.row_S)
 
 
+@functools.lru_cache
+def _ones(count: int) -> tuple[IntArray, IntArray]:
+    """Counts and query starts of slices of one token each."""
+    return np.ones(count, np.int64), np.arange(count + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class _Inputs:
     """The inputs of a step of one token per slice. Kept and written again, so that such a step can be recorded."""
@@ -60,6 +69,14 @@ class _Inputs:
     slots_GT: tuple[torch.Tensor, ...]
     query_starts: tuple[int, ...]
     logits_rows_N: torch.Tensor
+
+
+class _Packed(NamedTuple):
+    """Tables that were gathered and found to be their rows'. None once any row's table may have changed."""
+
+    row_S: IntArray
+    width: int
+    tables_GSB: list[torch.Tensor]
 
 
 class Rows:
@@ -80,6 +97,8 @@ class Rows:
         self._positions_R = np.zeros(max_num_seqs, np.int64)
         self._slots_GR = np.zeros((len(groups), max_num_seqs), np.int64)
         self._inputs: dict[int, _Inputs] = {}
+        self._pairs: set[int] = set()
+        self._packed: _Packed | None = None
 
     def take_over(
         self,
@@ -103,14 +122,19 @@ class Rows:
             self.end(row)
         for one in plan.starts:
             faults.guard(one.row, "start", start, one)
-        for piece in plan.slices:
-            if piece.new_blocks:
-                faults.guard(piece.row, "start", self.extend, piece)
+        for piece in plan.grown.values():
+            faults.guard(piece.row, "start", self.extend, piece)
 
     def end(self, row: int) -> None:
         """The row is free."""
         self.requests.pop(row, None)
         self.births_R[row] += 1
+        self._pairs.discard(row)
+        self.changed()
+
+    def changed(self) -> None:
+        """Some table is not what it was when it was last looked at."""
+        self._packed = None
 
     def start(self, start: SequenceStart) -> None:
         """Take over a new sequence."""
@@ -120,6 +144,8 @@ class Rows:
         self.tokens_RL[row, :count] = start.token_ids
         self.num_tokens_R[row] = count
         self.pair_starts_R[row] = start.request.pair_start
+        if start.request.pair_start:
+            self._pairs.add(row)
         self.num_blocks_GR[:, row] = 0
         self.tables_GRB[:, row] = 0
         self._epochs.clear(row)
@@ -132,6 +158,7 @@ class Rows:
     def _append_blocks(
         self, row: int, blocks: tuple[tuple[int, ...], ...], epochs: tuple[tuple[int, ...], ...]
     ) -> None:
+        self.changed()
         for group, (new, given) in enumerate(zip(blocks, epochs, strict=True)):
             if new:
                 have = int(self.num_blocks_GR[group, row])
@@ -146,9 +173,11 @@ class Rows:
         """All known tokens of a row."""
         return tuple(self.tokens_RL[row, : self.num_tokens_R[row]].tolist())
 
-    def append_tokens(self, rows_N: IntArray, token_ids_N: IntArray) -> None:
-        """Write sampled tokens behind the rows' known tokens, one each; -1 is none."""
-        if token_ids_N.size and token_ids_N.min() < 0:
+    def append_tokens(
+        self, rows_N: IntArray, token_ids_N: IntArray, *, is_each: bool = False
+    ) -> None:
+        """Write sampled tokens behind the rows' known tokens, one each; -1 is none, of which there are none with `is_each`."""
+        if not is_each and token_ids_N.size and token_ids_N.min() < 0:
             rows_N, token_ids_N = rows_N[token_ids_N >= 0], token_ids_N[token_ids_N >= 0]
         self.tokens_RL[rows_N, self.num_tokens_R[rows_N]] = token_ids_N
         self.num_tokens_R[rows_N] += 1
@@ -209,7 +238,7 @@ class Rows:
         self._positions_R[:n] = spans.start_S
         self._slots_GR[:, :n] = self._slots(spans.row_S, spans.start_S)
         inputs = self._inputs.get(n) or self._single_inputs(n, device)
-        context_lens = tuple([start + 1 for start in spans.start_S.tolist()])
+        context_lens = tuple((spans.start_S + 1).tolist())
         return ForwardBatch(
             token_ids_T=inputs.token_ids_T,
             positions_T=inputs.positions_T,
@@ -245,17 +274,24 @@ class Rows:
         device: torch.device,
     ) -> tuple[GroupBatch, ...]:
         width = -(-max(context_lens) // BLOCK_SIZE)
-        tables_GSB = [table_RB[spans.row_S, :width] for table_RB in self.tables_GRB]
-        self._epochs.check(tables_GSB, self.tables_GRB, spans.row_S, spans.start_S)
+        packed = self._packed
+        if packed is None or packed.row_S is not spans.row_S or packed.width != width:
+            self._packed = None
+            tables_GSB = [table_RB[spans.row_S, :width] for table_RB in self.tables_GRB]
+            self._epochs.check(tables_GSB, self.tables_GRB, spans.row_S, spans.start_S)
+            there = [_tensor(tables_SB, device) for tables_SB in tables_GSB]
+            self._packed = packed = _Packed(spans.row_S, width, there)
         return tuple(
-            GroupBatch(slots_T=slots_T, block_tables_SB=_tensor(tables_SB, device))
-            for slots_T, tables_SB in zip(slots_GT, tables_GSB, strict=True)
+            [
+                GroupBatch(slots_T=slots_T, block_tables_SB=tables_SB)
+                for slots_T, tables_SB in zip(slots_GT, packed.tables_GSB, strict=True)
+            ]
         )
 
     def _type_ids(
         self, row_S: IntArray, row_T: IntArray, position_T: IntArray, device: torch.device
     ) -> torch.Tensor | None:
-        if not self.pair_starts_R[row_S].any():
+        if not self._pairs or not self.pair_starts_R[row_S].any():
             return None
         start_T = self.pair_starts_R[row_T]
         return _tensor(((start_T > 0) & (position_T >= start_T)).astype(np.int64), device)

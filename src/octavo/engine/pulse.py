@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from octavo.core.plan import StepPlan
+from octavo.core.plan import Decodes, StepPlan
 from octavo.core.steptime import attended
 
 BEAT_S = 0.2
@@ -216,6 +216,8 @@ class Work(NamedTuple):
         """A plan's. 0.04 us per slice of an even step, of which there may be hundreds."""
         slices = plan.slices
         rows = len(slices)
+        if isinstance(slices, Decodes):
+            return cls(True, rows, rows, slices.context)
         tokens = sum(map(_count, slices))
         if tokens == rows:
             return cls(True, tokens, rows, sum(map(_start, slices)) + rows)

@@ -95,7 +95,7 @@ def repro_of(
         )
     step = Step(
         number=plan.step,
-        slices=plan.slices,
+        slices=tuple(plan.slices),
         started=tuple((start.row, len(start.token_ids)) for start in plan.starts),
         ended=plan.ended,
         copies=plan.copies,

@@ -6,6 +6,7 @@ once (`update`) is apart from what is computed of its slices (`run`): that may b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import isnan
 
@@ -16,9 +17,9 @@ import torch
 from octavo.cache.blocks import NULL_BLOCK
 from octavo.cache.pool import KVPool
 from octavo.core.batch import ForwardBatch
-from octavo.core.plan import SequenceStart, Slice, StepPlan
+from octavo.core.plan import Decodes, SequenceStart, Slice, StepPlan
 from octavo.core.request import Request
-from octavo.core.result import SliceResult, TokenLogprobs
+from octavo.core.result import Chosen, SliceResult, TokenLogprobs
 from octavo.decoding.grammar.rows import Taken
 from octavo.decoding.logprobs import token_logprobs
 from octavo.decoding.sampler import NOT_FINITE, SampledTokens, Sampler
@@ -84,17 +85,17 @@ class Runner:
             self._prompt_logprobs[start.row] = []
 
     @torch.inference_mode()
-    def run(self, slices: tuple[Slice, ...]) -> tuple[SliceResult, ...]:
+    def run(self, slices: Sequence[Slice]) -> Sequence[SliceResult]:
         """Compute slices of the plan last taken over; those in `faults` afterwards have no result.
 
         Raises:
             ForeignBlocks: some rows' tables hold blocks that are not theirs.
             Exception: whatever a kernel raises. As with the other, nothing is kept: any of the slices may be run again.
         """
-        return self.take(self.launch(slices))
+        return self._landed(self._begun(slices, is_ahead=False))
 
     @torch.inference_mode()
-    def launch(self, slices: tuple[Slice, ...], *, is_ahead: bool = False) -> Pending:
+    def launch(self, slices: Sequence[Slice], *, is_ahead: bool = False) -> Pending:
         """Tell the device to compute slices; `take` has the results. With `is_ahead` the tokens are not waited for, where
         nothing but the next step's inputs depends on them, and rows may have tokens that `take` has not seen yet.
 
@@ -102,20 +103,22 @@ class Runner:
             ForeignBlocks: as `run`.
             Exception: as `run`.
         """
+        return self._begun(slices, is_ahead=is_ahead)
+
+    def _begun(self, slices: Sequence[Slice], *, is_ahead: bool) -> Pending:
         try:
             return self._launch(slices, is_ahead=is_ahead)
         except BaseException:
             self.state.grammars.settle()  # masks of this run must not be computed beside those of the next
             raise
 
-    def _launch(self, slices: tuple[Slice, ...], *, is_ahead: bool) -> Pending:
+    def _launch(self, slices: Sequence[Slice], *, is_ahead: bool) -> Pending:
         self.phase = "prepare"
         spans = Spans.of(slices)
         last_N, rows_N = spans.query_starts[1:] - 1, spans.row_S
         positions_N = spans.start_S + spans.count_S
-        is_sampling = [piece.sample for piece in slices]
-        if not all(is_sampling):
-            at_N = np.flatnonzero(is_sampling)
+        if not isinstance(slices, Decodes) and not all([piece.sample for piece in slices]):
+            at_N = np.flatnonzero([piece.sample for piece in slices])
             last_N, rows_N, positions_N = last_N[at_N], rows_N[at_N], positions_N[at_N]
         self.state.grammars.begin(rows_N)
         batch, rows_on_device = self._pack(spans, last_N, rows_N, is_ahead=is_ahead)
@@ -123,7 +126,9 @@ class Runner:
         hidden_TD = self.graphs.run(self._forward, batch)
         self.pulse.tick()
         # Where every token wants its logits, as in most steps, nothing has to be picked.
-        wanted_ND = hidden_TD if len(last_N) == len(hidden_TD) else hidden_TD[batch.logits_rows_N]
+        wanted_ND = (
+            hidden_TD if len(last_N) == hidden_TD.shape[0] else hidden_TD[batch.logits_rows_N]
+        )
         sampled, on_host_N = None, None
         if rows_on_device is not None and self.state.is_plain and not self._prompt_logprobs:
             on_host_N = self._sample_ahead(wanted_ND, rows_N, positions_N, rows_on_device)
@@ -132,7 +137,7 @@ class Runner:
         return Pending(
             slices=slices,
             rows_N=rows_N,
-            births_N=self.rows.births_R[rows_N],
+            births_N=self.rows.births_R[rows_N] if is_ahead else None,
             sampled=sampled,
             on_host_N=on_host_N,
             mark=self._order.mark(),
@@ -140,13 +145,16 @@ class Runner:
         )
 
     @torch.inference_mode()
-    def take(self, pending: Pending) -> tuple[SliceResult, ...]:
+    def take(self, pending: Pending) -> Sequence[SliceResult]:
         """Results of slices that were launched, in the order of launches. What was a row's that has changed hands since, or
         was given up, is dropped: such a slice has no token.
 
         Raises:
             Exception: the device did not get through. Nothing is kept.
         """
+        return self._landed(pending)
+
+    def _landed(self, pending: Pending) -> Sequence[SliceResult]:
         self.phase = "forward"
         sampled, rows_N = pending.read(), pending.rows_N
         # From here on tokens are kept, and what throws is one row's.
@@ -155,11 +163,13 @@ class Runner:
             self._prompt_logprobs[row] += found
             if any(isnan(entry.logprobs[0]) for entry in found):
                 self.faults[row] = Fault("prompt_logprobs", NOT_FINITE)
-        is_same_N = self.rows.births_R[rows_N] == pending.births_N
-        is_whole = bool(is_same_N.all())
-        if not is_whole:
-            sampled = _only(sampled, is_same_N)
-        self._keep(rows_N, sampled)
+        is_whole = True
+        if pending.births_N is not None:
+            is_same_N = self.rows.births_R[rows_N] == pending.births_N
+            is_whole = bool(is_same_N.all())
+            if not is_whole:
+                sampled = _only(sampled, is_same_N)
+        self._keep(rows_N, sampled, is_whole=is_whole)
         taken = self._take(rows_N, sampled)
         is_kept = None if is_whole else is_same_N.tolist()
         return self._results(pending.slices, sampled, taken, is_kept)
@@ -224,9 +234,10 @@ class Runner:
         tokens_N = self.sampler.choose_ahead(logits_NV, rows_N, self.state, positions_N)
         return self._last_tokens.put(rows_on_device, tokens_N)
 
-    def _keep(self, rows_N: IntArray, sampled: SampledTokens) -> None:
+    def _keep(self, rows_N: IntArray, sampled: SampledTokens, *, is_whole: bool) -> None:
         """Take note of the tokens, and of rows that have none by the model's fault."""
-        self.rows.append_tokens(rows_N, np.array(sampled.token_ids, np.int64))
+        is_each = is_whole and not sampled.bad_rows and not sampled.ended
+        self.rows.append_tokens(rows_N, np.array(sampled.token_ids, np.int64), is_each=is_each)
         self.state.append(rows_N, sampled.token_ids)
         for n, error in sampled.bad_rows.items():
             if error.status >= 500:
@@ -248,7 +259,7 @@ class Runner:
         return taken
 
     def _prompts(
-        self, hidden_TD: torch.Tensor, slices: tuple[Slice, ...], spans: Spans
+        self, hidden_TD: torch.Tensor, slices: Sequence[Slice], spans: Spans
     ) -> dict[int, list[TokenLogprobs]]:
         """Row -> log-probabilities of its prompt positions in this step, for the rows that want them."""
         self.phase = "prompt_logprobs"
@@ -268,18 +279,18 @@ class Runner:
 
     def _results(
         self,
-        slices: tuple[Slice, ...],
+        slices: Sequence[Slice],
         sampled: SampledTokens,
         taken: dict[int, Taken],
         is_kept: list[bool] | None = None,
-    ) -> tuple[SliceResult, ...]:
+    ) -> Sequence[SliceResult]:
         """In the order of the slices; the sampled entries are those that sample, in that order. `is_kept`: whose rows are
         theirs still; None: all.
         """
         is_plain = not (sampled.bad_rows or sampled.has_logprobs or self._prompt_logprobs or taken)
         if is_plain and is_kept is None and len(slices) == len(sampled.token_ids):
-            rows = [piece.row for piece in slices]
-            return tuple(map(SliceResult, rows, zip(sampled.token_ids, strict=True)))
+            rows = slices.rows if isinstance(slices, Decodes) else [piece.row for piece in slices]
+            return Chosen(rows, sampled.token_ids)
         results: list[SliceResult] = []
         entry = 0
         for piece in slices:

@@ -14,12 +14,17 @@ the engine was idle.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from octavo.core.charge import Charges, RequestCharge
-from octavo.core.plan import Slice, StepPlan
+from octavo.core.plan import Decodes, Slice, StepPlan
 from octavo.core.request import Request
 from octavo.core.result import Event, Failed, Finished, StepResult
 from octavo.core.steptime import StepTime, attended
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 EVERY_S = 0.5
 """What a killed engine had not told yet is at most this, and a step."""
@@ -96,6 +101,27 @@ class _Spent:
         return charge
 
 
+class _Decoding:
+    """The requests of steps in which the same ones decode, and what they spent there: added up side by side."""
+
+    __slots__ = ("end_S", "rows", "seconds_S", "spent")
+
+    def __init__(self, slices: Decodes, spent: list[_Spent]) -> None:
+        self.rows = slices.rows
+        self.spent = spent
+        self.seconds_S: npt.NDArray[np.floating[Any]] = slices.start_S * 0.0
+        self.end_S = slices.start_S
+
+    def settle(self) -> None:
+        """Book it where it belongs."""
+        for spent, seconds, end in zip(
+            self.spent, self.seconds_S.tolist(), self.end_S.tolist(), strict=True
+        ):
+            spent.decode_s += seconds
+            spent.computed = end
+        self.seconds_S = self.end_S * 0.0
+
+
 _ENDS = frozenset((Finished, Failed))
 _TOKENS_ALONE = StepTime(token_s=1.0)
 
@@ -110,6 +136,7 @@ class Ledger:
         self.every_s = every_s
         self._open: dict[str, _Spent] = {}
         self._rows: dict[int, _Spent] = {}
+        self._decoding: _Decoding | None = None
         self._overhead_s = 0.0
         self._since = self._at = 0.0  # of the window; up to where time is booked
         self._is_resting = True
@@ -126,6 +153,12 @@ class Ledger:
         self._overhead_s += now - self._at - elapsed_s
         self._at = now
         rows, slices = self._rows, plan.slices
+        decoding = self._decoding
+        if decoding is not None and not (
+            isinstance(slices, Decodes) and slices.rows is decoding.rows
+        ):
+            self._settle()
+            self._decoding = None
         for row in plan.ended:
             rows.pop(row, None)
         for start in plan.starts:
@@ -138,6 +171,13 @@ class Ledger:
         base_s = line.base_s + line.chunk_s if plan.num_tokens > len(slices) else line.base_s
         share_s, context_s = base_s / len(slices), line.context_s
         plain_s = share_s + line.token_s + context_s
+        if isinstance(slices, Decodes) and self._all_decode(slices):
+            assert self._decoding is not None
+            all_s = len(slices) * (share_s + line.token_s) + context_s * slices.context
+            scale = elapsed_s / (all_s or 1.0)
+            self._decoding.seconds_S += scale * plain_s + (scale * context_s) * slices.start_S
+            self._decoding.end_S = slices.start_S + 1
+            return
         weights = [
             plain_s + context_s * piece.start
             if piece.count == 1
@@ -155,6 +195,20 @@ class Ledger:
             else:
                 spent.take(piece, line, share_s, scale * weight)
 
+    def _all_decode(self, slices: Decodes) -> bool:
+        """Whether what these slices cost is plain decode, all of it; then there is somewhere to add it up."""
+        if self._decoding is None:
+            spent = [self._rows[row] for row in slices.rows]
+            starts = slices.start_S.tolist()
+            if any([at < each.decode_from for at, each in zip(starts, spent, strict=True)]):
+                return False
+            self._decoding = _Decoding(slices, spent)
+        return True
+
+    def _settle(self) -> None:
+        if self._decoding is not None:
+            self._decoding.settle()
+
     def due(self, events: Iterable[Event], now: float, *, is_idle: bool) -> Charges | None:
         """What is to be told at the end of a turn of the loop with these events, if anything is.
 
@@ -164,9 +218,11 @@ class Ledger:
         if self._is_resting or (now - self._since < self.every_s and not is_idle):
             if not ended:
                 return None
+            self._settle()
             return Charges(
                 since=self._since, until=now, requests=self._final(ended), is_whole=False
             )
+        self._settle()
         charges = [
             *self._final(ended),
             *[spent.charge() for spent in self._open.values() if spent.computed],

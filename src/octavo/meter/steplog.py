@@ -6,17 +6,18 @@ scheduler's reasons were it is told.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
 
-from octavo.core.plan import StepPlan
-from octavo.core.result import StepResult
+from octavo.core.plan import Decodes, Slice, StepPlan
+from octavo.core.result import Chosen, StepResult
 from octavo.meter.frames import Frame
 
 _MOST_PENDING = 64
@@ -175,6 +176,18 @@ class Sink(Protocol):
         ...
 
 
+@functools.lru_cache
+def _ones(count: int) -> array[int]:
+    return array("i", [1]) * count
+
+
+def _num_sampled(result: StepResult, count: int) -> array[int]:
+    if isinstance(result.slices, Chosen):
+        return _ones(len(result.slices))
+    sampled = [-1 if each.error is not None else len(each.token_ids) for each in result.slices]
+    return array("i", sampled or [0] * count)
+
+
 class StepLog:
     """Ring of the last `capacity` steps. Owner: the engine loop, the only caller of `add`.
 
@@ -189,6 +202,8 @@ class StepLog:
     ) -> None:
         self._records: deque[KeptStep] = deque(maxlen=capacity)
         self._rows: dict[int, str] = {}
+        self._ids: tuple[tuple[int, ...], tuple[str, ...]] = ((), ())
+        """Rows of a step in which all decode, and who was in them."""
         self._last_end = clock()
         self._epoch = time.time() - self._last_end if sink is None else sink.epoch
         self._pending: list[_Told | Frame] = []
@@ -248,20 +263,20 @@ class StepLog:
         ended = tuple([names.pop(row) for row in plan.ended if row in names])
         for start in plan.starts:
             names[start.row] = start.request.id
-        blocks = {i: piece.new_blocks[0] for i, piece in enumerate(slices) if piece.new_blocks}
+        blocks = {i: piece.new_blocks[0] for i, piece in plan.grown.items() if piece.new_blocks}
         if plan.starts:
             tables = {start.row: start.blocks[0] for start in plan.starts if start.blocks}
             blocks |= {i: tables[each.row] for i, each in enumerate(slices) if each.row in tables}
-        sampled = [-1 if each.error is not None else len(each.token_ids) for each in result.slices]
+        ids, starts, counts = self._columns(slices)
         return KeptStep(
             step=plan.step,
             at=self._epoch + told.begun,
             elapsed_s=result.elapsed_s,
             gap_s=told.gap_s,
-            ids=tuple([names.get(piece.row, "") for piece in slices]),
-            starts=array("i", [piece.start for piece in slices]),
-            num_tokens=array("i", [piece.count + len(piece.draft) for piece in slices]),
-            num_sampled=array("i", sampled or [0] * len(slices)),
+            ids=ids,
+            starts=starts,
+            num_tokens=counts,
+            num_sampled=_num_sampled(result, len(slices)),
             blocks=blocks,
             started=tuple([start.request.id for start in plan.starts]),
             ended=ended,
@@ -269,6 +284,17 @@ class StepLog:
             num_blocks=told.num_blocks,
             num_free_blocks=told.num_free_blocks,
         )
+
+    def _columns(self, slices: Sequence[Slice]) -> tuple[tuple[str, ...], array[int], array[int]]:
+        """Names, starts and counts."""
+        names = self._rows
+        if not isinstance(slices, Decodes):
+            ids = tuple([names.get(piece.row, "") for piece in slices])
+            counts = array("i", [piece.count + len(piece.draft) for piece in slices])
+            return ids, array("i", [piece.start for piece in slices]), counts
+        if self._ids[0] is not slices.rows:
+            self._ids = (slices.rows, tuple([names.get(row, "") for row in slices.rows]))
+        return self._ids[1], array("i", slices.start_S.tolist()), _ones(len(slices))
 
     def flush(self) -> None:
         """Write what is held back, before a while in which nothing may happen."""

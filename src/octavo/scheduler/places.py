@@ -29,6 +29,8 @@ class Places:
         """Free again since the last plan."""
         self.left: list[Sequence] | None = None
         """Who has ended, for whoever keeps a record; nobody does unless it is a list."""
+        self.num_moves = 0
+        """How often anyone began or stopped to run."""
         self._free_rows: list[int] = list(range(num_rows - 1, -1, -1))
 
     @property
@@ -52,6 +54,7 @@ class Places:
         self.cache.admit(sequence, match)
         self.cache.extend(sequence, match.num_tokens + count)
         sequence.state = SequenceState.RUNNING
+        self.num_moves += 1
         sequence.row = self._free_rows.pop()
         self.by_row[sequence.row] = sequence
         if sequence.admitted_at is None:
@@ -99,6 +102,7 @@ class Places:
 
     def _leave(self, sequence: Sequence) -> None:
         """Stop running: blocks and row come back."""
+        self.num_moves += 1
         self.running.remove(sequence)
         self.cache.release(sequence)
         self.room.leave(sequence)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from octavo.cache.groups import KVCache, Match
 from octavo.core.errors import ContextLengthError, ErrorInfo, OverloadError
-from octavo.core.plan import SequenceStart, Slice, StepPlan
+from octavo.core.plan import Decodes, SequenceStart, Slice, StepPlan
 from octavo.core.request import Request
 from octavo.core.result import (
     EngineStats,
@@ -38,6 +38,7 @@ from octavo.core.sequence import UNKNOWN, Sequence, SequenceState
 from octavo.scheduler import victims
 from octavo.scheduler.accounts import Account, Accounts
 from octavo.scheduler.budget import PrefillBudget, fits_row
+from octavo.scheduler.cohort import Cohort
 from octavo.scheduler.deadlines import Deadlines
 from octavo.scheduler.ends import end_of, expired, finished, take
 from octavo.scheduler.limits import MANY_ROWS, Limits
@@ -74,6 +75,7 @@ class Scheduler:
         self._row_taken_at = 0
         self._keeps_row = limits.max_num_seqs >= MANY_ROWS
         self._pending = 0
+        self._cohort: Cohort | None = None
 
     @property
     def has_work(self) -> bool:
@@ -141,12 +143,16 @@ class Scheduler:
         slices: dict[int, Slice] = {}  # by row
         self._starts = {}
         chunks: list[Sequence] = []
-        stalled = self._schedule_decodes(slices, chunks)
+        decodes = self._schedule_cohort()
+        stalled = decodes is None and self._schedule_decodes(slices, chunks)
         self.waits.begin(stalled=stalled)
         self._pending = 0  # of running prompts, beyond the one token that every row has pending
         if chunks or (self.accounts.num_waiting and not stalled):
+            if decodes is not None:
+                slices = dict(zip(decodes.rows, decodes, strict=True))
             self._schedule_prompts(slices, chunks, now, admitting=not stalled)
-        if not slices and not self.places.ended_rows:
+            decodes = decodes if self._is_same() else None
+        if decodes is None and not slices and not self.places.ended_rows:
             return None
         self.counters.num_steps += 1
         self.accounts.tick(self.step_time.line if self.step_time.is_fitted else None)
@@ -154,8 +160,19 @@ class Scheduler:
             step=self.counters.num_steps,
             ended=self.places.take_ended_rows(),
             starts=tuple(self._starts.values()),
-            slices=tuple(slices.values()),
+            slices=tuple(slices.values()) if decodes is None else decodes,
         )
+
+    def _schedule_cohort(self) -> Decodes | None:
+        """The slices of everyone who runs, where each has one token pending and there are blocks for all."""
+        if not self._is_same():
+            self._cohort = Cohort.of(self.running, self.places.num_moves)
+        return None if self._cohort is None else self._cohort.plan(self.cache, self.room)
+
+    def _is_same(self) -> bool:
+        """Whether nobody came or left since the cohort was made."""
+        cohort = self._cohort
+        return cohort is not None and cohort.num_moves == self.places.num_moves
 
     def _schedule_decodes(self, slices: dict[int, Slice], chunks: list[Sequence]) -> bool:
         """Give every running sequence with one token its slice and note the others; True when one stalled or gave way."""
@@ -347,6 +364,7 @@ class Scheduler:
         """Let the next plan count on a step that runs and has no results yet: whoever samples goes on from a token that is
         UNKNOWN. `schedule` and then `apply` of that step must follow, and nothing else in between.
         """
+        self._cohort = None  # it knows nothing of this
         for piece, sequence in zip(plan.slices, sequences, strict=True):
             if sequence.state is not SequenceState.RUNNING:
                 continue
@@ -381,11 +399,16 @@ class Scheduler:
             self.step_time.observe(
                 plan.num_tokens, context_of(plan), result.elapsed_s, is_mixed=is_mixed(plan)
             )
+        is_late = sequences is not None
+        cohort, self._cohort = self._cohort, None
         if sequences is None:
+            if cohort is not None and cohort.decodes is plan.slices:
+                tokens = cohort.take(result.slices, self.cache, now)
+                if tokens is not None:
+                    self.counters.generation_tokens += len(tokens)
+                    self._cohort = cohort
+                    return [*tokens]
             sequences = self.planned(plan)
-            is_late = False
-        else:
-            is_late = True
         running = SequenceState.RUNNING
         for piece, outcome, sequence in zip(plan.slices, result.slices, sequences, strict=True):
             if is_late and not self._settle(piece, sequence):

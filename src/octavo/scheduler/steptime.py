@@ -20,7 +20,7 @@ import itertools
 import math
 from collections.abc import Iterable
 
-from octavo.core.plan import StepPlan
+from octavo.core.plan import Decodes, StepPlan
 from octavo.core.steptime import StepTime, attended
 
 MEMORY = 64
@@ -139,12 +139,14 @@ def _total(kinds: Iterable[list[float]]) -> list[float]:
 def context_of(plan: StepPlan) -> float:
     """Tokens of context that a step's slices attend to."""
     slices = plan.slices
+    if isinstance(slices, Decodes):
+        return slices.context
     return sum([p.start + 1 if p.count == 1 else attended(p.start, p.count) for p in slices])
 
 
 def is_mixed(plan: StepPlan) -> bool:
     """Whether some sequence has more than one token in a step."""
-    return plan.num_tokens > len(plan.slices)
+    return not isinstance(plan.slices, Decodes) and plan.num_tokens > len(plan.slices)
 
 
 def _solve(plain: list[float], mixed: list[float]) -> list[float]:

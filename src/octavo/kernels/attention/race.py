@@ -18,7 +18,7 @@ from octavo.core.batch import ForwardBatch, GroupBatch
 from octavo.core.kvspec import BLOCK_SIZE, KVSpec
 from octavo.kernels.attention.base import AttentionBackend, AttentionCase
 from octavo.kernels.attention.reference import ReferenceAttention
-from octavo.kernels.kv import KVTensors, narrow, quantize
+from octavo.kernels.kv import LARGEST, KVTensors, quantize
 
 CUDA_STEPS = (((1, 1024),) * 32, ((512, 1024), (1, 700)))
 """Slices as (count, context): a step of decodes, and a chunk beside one. 130 MB of keys and values at eight heads of 128."""
@@ -118,8 +118,8 @@ def _step(
     q_THD = torch.randn(starts[-1], case.num_heads, case.head_dim, generator=generator)
     q_THD = q_THD.to(getattr(torch, case.dtype)).to(device)
     dtype = getattr(torch, case.cache_dtype)
-    if dtype is not torch.int8:
-        return batch, q_THD, KVTensors(*(narrow(each, dtype).to(device) for each in values))
-    parts = [quantize(each.flatten(0, 1)) for each in values]
+    if dtype not in LARGEST:
+        return batch, q_THD, KVTensors(*(each.to(device, dtype) for each in values))
+    parts = [quantize(each.flatten(0, 1), dtype) for each in values]
     k, v = (levels.view(shape).to(device) for levels, _ in parts)
     return batch, q_THD, KVTensors(k, v, *(s.view(shape[:3]).to(device) for _, s in parts))

@@ -98,7 +98,7 @@ def parse_lengths(text: str) -> Lengths:
     if shape == "lognormal" and len(numbers) == 2 and numbers[0] >= 1 and 0 <= numbers[1] <= 5:
         return Lengths("lognormal", *numbers)
     raise ConfigError(
-        f"length {text!r}; expected N, LOW-HIGH, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA.",
+        f"length {text!r}; expected N, uniform:LOW:HIGH, LOW-HIGH or lognormal:MEDIAN:SIGMA.",
         fix="For example --input-len uniform:64:256.",
     )
 

@@ -452,6 +452,23 @@ def test_live_runs_confirm_a_simulation_or_overrule_it(
     assert sum(row.live is not None for row in found.rows) == 2
 
 
+def test_where_live_runs_tie_and_the_simulation_was_wrong_the_defaults_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = FakeWorld()
+    jobs = drawn(rate=80.0)
+    asked = task(jobs, slo=slo_of(Asked(300, 200, {})), live_s=1000.0)
+
+    def measure(values: dict[str, object], part: list[Job], slo: Slo, seed: int) -> Live:
+        records = simulate(part, world.machine(world.default), world.times).records
+        return Live(replace(score(records, slo, 80.0), goodput=80.0, missed=()), ())
+
+    monkeypatch.setattr(tuning.live, "measure", measure)
+    found = tuning.tune_in(world, asked, quiet)
+    assert found.is_confirmed is False and found.flags == ""
+    assert found.is_met and "held in the live run at" in found.verdict
+
+
 # -- what is written ----------------------------------------------------------------------------------------------
 
 

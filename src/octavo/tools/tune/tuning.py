@@ -155,7 +155,8 @@ def _report(
     by_candidate = dict(zip(ranked, rows, strict=True))
     offs = [abs(row.off) for row in rows if row.off is not None]
     is_confirmed = None if not lives else all(off <= task.tolerance for off in offs)
-    best = _chosen(found.best, lives)
+    trusted = found.best if is_confirmed is not False else world.default
+    best = _chosen(trusted, lives)
     chosen_by = "simulation" if best == found.best and is_confirmed is not False else "live runs"
     changes = best.changes(world.default)
     verdict, is_met = _verdict(world, task, search, best, by_candidate[best])
@@ -224,13 +225,15 @@ def _off(simulated: Score, measured: Score) -> float:
     return simulated.goodput / measured.goodput - 1
 
 
-def _chosen(best: Candidate, lives: dict[Candidate, Live]) -> Candidate:
-    """The simulation's best, unless another did clearly better when it ran."""
-    if best not in lives:
-        return best
+def _chosen(trusted: Candidate, lives: dict[Candidate, Live]) -> Candidate:
+    """The simulation's best, or the defaults where live runs did not confirm it, unless another did clearly better when
+    it ran.
+    """
+    if trusted not in lives:
+        return trusted
     most = max(lives, key=lambda c: lives[c].score.goodput)
-    is_close = lives[best].score.goodput >= (1 - CLOSE) * lives[most].score.goodput
-    return best if is_close else most
+    is_close = lives[trusted].score.goodput >= (1 - CLOSE) * lives[most].score.goodput
+    return trusted if is_close else most
 
 
 def _verdict(
@@ -239,6 +242,14 @@ def _verdict(
     """What was reached, and whether it is what was asked for."""
     rate = rate_of(task.jobs)
     capacity = search.capacity(best)
+    base = search.capacity(world.default)
+    beside = "" if best == world.default else f" (defaults: {base * rate:.3g})"
+    if capacity < 1 and row.live is not None and not row.live.missed:
+        return (
+            f"The SLO held in the live run at {rate:.3g} requests/s; simulated, it holds up to "
+            f"{capacity * rate:.3g}{beside}.",
+            True,
+        )
     if capacity <= 0:
         least = search.at(best, LEAST)
         why = "; ".join(least.missed)
@@ -248,8 +259,6 @@ def _verdict(
             False,
         )
     ends = f"{'beyond ' if capacity >= MOST else ''}{capacity * rate:.3g} requests/s"
-    base = search.capacity(world.default)
-    beside = "" if best == world.default else f" (defaults: {base * rate:.3g})"
     missed = row.live.missed if row.live is not None else row.simulated.missed
     if capacity < 1:
         return (

@@ -46,6 +46,15 @@ def add_arguments(parser: Parser) -> None:
         "--url", "--base-url", default="http://127.0.0.1:8000", help="Its address [%(default)s]."
     )
     where.add_argument("--model", help="Model name; default: the first that the server lists.")
+    add_call_flags(where)
+    _add_arrival_flags(parser)
+    add_request_flags(parser)
+    add_judgement_flags(parser)
+    output.add_json_flag(parser)
+
+
+def add_call_flags(where: argparse._ArgumentGroup) -> None:
+    """Add what says how a server is called."""
     where.add_argument("--api-key", help="Key to send; also OCTAVO_API_KEY.")
     where.add_argument(
         "--endpoint",
@@ -60,10 +69,23 @@ def add_arguments(parser: Parser) -> None:
         metavar="S",
         help="Longest silence within an answer [600].",
     )
-    _add_arrival_flags(parser)
-    add_request_flags(parser)
-    add_judgement_flags(parser)
-    output.add_json_flag(parser)
+
+
+def add_spread_flags(load: argparse._ArgumentGroup) -> None:
+    """Add what says how arrivals lie in time, at one rate."""
+    load.add_argument(
+        "--arrival",
+        choices=("poisson", "constant"),
+        default="poisson",
+        help="How arrivals are spread [%(default)s].",
+    )
+    load.add_argument(
+        "--burst",
+        type=number(1, 1 << 20, whole=True),
+        default=1,
+        metavar="N",
+        help="Arrivals come N at a time [1].",
+    )
 
 
 def add_judgement_flags(parser: Parser) -> None:
@@ -95,15 +117,7 @@ def _add_arrival_flags(parser: Parser) -> None:
         metavar="X",
         help="Arrivals per second; inf sends all at once [inf].",
     )
-    load.add_argument(
-        "--arrival",
-        choices=("poisson", "constant"),
-        default="poisson",
-        help="How arrivals are spread [%(default)s].",
-    )
-    load.add_argument(
-        "--burst", type=count, default=1, metavar="N", help="Arrivals come N at a time [1]."
-    )
+    add_spread_flags(load)
     load.add_argument("--max-concurrency", type=count, metavar="N", help="Most requests in flight.")
 
 

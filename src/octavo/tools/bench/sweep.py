@@ -76,20 +76,7 @@ def add_arguments(parser: Parser) -> None:
     where.add_argument(
         "--url", "--base-url", help="Address of a server that runs; default: one is started."
     )
-    where.add_argument("--api-key", help="Key to send; also OCTAVO_API_KEY.")
-    where.add_argument(
-        "--endpoint",
-        choices=("completions", "chat"),
-        default="completions",
-        help="Which API to drive [%(default)s].",
-    )
-    where.add_argument(
-        "--timeout",
-        type=number(0.1),
-        default=600.0,
-        metavar="S",
-        help="Longest silence within an answer [600].",
-    )
+    serve.add_call_flags(where)
     where.add_argument(
         "--config", metavar="FILE.yaml", help="Flags of the server that is started, from a file."
     )
@@ -112,15 +99,7 @@ def add_arguments(parser: Parser) -> None:
     load.add_argument(
         "--num-prompts", type=count, default=100, metavar="N", help="Requests of each run [100]."
     )
-    load.add_argument(
-        "--arrival",
-        choices=("poisson", "constant"),
-        default="poisson",
-        help="How arrivals are spread [%(default)s].",
-    )
-    load.add_argument(
-        "--burst", type=count, default=1, metavar="N", help="Arrivals come N at a time [1]."
-    )
+    serve.add_spread_flags(load)
     serve.add_request_flags(parser)
     serve.add_judgement_flags(parser)
     files.add_arguments(parser)

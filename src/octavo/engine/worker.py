@@ -48,7 +48,10 @@ def main(argv: list[str]) -> int:
         told = _foretold()
         if told is not None and early.is_on_cpu(told.config):
             begun = early.begin(told.config)
-            asleep.let_sleep()
+            if (
+                told.config.load_format != "dummy"
+            ):  # draws by torch.Generator, which wants all of torch
+                asleep.let_sleep()
         # lazy: loads torch, while the client still loads its own libraries
         from octavo.engine.boot import boot
 

@@ -4,14 +4,15 @@
 
 The schemas are written ones (`schemas.py`). Five parts, each on the
 bundled model's vocabulary of 4,096, all but the last also on one of 151,936 tokens, which is trained from the Python files of
-the interpreter (a minute, kept in `--work`) beside random weights:
+the interpreter (a minute, kept in `--work`) beside random weights, `large` with 8 layers of 512, `0.6b` (throughput only) in the
+shape of Qwen3-0.6B and int4:
 
 - compile: from the front end's call to its answer, over a warm process; every schema is new.
 - mask: along random walks through the grammars (every allowed token is as likely), which visit more states than a model
   does; one thread. `forced` is the look for forced text.
 - replay: masks along the documents that `valid` wrote (in `--work`), in each vocabulary's own tokens: states that a
   model's outputs pass through.
-- throughput: `--batch` requests at once that all run to `max_tokens`, in alternating order, medians. `free` has no
+- throughput: `--batch` requests at once that all run to `max_tokens`, in alternating order, medians of each and of losses within a round. `free` has no
   grammar, `text` one that forces nothing, `list` is a JSON list of records, whose forced text is jumped over; with
   log-probabilities nothing is, which shows what masks cost where every token is chosen.
 - valid: generations over all schemas, by jsonschema with format checks.
@@ -23,6 +24,7 @@ import argparse
 import asyncio
 import json
 import random
+import shutil
 import statistics
 import sysconfig
 import time
@@ -65,6 +67,14 @@ SHAPE = {
     "hidden_act": "silu",
     "eos_token_id": 2,
 }
+QWEN = {
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+}
+QWEN |= {"num_key_value_heads": 8, "head_dim": 128}
+"""What Qwen3-0.6B has otherwise."""
 WORD = {"type": "string", "pattern": "^[a-z]{1,12}$"}
 RECORD = {
     "type": "object",
@@ -87,14 +97,21 @@ MODES: dict[str, tuple[StructuredOutputs | None, int | None, str]] = {
 """Name -> constraint, log-probabilities, and the mode that it is held against."""
 
 
-def large_model(work: Path) -> Path:
-    """A folder with random weights and a byte-level tokenizer of 151,643 tokens."""
-    folder = work / "large"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(SHAPE))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+def large_model(work: Path, name: str) -> Path:
+    """A folder with random weights, of 8 layers of 512 or in the shape of Qwen3-0.6B, and a byte-level tokenizer of 151,643
+    tokens.
+    """
+    vocabulary = work / "large" / "tokenizer.json"
+    folder = work / name
+    for each in (vocabulary.parent, folder):
+        each.mkdir(parents=True, exist_ok=True)
+    if not vocabulary.exists():
+        train().save(str(vocabulary))
     if not (folder / "tokenizer.json").exists():
-        train().save(str(folder / "tokenizer.json"))
+        shutil.copy(vocabulary, folder)
+    shape = SHAPE | (QWEN if name == "0.6b" else {})
+    (folder / "config.json").write_text(json.dumps(shape))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
     return folder
 
 
@@ -244,7 +261,11 @@ def throughput_part(llm: LLM, batch: int, max_tokens: int, rounds: int) -> dict[
             if turn >= 0:
                 speeds[name].append(count / elapsed)
     medians = {name: statistics.median(values) for name, values in speeds.items()}
-    losses = {name: 1 - medians[name] / medians[MODES[name][2]] for name in MODES}
+    losses = {
+        name: 1
+        - statistics.median(a / b for a, b in zip(values, speeds[MODES[name][2]], strict=True))
+        for name, values in speeds.items()
+    }
     return {"tokens_per_s": medians, "loss": losses, "all": speeds, "batch": batch}
 
 
@@ -331,8 +352,8 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     documents = options.work / "documents.json"
     for name in options.models.split(","):
-        is_large = name == "large"
-        folder = large_model(options.work) if is_large else model_folder(name)
+        is_large = name in ("large", "0.6b")
+        folder = large_model(options.work, name) if is_large else model_folder(name)
         known = vocabulary(folder, LARGE if is_large else 4096)
         rows = results.setdefault(name, {})
         if "compile" in parts:
@@ -341,6 +362,7 @@ def main() -> None:
             rows["mask"] = mask_part(known, options.schemas)
         if "throughput" in parts or ("valid" in parts and not is_large):
             load = {"load_format": "dummy"} if is_large else {}
+            load |= {"quantization": "int4"} if name == "0.6b" else {}
             with LLM(str(folder), max_num_seqs=options.batch, max_model_len=1536, **load) as llm:
                 if "throughput" in parts:
                     length = 48 if is_large else 256

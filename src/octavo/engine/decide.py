@@ -116,15 +116,7 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
         model_limit=model_len if asked_len is None else facts.max_context,
         fits=memory.kv_tokens,
     )
-    limits = Limits(
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=tokens,
-        max_model_len=length,
-        max_num_waiting=config.max_num_queued_reqs,
-        enable_chunked_prefill=chunks,
-        prefill_share=1.0 if config.performance_mode == "throughput" else PREFILL_SHARE,
-        max_itl_s=None if config.max_itl_ms is None else config.max_itl_ms / 1e3,
-    )
+    limits = _limits(config, tokens, length, chunks=chunks)
     runs_ahead, ahead_decision = resolve.steps_ahead(
         config.async_scheduling, device, _not_ahead(config, facts)
     )
@@ -147,6 +139,18 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
         config, facts, device, dtype.dtype, kv_dtype, storage, limits, memory, decisions
     )
     return resolved._replace(products=dtype.products, runs_ahead=runs_ahead)
+
+
+def _limits(config: EngineConfig, tokens: int, length: int, *, chunks: bool) -> Limits:
+    return Limits(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=tokens,
+        max_model_len=length,
+        max_num_waiting=config.max_num_queued_reqs,
+        enable_chunked_prefill=chunks,
+        prefill_share=1.0 if config.performance_mode == "throughput" else PREFILL_SHARE,
+        max_itl_s=None if config.max_itl_ms is None else config.max_itl_ms / 1e3,
+    )
 
 
 def _kv_dtype(asked: str, activations: str, machine: Machine) -> str:

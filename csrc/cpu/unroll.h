@@ -9,7 +9,7 @@
 
 // Keeps a vector's sum where it is between two steps of its chain; without this GCC moves it from register to register,
 // and some to memory.
-#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__)) && !defined(OCTAVO_EMULATED_AVX512)
 #define OCTAVO_STAY(vector) __asm__("" : "+v"(vector))
 #else
 #define OCTAVO_STAY(vector)

@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 
 from fakes import FakeEngine, InProcess, ServerThread, make_state
+from octavo.server.auth import KeyRing
 from octavo.server.keys.store import KeyStore
 from security.keyed import keyed_state, make_key
 
@@ -18,6 +19,7 @@ def test_an_operator_sees_the_times_of_all_and_the_words_of_none(tmp_path: Path)
     state, keys = keyed_state(path, engine)
     with KeyStore(path) as store:
         same = make_key(store, "same", tenant="two")
+    state.keys = KeyRing((), path)  # which looks again once a second
     engine.pause_after = 2
     body = {"prompt": "my own prompt", "max_tokens": 9, "stream": True, "stop": [SECRET]}
 

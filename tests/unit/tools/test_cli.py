@@ -59,7 +59,7 @@ def test_version_and_verb_groups(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("octavo ")
     assert cli.main(["bench"]) == 0
-    assert "{throughput,latency,serve}" in capsys.readouterr().out
+    assert "{throughput,latency,serve,sweep}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,9 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
             messages, self.inbox = self.inbox, []
             return messages
 
+        def wake(self) -> None:
+            """Nobody sleeps."""
+
         def send(self, message: Any) -> None:
             pass
 

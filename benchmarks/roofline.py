@@ -54,6 +54,9 @@ class Link:
         messages, self.inbox = self.inbox, []
         return messages
 
+    def wake(self) -> None:
+        """Nobody sleeps."""
+
     def send(self, message: FromEngine) -> None:
         """Nobody listens."""
 

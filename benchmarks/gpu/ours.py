@@ -41,6 +41,9 @@ class _Link:
         messages, self.inbox = self.inbox, []
         return messages
 
+    def wake(self) -> None:
+        """Nobody sleeps."""
+
     def send(self, message: FromEngine) -> None:
         if isinstance(message, Ready):
             self.ready = message

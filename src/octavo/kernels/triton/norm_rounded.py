@@ -13,6 +13,7 @@ from torch import Tensor
 
 from octavo.kernels.rounded import LEVEL_DTYPES, Rounded
 from octavo.kernels.triton.quantize import TINY, round_levels, row_scale
+from octavo.kernels.triton.shared import row_with_residual
 
 
 @triton.jit
@@ -35,11 +36,9 @@ def _norm_rounded(
     row = tl.program_id(0).to(tl.int64)
     i_D = tl.arange(0, PADDED)
     is_there_D = i_D < SIZE
-    x_D = tl.load(x + row * x_stride + i_D, mask=is_there_D, other=0.0)
-    if HAS_RESIDUAL:
-        residual_D = tl.load(residual + row * SIZE + i_D, mask=is_there_D, other=0.0)
-        x_D = (x_D.to(tl.float32) + residual_D.to(tl.float32)).to(x_D.dtype)
-        tl.store(residual + row * SIZE + i_D, x_D, mask=is_there_D)
+    x_D = row_with_residual(
+        x + row * x_stride, residual + row * SIZE, i_D, is_there_D, HAS_RESIDUAL
+    )
     wide_D = x_D.to(tl.float32)
     weight_D = tl.load(weight + i_D, mask=is_there_D, other=0.0).to(tl.float32)
     wide_D = wide_D * tl.rsqrt(tl.sum(wide_D * wide_D, 0) / SIZE + eps)

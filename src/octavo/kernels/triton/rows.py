@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.curves import Curve
+from octavo.kernels.triton.shared import row_with_residual
 
 CURVES: dict[str, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 PART = 1024
@@ -41,11 +42,9 @@ def _norm(
     row = tl.program_id(0).to(tl.int64)
     i_D = tl.arange(0, PADDED)
     is_there_D = i_D < SIZE
-    x_D = tl.load(x + row * x_stride + i_D, mask=is_there_D, other=0.0)
-    if HAS_RESIDUAL:
-        residual_D = tl.load(residual + row * SIZE + i_D, mask=is_there_D, other=0.0)
-        x_D = (x_D.to(tl.float32) + residual_D.to(tl.float32)).to(x_D.dtype)
-        tl.store(residual + row * SIZE + i_D, x_D, mask=is_there_D)
+    x_D = row_with_residual(
+        x + row * x_stride, residual + row * SIZE, i_D, is_there_D, HAS_RESIDUAL
+    )
     wide_D = x_D.to(tl.float32)
     weight_D = tl.load(weight + i_D, mask=is_there_D, other=0.0)
     if IS_CENTERED:

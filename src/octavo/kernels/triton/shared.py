@@ -33,3 +33,14 @@ def widen(x, like):
     if INTERPRETED:
         x = x.to(tl.float32)
     return x.to(like.dtype)
+
+
+@triton.jit
+def row_with_residual(x, residual, i_D, is_there_D, HAS_RESIDUAL: tl.constexpr):
+    """One row, and where there is a residual the sum with it in the row's dtype, which is written over it."""
+    x_D = tl.load(x + i_D, mask=is_there_D, other=0.0)
+    if HAS_RESIDUAL:
+        residual_D = tl.load(residual + i_D, mask=is_there_D, other=0.0)
+        x_D = (x_D.to(tl.float32) + residual_D.to(tl.float32)).to(x_D.dtype)
+        tl.store(residual + i_D, x_D, mask=is_there_D)
+    return x_D

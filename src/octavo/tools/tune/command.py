@@ -12,8 +12,7 @@ import yaml
 from octavo.core.config import EngineConfig
 from octavo.core.errors import ConfigError
 from octavo.tools import flags, output
-from octavo.tools.bench import sample
-from octavo.tools.bench.serve import parse_objectives
+from octavo.tools.bench import sample, serve
 from octavo.tools.parser import Parser, number
 from octavo.tools.plan.devices import DEVICES
 from octavo.tools.plan.target import Given, find
@@ -111,19 +110,7 @@ def _add_traffic(parser: Parser) -> None:
     lengths = "N, LOW-HIGH, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA"
     load.add_argument("--input-len", default="128", metavar="DIST", help=f"{lengths} [128].")
     load.add_argument("--output-len", default="64", metavar="DIST", help=f"{lengths} [64].")
-    load.add_argument(
-        "--arrival",
-        choices=("poisson", "constant"),
-        default="poisson",
-        help="How arrivals are spread [%(default)s].",
-    )
-    load.add_argument(
-        "--burst",
-        type=number(1, 4096, whole=True),
-        default=1,
-        metavar="N",
-        help="Arrivals come N at a time [1].",
-    )
+    serve.add_spread_flags(load)
     load.add_argument(
         "--prefix-len",
         type=number(0, sample.MAX_LENGTH, whole=True),
@@ -156,7 +143,7 @@ def _add_traffic(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb: 1 where the SLO is not met, or live runs gave something else than the simulation."""
-    objectives = parse_objectives(args.goodput)
+    objectives = serve.parse_objectives(args.goodput)
     if args.ttft_p99_ms is None and args.itl_p99_ms is None and not objectives:
         raise ConfigError(
             "nothing is asked for.",

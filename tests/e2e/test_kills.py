@@ -234,7 +234,7 @@ def test_where_the_time_of_streams_went_through_a_kill(tmp_path: Path, kills: Mo
             os.kill(target.engine(), signal.SIGKILL)
             for stream in await asyncio.gather(*running):
                 parts = await parts_of(http, stream)
-                assert 0.05 < parts["restart"] < stream.silence_s + 0.05, (
+                assert 0.05 < parts["restart"] < stream.silence_s + 0.25, (
                     "no engine: a part of its own"
                 )
                 assert parts["preemption"] > 0, "what was there is computed again"

@@ -11,25 +11,12 @@ from typing import Any
 
 import pytest
 
-from grammar_corpus import vocabulary
+from grammar_corpus import Instant, vocabulary
 from octavo.core.structured import StructuredOutputs
-from octavo.decoding.grammar.compiler import GrammarCompiler
 from octavo.decoding.grammar.llguidance import Backend
-from octavo.decoding.grammar.worker import Outcome
 from security.conftest import Live
 
 NUM_SCHEMAS = 100_000
-
-
-class Instant(GrammarCompiler):
-    """Compiles without a process: what is looked at is what is kept."""
-
-    def _begin(self, key: bytes) -> asyncio.Future[Outcome]:
-        job: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._under_way[key] = job
-        job.add_done_callback(lambda done: self._finish(key, done))
-        job.set_result(Outcome(source=key.hex() * 8))
-        return job
 
 
 def growth(act: Callable[[int, int], None], half: int) -> int:

@@ -127,7 +127,11 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
         Decision(
             "kv_cache_dtype",
             kv_dtype,
-            "the activations'" if config.kv_cache_dtype == "auto" else "as given",
+            "as given"
+            if config.kv_cache_dtype != "auto"
+            else "the activations'"
+            if kv_dtype == dtype.dtype
+            else "what linear layers multiply",
         ),
         *_deterministic(config, device),
         length_decision,

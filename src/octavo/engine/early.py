@@ -13,6 +13,7 @@ from typing import NamedTuple
 from octavo.core.assets import model_folder
 from octavo.core.config import EngineConfig
 from octavo.core.errors import OctavoError
+from octavo.core.gguf import is_gguf
 from octavo.core.resolve import cpu_threads
 from octavo.engine import machine
 from octavo.engine.decide import Machine, resolve_start
@@ -47,6 +48,8 @@ def begin(config: EngineConfig) -> Early | None:
         return None
     available = available_bytes()
     try:
+        if is_gguf(model_folder(config.model)):
+            return None  # nothing of it is known ahead, and reading its header twice takes time
         resolved = resolve_start(config, Machine("cpu", available, plan_storage))
         threads, _ = cpu_threads(config.threads, machine.usable_cores())
         # As `boot` does, for the threads that are started here.

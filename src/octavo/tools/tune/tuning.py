@@ -165,8 +165,8 @@ def _report(
         far = max(offs)
         verdict = (
             f"UNCONFIRMED: simulated and live goodput differ by up to {far:.0%} (allowed: "
-            f"{task.tolerance:.0%}), so the flags are those that did best in live runs, and simulated rates "
-            f"are no promise. {verdict}"
+            f"{task.tolerance:.0%}), so the flags are those that did clearly best in live runs, else the "
+            f"defaults, and simulated rates are no promise. {verdict}"
         )
     notes += [note for each in lives.values() for note in each.notes]
     return Report(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.tools.bench.environment import environment
-from octavo.tools.plan.speed import decode_s, prompt_s
+from octavo.tools.plan.speed import Measured, decode_s, prompt_s
 from octavo.tools.plan.target import Given, find, network_of, speed_of
 from octavo.tools.tables import bytes_text, seconds_text, table
 
@@ -30,6 +30,7 @@ SUBJECTS = (
     ("benchmarks/shapes/qwen3-0.6b", "int8"),
 )
 WARM = 4
+SECONDS = 1.0
 
 
 def status(key: str) -> int:
@@ -129,6 +130,14 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
                 first += elapsed
         return first, statistics.median(taken[WARM:])
 
+    def for_a_while(num_seqs: int) -> tuple[float, float]:
+        """Medians of `steps`, as often as takes about as long as predicting does."""
+        until = time.monotonic() + SECONDS
+        found = [steps(num_seqs)]
+        while time.monotonic() < until:
+            found.append(steps(num_seqs))
+        return statistics.median(f for f, _ in found), statistics.median(i for _, i in found)
+
     steps(args.seqs)
     grown = status("VmHWM") - base
     memory = resolved.memory
@@ -136,12 +145,14 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
     rounds: list[dict[str, float]] = []
     for _ in range(args.rounds):
         speed = speed_of(target, resolved, network)
+        assert isinstance(speed, Measured)
         extension.take_over()
-        row: dict[str, float] = {}
+        row = {"host": speed.timing.host_s}
         for name, num_seqs in (("1", 1), ("n", args.seqs)):
             row[f"itl {name} predicted"] = decode_s(speed, network, num_seqs, context)
-            first, itl = steps(num_seqs)
+            first, itl = for_a_while(num_seqs)
             row[f"itl {name} measured"] = itl
+            row[f"rest {name}"] = speed.rest_s(num_seqs)
             if num_seqs == 1:
                 budget = resolved.limits.max_num_batched_tokens
                 row["ttft predicted"] = prompt_s(speed, network, args.prompt, budget)

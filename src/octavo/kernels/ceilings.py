@@ -60,6 +60,8 @@ class Timing(NamedTuple):
     """Of packed weights, at one row."""
     flop_per_s: float
     """Of products at the most rows."""
+    host_s: float
+    """Seconds of `host_loop`, the median of some: how fast this core runs Python at present."""
 
 
 def measure(
@@ -71,9 +73,13 @@ def measure(
     """
     native.set_watch(50)  # as `take_over` does for serving
     num_layers = max((p.times for p in layer), default=0)
+    host = host_loops()
     products = _curve(layer, num_layers, threads) if layer else ((1, 0.0),)
+    host += host_loops()
     heads = _curve([head], 1, threads)
+    host += host_loops()
     kv_byte_s, pair_s = (0.0, 0.0) if spec is None else _attention(spec, num_heads, threads)
+    host += host_loops()
     size = sum(p.times * p.outputs * p.inputs for p in layer)
     rows, seconds = products[-1]
     return Timing(
@@ -83,7 +89,26 @@ def measure(
         pair_s,
         sum(p.times * bytes_of(p) for p in layer) / products[0][1] if layer else 0.0,
         2.0 * rows * size / seconds if layer else 0.0,
+        statistics.median(host),
     )
+
+
+def host_loops(count: int = 20) -> list[float]:
+    """Seconds of each of `count` runs of a loop as the engine's are: look up, build, store.
+
+    What a step costs around its kernels is Python; on a shared machine its speed changes by a factor of two within
+    seconds, and from machine to machine.
+    """
+    times = []
+    for _ in range(count):
+        begun = time.perf_counter()
+        kept: dict[int, tuple[int, int]] = {}
+        total = 0
+        for index in range(2000):
+            kept[index & 63] = (index, total)
+            total += kept[index & 63][0] & 7
+        times.append(time.perf_counter() - begun)
+    return times
 
 
 def bytes_of(product: Product) -> float:

@@ -365,16 +365,20 @@ def test_the_probe_measures(monkeypatch: pytest.MonkeyPatch) -> None:
         assert timing.kv_byte_s > 0
         assert timing.pair_s > 0
         assert timing.flop_per_s > 1e8
+        assert 1e-6 < timing.host_s < 1.0
 
 
-def test_this_cpu_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pace", [1, 3])
+def test_this_cpu_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pace: int) -> None:
+    """The loop's share of a step goes with the speed of Python."""
     monkeypatch.setattr(ceilings, "SECONDS", 0.002)
+    monkeypatch.setattr(ceilings, "host_loops", lambda: [pace * speed.CPU_HOST_S])
     folder = write_tiny(tmp_path / "m")
     config = EngineConfig(model=str(folder), device="cpu", threads=1)
     target = find("cpu", Given(memory_bytes=1 << 30))
     plan = plan_for(config, target, Fleet())
     assert "measured here" in plan.ceilings[0][1]
-    assert plan.predictions[0].itl_alone_s > speed.CPU_OVERHEAD.step_s
+    assert plan.predictions[0].itl_alone_s > pace * speed.CPU_OVERHEAD.step_s
     with pytest.raises(ConfigError, match="cannot be measured: in bfloat16") as caught:
         plan_for(replace(config, dtype="bfloat16"), target, Fleet())
     assert "--read-gb-s" in caught.value.fix

@@ -45,6 +45,8 @@ CPU_SHARES = Shares(read=0.53, products=0.61)
 """Medians of benchmarks/results/roofline-qwen3-0.6b.json, unquantized (2 cores, AVX2)."""
 CPU_OVERHEAD = Overhead(step_s=0.25e-3, layer_s=0.025e-3, row_s=8e-6, value_s=0.5e-9)
 """Fitted to steps of octavo-mini in benchmarks/plan.py on quiet cores (2 cores, AVX2); twice that on busy ones."""
+CPU_HOST_S = 0.25e-3
+"""`ceilings.host_loops` on the cores to which `CPU_OVERHEAD` was fitted."""
 ALL_REDUCE_S = 15e-6
 """Of one sum over devices, beside sending it: assumed."""
 
@@ -197,8 +199,9 @@ class Measured:
         return pairs * self.timing.pair_s
 
     def rest_s(self, rows: int) -> float:
-        """As fitted."""
-        return _rest_s(self.overhead, self.network.facts, rows)
+        """As fitted, at the speed that Python has here."""
+        pace = self.timing.host_s / CPU_HOST_S
+        return pace * _rest_s(self.overhead, self.network.facts, rows)
 
 
 def _rest_s(overhead: Overhead, facts: ModelFacts, rows: int) -> float:

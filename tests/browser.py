@@ -198,30 +198,30 @@ async def browsing() -> AsyncIterator[Page]:
     """A page of a browser of its own, without history."""
     path = chromium()
     assert path is not None, "ask `chromium()` first"
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        port_file = Path(folder, "DevToolsActivePort")
-        with Path(folder, "errors").open("w+") as errors:
-            process = subprocess.Popen(
-                [path, f"--user-data-dir={folder}", *FLAGS],
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                text=True,
-            )
-            try:
-                url = await asyncio.wait_for(_debugger(process, Path(errors.name)), WAIT_S)
-                port = url.split(":")[2].split("/")[0]
-                assert port_file.exists()
-                async with aiohttp.ClientSession() as session:
-                    async with session.get(f"http://127.0.0.1:{port}/json") as answer:
-                        tabs = [one for one in await answer.json() if one["type"] == "page"]
-                    url = tabs[0]["webSocketDebuggerUrl"]
-                    async with session.ws_connect(url, max_msg_size=0) as socket:
-                        page = Page(socket)
-                        yield page
-                        await page.close()
-            finally:
-                process.terminate()
-                process.wait(10)
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        Path(folder, "errors").open("w+") as errors,
+    ):
+        process = subprocess.Popen(
+            [path, f"--user-data-dir={folder}", *FLAGS],
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            text=True,
+        )
+        try:
+            url = await asyncio.wait_for(_debugger(process, Path(errors.name)), WAIT_S)
+            port = url.split(":")[2].split("/")[0]
+            async with aiohttp.ClientSession() as session:
+                async with session.get(f"http://127.0.0.1:{port}/json") as answer:
+                    tabs = [one for one in await answer.json() if one["type"] == "page"]
+                url = tabs[0]["webSocketDebuggerUrl"]
+                async with session.ws_connect(url, max_msg_size=0) as socket:
+                    page = Page(socket)
+                    yield page
+                    await page.close()
+        finally:
+            process.terminate()
+            process.wait(10)
 
 
 async def _debugger(process: subprocess.Popen[str], log: Path) -> str:

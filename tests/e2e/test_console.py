@@ -50,7 +50,7 @@ def url() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def busy(url: str, num_callers: int = 4) -> Iterator[None]:
+def busy(url: str, num_callers: int = 4, max_tokens: int = 120) -> Iterator[None]:
     """People ask it things meanwhile; half of them begin with the same words."""
     shared = "The library by the sea has many shelves and a patient keeper. " * 4
     is_over = threading.Event()
@@ -58,7 +58,12 @@ def busy(url: str, num_callers: int = 4) -> Iterator[None]:
     def ask(number: int) -> None:
         while not is_over.is_set():
             prompt = (shared if number % 2 else "") + f"Word {number}. " * 30
-            body = {"prompt": prompt, "max_tokens": 120, "ignore_eos": True, "temperature": 0.9}
+            body = {
+                "prompt": prompt,
+                "max_tokens": max_tokens,
+                "ignore_eos": True,
+                "temperature": 0.9,
+            }
             headers = {"content-type": "application/json"}
             call = urllib.request.Request(
                 f"{url}/v1/completions", json.dumps(body).encode(), headers
@@ -190,6 +195,82 @@ def test_charts_and_requests_follow_the_work(url: str) -> None:
         asyncio.run(run())
 
 
+def test_a_chosen_request_is_followed_to_its_end_and_the_keyboard_keeps_its_place(url: str) -> None:
+    """Rows are made anew twice a second, and what was told of a request that runs is soon out of date."""
+    detail = "document.querySelector('aside.request').textContent"
+
+    async def run() -> None:
+        async with console(url) as page:
+            await show(page, "requests")
+            await page.until("document.querySelectorAll('.requests tbody tr').length > 2")
+            await page.run("document.querySelector('.requests tbody button').focus()")
+            name = await page.run("document.activeElement.dataset.id")
+            await page.run("document.activeElement.isOld = true")
+            await page.until("!document.querySelector('.requests tbody button')?.isOld")
+            assert await page.run("document.activeElement.dataset.id") == name
+            await page.press("a")
+            await page.press("ArrowDown")
+            await page.until(f"{detail}.includes('generating')")
+            await page.until(f"{detail}.includes('ended')")
+            await page.press("Escape")
+            await page.until("document.querySelector('aside.request').hidden")
+
+    with busy(url, 3, 700):
+        asyncio.run(run())
+
+
+CHECK_TABLES = """(async () => {
+    const { Steps, Tables } = await import("/console/js/steps.js");
+    const steps = new Steps();
+    const flat = (tables) => JSON.stringify([[...tables.byId], [...tables.fresh], [...tables.ghosts].sort()]);
+    let block = 0;
+    for (let n = 1; n <= 700; n++) {
+        const slices = [0, 1, 2].map((k) => [3 * Math.floor(n / 7) + k, n, 1, 1, ...(n % 3 === k ? [++block % 50] : [])]);
+        const isNew = n % 7 === 0 || n === 1;
+        const ids = slices.map((one) => one[0]);
+        const ended = isNew && n > 1 ? ids.map((one) => one - 3) : [];
+        steps.add([[n, n, 1, 0, 50, 10, [], isNew ? ids : [], ended, slices, isNew ? ids.map((one) => [one, `r${one}`]) : []]]);
+        if (n % 11) continue;
+        const index = (n * 37) % steps.list.length; // forth and back
+        for (const at of [index, steps.list.length - 1]) {
+            const fresh = steps.base.copy();
+            for (let i = 0; i <= at; i++) fresh.apply(steps.list[i]);
+            if (flat(fresh) !== flat(steps.tablesAt(at))) return `differs at ${n}, ${at}`;
+        }
+    }
+    return "same";
+})()"""
+CHECK_COST = """(async () => {
+    const { CostView } = await import("/console/js/cost.js");
+    const line = { by: {}, requests: 4, prompt_tokens: 100, cached_tokens: 0, computed_tokens: 100, output_tokens: 60,
+        lost_tokens: 10, prefill_s: 1, decode_s: 1, aborted_s: 1, cost: 3, prefill_cost: 1, decode_cost: 1 };
+    const view = new CostView();
+    view.draw({ currency_per_device_hour: 3600, accounts: null, data: [line] }, []);
+    return [...view.element.querySelectorAll("tbody tr > *")].map((one) => one.textContent);
+})()"""
+
+
+def test_what_is_shown_is_worked_out_right(url: str) -> None:
+    async def run() -> None:
+        async with console(url) as page:
+            assert await page.run(CHECK_TABLES) == "same"
+            cells = await page.run(CHECK_COST)
+            assert cells[:-1] == [
+                "all",
+                "4",
+                "100",
+                "0",
+                "60",
+                "3.00 s",
+                "3.00",
+                *("10,000.00", "20,000.00"),
+            ]
+            said = "import('/console/js/dom.js').then((dom) => [659.7, 119.9, 179.4].map(dom.duration))"
+            assert await page.run(said) == ["11 min 0 s", "119.9 s", "2 min 59 s"]
+
+    asyncio.run(run())
+
+
 def test_dark_light_help_and_a_phone(url: str) -> None:
     background = "getComputedStyle(document.body).backgroundColor"
     is_wide = "document.documentElement.scrollWidth > innerWidth"
@@ -222,9 +303,11 @@ def test_a_key_is_asked_for_and_kept_in_the_tab() -> None:
 
     async def run(server: str) -> None:
         async with browsing() as page:
-            await page.window(1440, 900)
+            await page.window(375, 740, mobile=True)
             await page.open(f"{server}/console")
             await page.until("document.querySelector('dialog[open] #api-key')")
+            assert await page.run("document.documentElement.scrollWidth") == 375, "on a phone, too"
+            await page.window(1440, 900)
             await page.type("the-key")
             await page.press("Enter")
             await page.until(READY)

@@ -14,6 +14,7 @@ from octavo.engine.whatif import WhatIf, what_if
 from octavo.meter.evidence import evidence, stamps_of
 from octavo.meter.why import explain, total_of
 from octavo.tools import cli
+from octavo.tools.why import guess_text
 
 HOG, VICTIM = "cmpl-" + "a" * 32, "chatcmpl-" + "b" * 32
 
@@ -57,11 +58,25 @@ def test_without_the_one_that_had_the_row_it_would_have_come_at_once(log: Path) 
     assert "start" in str(what_if(partial, HOG))
 
 
+def test_the_difference_counts_and_not_what_a_replay_is_off_by() -> None:
+    def told(actual: float | None, simulated: float, without: float) -> str:
+        return guess_text(WhatIf("x", actual, simulated, without)._asdict())
+
+    assert "come after 0.300 s, not 4.100 s" in told(4.1, 4.0, 0.2)
+    assert "come not sooner: it came after 0.048 s" in told(0.048, 0.05, 0.05), (
+        "never later without"
+    )
+    assert "come not sooner: it came after 0.092 s" in told(0.092, 0.083, 0.0825)
+    assert "come after 0.000 s, not 0.050 s" in told(0.05, 0.09, 0.01), "nor before it was asked"
+    assert "cannot be told" in told(0.048, 14.7, 13.7) and "cannot be told" in told(4.0, 0.1, 0.01)
+    assert "come after 0.200 s, not 0.400 s" in told(None, 0.4, 0.2)
+
+
 def test_the_command_tells_it(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["why", VICTIM, "--step-log", str(log)]) == 0
     text = capsys.readouterr().out
     assert "queue: no_row" in text and HOG in text and "engine's part alone" in text
-    assert f"Without {HOG} the first token would have come after" in text
+    assert f"ithout {HOG}" in text and "by replay" in text, "told, or why it cannot be"
     assert cli.main(["why", "b" * 32, "--step-log", str(log / "steps"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     timing = told["timing"]

@@ -44,11 +44,11 @@ def what_if(found: Evidence, without: str) -> WhatIf | str:
         if times is None or times.first_token is None:
             return "the record ends before its first token"
         firsts.append(times.first_token - found.arrived.at)
-    return WhatIf(without, _first_token_s(run, found), firsts[0], firsts[1])
+    return WhatIf(without, first_token_s(run, found), firsts[0], firsts[1])
 
 
-def _first_token_s(run: Run, found: Evidence) -> float | None:
-    """Of the request, as recorded."""
+def first_token_s(run: Run, found: Evidence) -> float | None:
+    """Of the request, from its acceptance, as recorded in the process that it ended in."""
     number = next(
         f.number for f in run.frames if isinstance(f, Arrived) and f.id == found.arrived.id
     )

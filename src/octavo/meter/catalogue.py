@@ -162,7 +162,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "vllm:admission_rejections",
         "counter",
-        "Calls refused at a limit; others of their reasons begin with key_: a limit of the caller's key.",
+        "Calls refused at a limit or by a budget; others of their reasons begin with key_: a limit of the caller's key.",
         ("reason",),
         values=(
             "queued_reqs",
@@ -170,6 +170,7 @@ ROWS: tuple[Row, ...] = (
             "would_miss_ttft_slo",
             "would_miss_deadline",
             "background",
+            "budget",
         ),
     ),
     Row("vllm:request_prompt_tokens", "histogram", "Prompt tokens per request.", (), _TOKENS),
@@ -246,7 +247,7 @@ ROWS: tuple[Row, ...] = (
         "octavo:aborted_tokens",
         "counter",
         "Tokens of requests that ended early: all output, and prompts whose first token had come. "
-        "reason: disconnect, deadline, api, shutdown; kind: prompt, output.",
+        "reason: disconnect, deadline, api, budget, shutdown; kind: prompt, output.",
         ("reason", "kind"),
     ),
     Row(

@@ -20,6 +20,7 @@ from octavo.core.result import RequestTiming
 from octavo.engine.frontend import Delta, Generation
 from octavo.meter.metrics import Metrics, Outcome
 from octavo.server.call import Call
+from octavo.server.costs.budgets import BudgetError
 from octavo.server.costs.tab import Tab
 from octavo.server.marks import Marks
 
@@ -72,6 +73,9 @@ async def metered(call: Call, generations: Sequence[Generation]) -> AsyncGenerat
         ticket.end([book.num_output for book in books.values()])
     except (asyncio.CancelledError, GeneratorExit):
         reason, cause = "abort", "disconnect"
+        raise
+    except BudgetError:
+        reason, cause = "abort", "budget"
         raise
     except OverloadError as error:
         state.admission.refused_by_engine(error)

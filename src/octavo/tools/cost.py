@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     prices = None if args.prices is None else read_prices(args.prices)
     ledger = ledger_file.open_ledger(args)
     try:
-        usage = report.usage(ledger, dims, since, until)
+        usage = report.usage(ledger, dims, since, until, most=None)
     finally:
         ledger.close()
     if args.csv:
@@ -117,7 +117,9 @@ def break_even(usage: Usage, prices: list[Price]) -> list[dict[str, Any]]:
     device has to serve in an hour so that its price is what the offer would cost.
     """
     hours = (usage.covered_s or 0.0) / 3600
-    own = sum(one.cost or 0.0 for one in usage.accounts or ())
+    has_price = usage.currency_per_device_hour is not None
+    own = sum(one.cost or 0.0 for one in usage.accounts or ()) if has_price else None
+    hour = own / hours if own is not None and hours else usage.currency_per_device_hour
     prompt = sum(line.prompt_tokens for line in usage.data)
     cached = sum(line.cached_tokens for line in usage.data)
     out = sum(line.output_tokens for line in usage.data)
@@ -127,17 +129,14 @@ def break_even(usage: Usage, prices: list[Price]) -> list[dict[str, Any]]:
         hit = price.input if price.cached is None else price.cached
         bought = ((prompt - cached) * price.input + cached * hit + out * price.output) / MILLION
         each = bought / tokens if tokens else 0.0
-        device_hour = usage.currency_per_device_hour
         rows.append(
             {
                 "name": price.name,
                 "bought": bought,
-                "own": own if device_hour is not None else None,
-                "saved": bought - own if device_hour is not None else None,
+                "own": own,
+                "saved": None if own is None else bought - own,
                 "tokens_per_hour": tokens / hours if hours else 0.0,
-                "break_even_tokens_per_hour": device_hour / each
-                if device_hour is not None and each
-                else None,
+                "break_even_tokens_per_hour": hour / each if hour is not None and each else None,
             }
         )
     return rows
@@ -174,21 +173,20 @@ def _lines_text(usage: Usage, dims: list[str]) -> str:
             *(f"{getattr(line, name)}" for name in _COUNTS[:4]),
             *(f"{getattr(line, name):.3f}" for name in _TIMES[:3]),
             _money(line.cost),
-            *_rates(usage, line),
+            *_rates(line),
         )
         for line in usage.data
     ]
     return table((*header, "cost", "per M prefill", "per M decode"), rows)
 
 
-def _rates(usage: Usage, line: UsageLine) -> tuple[str, str]:
+def _rates(line: UsageLine) -> tuple[str, str]:
     """Cost per million tokens, prefill and decode apart."""
-    price = usage.currency_per_device_hour
     kept = line.output_tokens - line.lost_tokens
-    pairs = ((line.prefill_s, line.computed_tokens), (line.decode_s, kept))
+    pairs = ((line.prefill_cost, line.computed_tokens), (line.decode_cost, kept))
     first, second = (
-        _money(seconds / 3600 * price / count * MILLION) if price is not None and count > 0 else "-"
-        for seconds, count in pairs
+        _money(cost / count * MILLION) if cost is not None and count > 0 else "-"
+        for cost, count in pairs
     )
     return first, second
 

@@ -97,7 +97,8 @@ def _full(m: Samples) -> str | None:
 
 
 def _rejected(m: Samples) -> str | None:
-    refused = m.total("vllm:admission_rejections_total")
+    name = "vllm:admission_rejections_total"
+    refused = m.total(name) - m.total(name, reason="budget")
     received = m.total("octavo:requests_received_total") + refused
     if received < LEAST or refused < 0.01 * received:
         return None
@@ -161,6 +162,11 @@ def _epochs(m: Samples) -> str | None:
 def _canary(m: Samples) -> str | None:
     count = m.total("octavo:canary_failures_total")
     return f"{count:.0f} answers to the request with a known answer were no good" if count else None
+
+
+def _ledger(m: Samples) -> str | None:
+    name = "octavo:ledger_up"
+    return f"{name} is 0" if m.has(name) and not m.total(name) else None
 
 
 def _uneven(m: Samples) -> str | None:
@@ -337,5 +343,14 @@ TROUBLES: tuple[Trouble, ...] = (
         "the engine answered a known request differently: memory or device at fault, or other libraries",
         "See docs/health.md; restart, and test the device's memory if it comes back.",
         _canary,
+    ),
+    Trouble(
+        "ledger",
+        "faults",
+        "fail",
+        "octavo:ledger_up is 0",
+        "the ledger's database is away or full: what is spent meanwhile waits in memory",
+        "Bring it back; the server's log has its words, and docs/runbooks/OctavoLedgerDown.md the rest.",
+        _ledger,
     ),
 )

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 _ID = re.compile(r"[0-9a-f]{32}(?:-\d{1,9}){0,2}")
 _BAR = 40
+_LEAST_S, _LEAST_SHARE = 0.001, 0.02
+"""Less sooner is not sooner."""
+_NEAR_S = 0.01
+"""A replay that is off by more, and by more than a factor of two, says nothing."""
 _MOST_ANSWER = 1 << 20
 _TIMEOUT_S = 30.0
 
@@ -65,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         )
     evidence = _read(args.step_log, match[0]) if args.step_log else None
     shown = _from_log(evidence) if evidence is not None else _ask(args.url, args.api_key, match[0])
-    guess = _what_if(evidence, shown) if evidence is not None else None
+    guess = _what_if(evidence) if evidence is not None else None
     output.show(
         args.json,
         lambda: _text(shown, guess),
@@ -153,15 +157,23 @@ def _from_log(found: Evidence) -> Shown:
     return Shown(head, timing)
 
 
-def _what_if(found: Evidence, shown: Shown) -> dict[str, Any] | str | None:
-    """Without the one that cost it most."""
+def _what_if(found: Evidence) -> dict[str, Any] | str | None:
+    """Without the one that cost it most before its first token, which is what is replayed; None where nobody did."""
     # lazy: the scheduler
-    from octavo.engine.whatif import what_if
+    from octavo.engine.whatif import first_token_s, what_if
 
-    costliest = shown.timing["costliest"]
+    # lazy: as above
+    from octavo.meter.evidence import stamps_of
+    from octavo.meter.why import explain
+
+    stamps, first_s = stamps_of(found), first_token_s(found.run, found)
+    if first_s is not None:
+        first = found.arrived.at + first_s
+        stamps = stamps._replace(last_token=first, ended=first)
+    costliest = explain(found.arrived.id, stamps, found.seen).costliest
     if not costliest:
         return None
-    guess = what_if(found, costliest[0]["id"])
+    guess = what_if(found, costliest[0].id)
     return guess if isinstance(guess, str) else guess._asdict()
 
 
@@ -188,16 +200,28 @@ def _text(shown: Shown, guess: dict[str, Any] | str | None) -> str:
     if not timing["num_steps"]:
         lines += ["", "No steps are on record: the engine's part is what the request itself knows."]
     if guess is not None:
-        lines += ["", _guess_text(guess)]
+        lines += ["", guess_text(guess)]
     return "\n".join(lines)
 
 
-def _guess_text(guess: dict[str, Any] | str) -> str:
+def guess_text(guess: dict[str, Any] | str) -> str:
+    """A replay is off by as much with the other as without: what counts is the difference."""
     if isinstance(guess, str):
-        return f"What would have been without the first of those cannot be told: {guess}."
-    actual = guess["actual_s"]
-    was = f"{actual:.3f} s" if actual is not None else "what it was"
+        return f"What would have been without who cost it most before its first token cannot be told: {guess}."
+    simulated, without = guess["simulated_s"], guess["without_s"]
+    actual = simulated if guess["actual_s"] is None else guess["actual_s"]
+    if abs(simulated - actual) > max(_NEAR_S, max(simulated, actual) / 2):
+        return (
+            f"When the first token would have come without {guess['without']} cannot be told: by replay it comes after "
+            f"{simulated:.3f} s with everyone, and it came after {actual:.3f} s."
+        )
+    saved = min(simulated - without, actual)
+    said = (
+        f"not sooner: it came after {actual:.3f} s"
+        if saved < max(_LEAST_S, _LEAST_SHARE * actual)
+        else f"after {actual - saved:.3f} s, not {actual:.3f} s"
+    )
     return (
-        f"Without {guess['without']} the first token would have come after {guess['without_s']:.3f} s, not {was} "
-        f"(simulated with it: {guess['simulated_s']:.3f} s)."
+        f"Without {guess['without']} the first token would have come {said} "
+        f"(by replay: {without:.3f} s without it, {simulated:.3f} s with it)."
     )

@@ -111,6 +111,7 @@ SIGNS: dict[str, list[str]] = {
     "failed requests": [counter("octavo:request_faults", 1)],
     "foreign blocks": [counter("octavo:kv_epoch_mismatches", 1)],
     "canary": [counter("octavo:canary_failures", 2)],
+    "ledger": [gauge("octavo:ledger_up", 0)],
 }
 
 

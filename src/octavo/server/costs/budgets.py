@@ -122,11 +122,16 @@ class Budgets:
         for state in self.states.values():
             self._look(state)
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether a period is over, so that what is used has to be read again."""
+    def roll(self) -> bool:
+        """Begin the new period of budgets whose last is over, with nothing used; whether there was one.
+
+        What was spent in it before this is in the database, and added when that is read.
+        """
         now = self._clock()
-        return any(now >= state.ends for state in self.states.values())
+        over = [state for state in self.states.values() if now >= state.ends]
+        for state in over:
+            state.used, state.warned, state.ends = 0.0, 0, state.budget.ends(now)
+        return bool(over)
 
     @property
     def is_near(self) -> bool:
@@ -165,6 +170,13 @@ class Budgets:
             self._by_tags[tags] = found
         return found
 
+    def has_feature(self, feature: str) -> bool:
+        """Whether there is a budget of it."""
+        return any(
+            (state.budget.scope, state.budget.value) == ("feature", feature)
+            for state in self.states.values()
+        )
+
     def begin(self, tags: Tags, spender: Spender) -> list[str]:
         """A call begins; what its answer's header says of budgets that are used up.
 
@@ -200,7 +212,7 @@ class Budgets:
         if marks > state.warned:
             state.warned = marks
             logger.warning(
-                "budget %s: %.4g of %.4g %s of this %s are used",
+                "budget %s: %.6g of %.6g %s of this %s are used",
                 state.budget.name,
                 state.used,
                 state.budget.amount,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -62,14 +63,21 @@ class CostDesk:
         self._unwritten: Batch | None = None
         self._number = 1
         self._pace = EVERY_S
-        self._read_at = self._looked_at = self._dropped_at = 0.0
+        self._read_at = self._looked_at = -math.inf
+        self._dropped_at = 0.0
 
     # -- calls -----------------------------------------------------------------------------------------------------
 
     def tab(self, tenant: str, key: str, feature: str) -> Tab:
         """What a call spends."""
         named = self._features.book_as(tenant, feature)
+        if named != feature and self.budgets.has_feature(feature):
+            named = feature  # else it would be spent past its budget
         return Tab(self, Tags(tenant, key, named, self.book.model))
+
+    def count_refusal(self) -> None:
+        """A budget let a call not begin."""
+        self._metrics.count("vllm:admission_rejections", 1, "budget")
 
     def keep_pace(self) -> None:
         """Have the engine tell of every step while a budget is nearly used up: one that begins, or once a second."""
@@ -121,11 +129,13 @@ class CostDesk:
         """Bring metrics, database and budgets up to date."""
         self.book.tick()
         self.rates.observe(self._metrics, time.monotonic())
+        if self.budgets.roll():  # whether or not there is a database to ask
+            self._read_at = self._looked_at = -math.inf
         if self.store is None:
             self.book.take()
-            return
-        await self._write()
-        await self._reread()
+        else:
+            await self._write()
+            await self._reread()
         self._observe()
         self.keep_pace()
 
@@ -193,7 +203,7 @@ class CostDesk:
         if now - self._looked_at < LOOK_S:
             return
         self._looked_at = now
-        is_due = now - self._read_at >= REREAD_S or self.budgets.has_ended
+        is_due = now - self._read_at >= REREAD_S
         # lazy: loaded by now, since there is a store
         from octavo.server.costs.store import LOST
 

@@ -48,7 +48,9 @@ class UsageLine(msgspec.Struct, kw_only=True):
     preemption_s: float = 0.0
     failover_s: float = 0.0
     cost: float | None = None
-    """Of prefill, decode and aborted; null without a price."""
+    """Of prefill, decode and aborted, each second at the price of the server that spent it; null without a price."""
+    prefill_cost: float | None = None
+    decode_cost: float | None = None
 
 
 class Account(msgspec.Struct, kw_only=True):
@@ -69,9 +71,11 @@ class Usage(msgspec.Struct, kw_only=True):
     until: float | None
     """Null: now."""
     currency_per_device_hour: float | None
-    """--device-price of the latest server."""
+    """--device-price of the latest server that has one."""
     data: list[UsageLine]
     """Most expensive first."""
+    has_more: bool = False
+    """Whether there are lines beyond the 10,000 that are told."""
     accounts: list[Account] | None = None
     """Of the operator: where all device time went."""
     covered_s: float | None = None
@@ -120,27 +124,30 @@ def usage(
     until: float | None = None,
     *,
     tenant: str | None = None,
+    most: int | None = MAX_LINES,
 ) -> Usage:
-    """The ledger from the minute of `since` on; of one tenant, or all of it with its accounts."""
+    """The ledger from the minute of `since` on, `most` lines of it; of one tenant, or all of it with its accounts."""
     where = [] if tenant is None else [("tenant", tenant)]
-    covered, price = store.covered(since, until)
-    found = store.sums(dims, since, until, where)
+    found = store.window(dims, since, until, where)
+    price = found.price
+    data = lines(found.lines, dims, has_price=price is not None)
     report = Usage(
         since=since // 60 * 60,
         until=None if until is None else until // 60 * 60,
         currency_per_device_hour=price,
-        data=lines(found, dims, has_price=price is not None)[:MAX_LINES],
+        data=data[:most],
+        has_more=most is not None and len(data) > most,
     )
     if tenant is None:
-        report.covered_s = covered
-        report.accounts = accounts(store.sums((), since, until), has_price=price is not None)
+        report.covered_s = found.covered_s
+        report.accounts = accounts(found.whole, has_price=price is not None)
     return report
 
 
 def lines(found: Iterable[Sum], dims: Sequence[str], *, has_price: bool) -> list[UsageLine]:
     """One line per group in which anybody asked for anything, most expensive first."""
     groups: dict[tuple[str, ...], UsageLine] = {}
-    costs: defaultdict[tuple[str, ...], float] = defaultdict(float)
+    costs: defaultdict[tuple[tuple[str, ...], str], float] = defaultdict(float)
     tokens = {f"tokens:{kind}": f"{kind}_tokens" for kind in TOKEN_KINDS}
     for one in found:
         field = f"{one.item}_s" if one.item in _LINE_ACCOUNTS else tokens.get(one.item)
@@ -153,9 +160,10 @@ def lines(found: Iterable[Sum], dims: Sequence[str], *, has_price: bool) -> list
         is_time = field.endswith("_s")
         setattr(line, field, getattr(line, field) + (one.amount if is_time else round(one.amount)))
         if one.item in PAID:
-            costs[one.dims] += one.priced / 3600
-    for key, line in groups.items():
-        line.cost = costs[key] if has_price else None
+            costs[one.dims, one.item] += one.priced / 3600
+    for key, line in groups.items() if has_price else ():
+        line.cost = sum(costs[key, item] for item in PAID)
+        line.prefill_cost, line.decode_cost = costs[key, "prefill"], costs[key, "decode"]
     # What an engine's absence took is nobody's, and stands among the accounts.
     asked = [one for one in groups.values() if one.requests or one.prompt_tokens or _spent(one)]
     return sorted(asked, key=lambda one: (-_spent(one), *one.by.values()))

@@ -10,15 +10,22 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    IntegrityError,
+    NoSuchModuleError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 
 from octavo.core.errors import ConfigError
 from octavo.server.costs.book import Batch
@@ -113,6 +120,16 @@ class Sum(NamedTuple):
     """Each amount times the price of its server; of those without one nothing."""
 
 
+class Window(NamedTuple):
+    """A span of the ledger."""
+
+    lines: list[Sum]
+    whole: list[Sum]
+    """By nothing, of everybody."""
+    covered_s: float
+    price: float | None
+
+
 class LedgerStore:
     """An open ledger. `url` is postgresql://..., or sqlite:///FILE.
 
@@ -127,7 +144,7 @@ class LedgerStore:
             if self._engine.dialect.name == "sqlite":
                 sa.event.listen(self._engine, "connect", _pragmas)
             if create:
-                _data.create_all(self._engine)
+                self._create()
             else:
                 with self._engine.connect() as db:
                     db.execute(sa.select(_lives.c.id).limit(1))
@@ -137,13 +154,24 @@ class LedgerStore:
                 code="E-COST-01",
                 fix="Install the driver: `pip install 'octavo[postgresql]'`.",
             ) from error
-        except (SQLAlchemyError, OSError) as error:
+        except (SQLAlchemyError, OSError, ValueError) as error:
             raise ConfigError(
                 f"ledger {self.name}: {_cause(error)}.",
                 code="E-COST-01",
                 fix="--ledger-url is sqlite:///FILE or postgresql://USER@HOST/DATABASE; without it the ledger is "
                 "ledger.sqlite3 in --state-dir.",
             ) from error
+
+    def _create(self) -> None:
+        """Make the tables that are not there; another server may be making the same ones at this moment."""
+        for tries_left in (3, 2, 1, 0):
+            try:
+                _data.create_all(self._engine)
+                return
+            except (IntegrityError, OperationalError, ProgrammingError) as error:
+                is_there = not isinstance(error, OperationalError) or "already exists" in str(error)
+                if not tries_left or not is_there:
+                    raise
 
     def close(self) -> None:
         """Let go of it."""
@@ -156,6 +184,11 @@ class LedgerStore:
         row = {**life._asdict(), "until": life.began, "num_batches": 0}
         with self._engine.begin() as db:
             db.execute(sa.insert(_lives).values(row))
+
+    def has_lives(self) -> bool:
+        """Whether a server has ever kept its books here."""
+        with self._engine.connect() as db:
+            return db.execute(sa.select(_lives.c.id).limit(1)).first() is not None
 
     def write(self, life: Life, number: int, batch: Batch) -> None:
         """Add a batch, once: `number` counts a life's batches from 1.
@@ -204,6 +237,17 @@ class LedgerStore:
         where: Iterable[tuple[str, str]] = (),
     ) -> list[Sum]:
         """Sums from the minute of `since` on, by columns; `where` is (column, value)."""
+        with self._engine.connect() as db:
+            return self._sums(db, dims, since, until, where)
+
+    def _sums(
+        self,
+        db: sa.Connection,
+        dims: Sequence[str],
+        since: float,
+        until: float | None,
+        where: Iterable[tuple[str, str]],
+    ) -> list[Sum]:
         columns = [_COLUMNS[dim] for dim in dims]
         price = sa.func.coalesce(_lives.c.price, 0.0)
         query = (
@@ -221,23 +265,46 @@ class LedgerStore:
             query = query.where(_sums.c.minute < int(until // MINUTE_S))
         for column, value in where:
             query = query.where(_sums.c[column] == value)
-        with self._engine.connect() as db:
-            return [
-                Sum(tuple(map(_text, dims, row[:-3])), row[-3], float(row[-2]), float(row[-1]))
-                for row in db.execute(query)
-            ]
+        return [
+            Sum(tuple(map(_text, dims, row[:-3])), row[-3], float(row[-2]), float(row[-1]))
+            for row in db.execute(query)
+        ]
 
     def covered(self, since: float, until: float | None = None) -> tuple[float, float | None]:
-        """Device-seconds from the minute of `since` on in which servers ran, and the price of the latest."""
+        """Device-seconds from the minute of `since` on in which servers ran, and the price of the latest that has one."""
+        with self._engine.connect() as db:
+            return self._covered(db, since, until)
+
+    def _covered(
+        self, db: sa.Connection, since: float, until: float | None
+    ) -> tuple[float, float | None]:
         start = since // MINUTE_S * MINUTE_S
         end = float("inf") if until is None else until // MINUTE_S * MINUTE_S
         seconds, price = 0.0, None
-        with self._engine.connect() as db:
-            for row in db.execute(sa.select(_lives).where(_lives.c.until >= start)):
-                seconds += max(0.0, min(row.until, end) - max(row.began, start)) * row.devices
-            latest = sa.select(_lives.c.price).order_by(_lives.c.began.desc()).limit(1)
-            price = db.execute(latest).scalar()
+        lives = sa.select(_lives).where(_lives.c.until >= start, _lives.c.began < min(end, 1e18))
+        for row in db.execute(lives.order_by(_lives.c.began)):
+            seconds += max(0.0, min(row.until, end) - max(row.began, start)) * row.devices
+            price = price if row.price is None else row.price
         return seconds, price
+
+    def window(
+        self,
+        dims: Sequence[str],
+        since: float,
+        until: float | None = None,
+        where: Iterable[tuple[str, str]] = (),
+    ) -> Window:
+        """All that a report is made of, at one moment: what servers write meanwhile is in none of it."""
+        with self._engine.connect() as db:
+            if db.dialect.name == "sqlite":
+                db.exec_driver_sql("BEGIN")  # its driver begins none to read
+            else:
+                db.execution_options(isolation_level="REPEATABLE READ")
+            return Window(
+                self._sums(db, dims, since, until, where),
+                self._sums(db, (), since, until, ()),
+                *self._covered(db, since, until),
+            )
 
     def requests(self, limit: int) -> list[dict[str, Any]]:
         """The latest requests, newest first."""
@@ -262,7 +329,8 @@ class LedgerStore:
             ConfigError: there are too many.
         """
         with self._engine.begin() as db:
-            count = db.execute(sa.select(sa.func.count()).select_from(_budgets)).scalar_one()
+            others = sa.select(sa.func.count()).where(_budgets.c.name != budget.name)
+            count = db.execute(others).scalar_one()
             if count >= MAX_BUDGETS:
                 raise ConfigError(
                     f"there are {count} budgets; at most {MAX_BUDGETS}.", code="E-COST-02"
@@ -381,18 +449,16 @@ def _pragmas(connection: Any, _record: object) -> None:
 
 
 def _shown(url: str) -> str:
-    """A URL without what it has of a password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")).geturl()
+    """A URL without what it has of a password: before the host, or in a query as libpq takes one."""
+    url = re.sub(r"([?&]password=)[^&#]*", r"\1***", url, flags=re.IGNORECASE)
+    return re.sub(r"^([^:/?#]+://[^:/?#@]*:)[^/?#]*(?=@)", r"\1***", url)
 
 
 def _cause(error: Exception) -> str:
     """What a driver or the system says, in one line."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    if isinstance(error, ArgumentError | NoSuchModuleError):
+    if isinstance(error, ArgumentError | NoSuchModuleError | ValueError):
         return "the URL cannot be read"
     origin = getattr(error, "orig", None) or error
     return " ".join(str(origin).split())[:300].rstrip(".")

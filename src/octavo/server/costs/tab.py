@@ -39,7 +39,11 @@ class Tab:
         Raises:
             BudgetError: a budget has nothing left for it.
         """
-        self._notes = self._desk.budgets.begin(self.tags, self)
+        try:
+            self._notes = self._desk.budgets.begin(self.tags, self)
+        except BudgetError:
+            self._desk.count_refusal()
+            raise
         self._ends.append(abort)
         self._desk.keep_pace()
 

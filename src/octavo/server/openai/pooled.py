@@ -20,6 +20,7 @@ from octavo.core.result import RequestTiming
 from octavo.engine.pooled import Answer, PoolingFrontend, Prompt, Truncation, all_of
 from octavo.meter.metrics import Outcome
 from octavo.server.call import Call
+from octavo.server.costs.budgets import BudgetError
 from octavo.server.limits import MAX_INPUTS
 from octavo.server.openai.sampling import caller_of
 from octavo.server.schema_pooling import InputBody, PoolingBase
@@ -168,6 +169,8 @@ class Work:
         try:
             limit = _FILL * state.engine.ready.max_num_seqs
             found = await all_of(requests, self._booked, limit)
+        except BudgetError:
+            raise
         except OverloadError as error:
             state.admission.refused_by_engine(error)
             raise

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 
 from octavo.core.errors import ConfigError
+from octavo.server.auth import key_file
 from octavo.server.costs.budget import ACTIONS, MAX_AMOUNT, PERIODS, Budget, Measure, Scope
+from octavo.server.keys.store import KeyStore
 from octavo.tools import ledger_file
+from octavo.tools.flags import server_config
 from octavo.tools.parser import Parser, number
 
 _WHOSE: tuple[Scope, ...] = ("key", "tenant", "feature")
@@ -21,7 +25,9 @@ def add_arguments(parser: Parser) -> None:
     )
     ledger_file.add_flags(parser)
     parser.add_argument(
-        "--key", metavar="ID", help="Of an API key, as `octavo keys list` names it."
+        "--key",
+        metavar="KEY",
+        help="Of an API key: its id; its name or prefix, too, where the key store is in --state-dir or --config.",
     )
     parser.add_argument("--tenant", metavar="TEXT", help="Of a tenant, with all its keys.")
     parser.add_argument(
@@ -65,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     budget = Budget(
         name=args.name,
         scope=scope,
-        value=getattr(args, scope) if scopes else "",
+        value=_key_id(args) if scope == "key" else getattr(args, scope) if scopes else "",
         measure=measures[0],
         amount=getattr(args, measures[0]),
         period=args.per,
@@ -75,7 +81,26 @@ def run(args: argparse.Namespace) -> int:
     ledger = ledger_file.open_ledger(args, create=True)
     try:
         ledger.set_budget(budget)
+        has_servers = ledger.has_lives()
     finally:
         ledger.close()
-    print(f"budget {budget.name} counts on running servers within a few seconds")
+    if has_servers:
+        print(f"budget {budget.name} counts on running servers within a few seconds")
+    else:
+        print(f"budget {budget.name} is kept in {ledger.name}, which no server has used yet")
     return 0
+
+
+def _key_id(args: argparse.Namespace) -> str:
+    """Of the key that --key means, where there is a store to look it up in.
+
+    Raises:
+        ConfigError: the store does not have it, so that the budget would be nobody's.
+    """
+    given = str(args.key)
+    path = key_file(server_config(args, "state_dir"))
+    # Keys of --api-key are in no store: 16 hexadecimal digits.
+    if path is None or not path.exists() or re.fullmatch(r"[0-9a-f]{16}", given):
+        return given
+    with KeyStore(path) as keys:
+        return keys.find(given).id

@@ -242,7 +242,7 @@ export class BatchView {
     this.told.setAttribute("aria-live", this.cursor === null || this.replay ? "off" : "polite");
     say(this.told, parts.join(" · "));
     const waits = step.waiting.filter(([, count]) => count > 0).map(([reason, count]) => `${count} wait: ${REASONS[reason] ?? reason}`);
-    say(this.why, waits.join(" · ") || (this.cursor === null ? "live, nobody waits" : "nobody waits"));
+    say(this.why, waits.join(" · ") || (this.cursor !== null ? "nobody waits" : this.feed.state === "waiting" ? "no connection; the last that was told" : "live, nobody waits"));
     this.why.classList.toggle("waits", waits.length > 0);
     this.element.dataset.step = String(step.step);
   }

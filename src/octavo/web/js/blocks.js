@@ -41,29 +41,50 @@ export class Blocks {
       held.set(at, ids);
       if (ids.length > 1) shared.add(at);
     }
-    for (let i = 0; i < Math.ceil(num / per); i++) {
+    const cells = Math.ceil(num / per);
+    const isPlain = round === 0; // thousands of small ones: a path for each would take longer than a step does
+    if (isPlain) this.grid(context, colours, cells);
+    for (let i = 0; i < cells; i++) {
+      if (isPlain && !held.has(i) && (per > 1 || !tables.ghosts.has(i))) continue;
       const [x, y] = [(i % columns) * cell, Math.floor(i / columns) * cell];
       const all = held.get(i);
       const ids = chosen && all?.includes(chosen) ? [chosen, ...all.filter((id) => id !== chosen)] : all;
-      context.beginPath();
-      context.roundRect(x, y, size, size, round);
+      const fill = () => {
+        if (isPlain) return context.fillRect(x, y, size, size);
+        context.beginPath();
+        context.roundRect(x, y, size, size, round);
+        return context.fill();
+      };
       if (!ids) {
         const ghost = per === 1 ? tables.ghosts.get(i) : undefined;
         context.fillStyle = ghost === undefined ? colours.soft : colours.owner(colourOf(ghost), chosen ? 0.1 : 0.22);
-        context.fill();
+        fill();
         continue;
       }
       const dim = chosen && !ids.includes(chosen) ? 0.35 : 1;
       context.fillStyle = colours.owner(colourOf(ids[0]), dim);
-      context.fill();
+      fill();
       if (shared.has(i)) this.shared(context, colours, { x, y, size, ids, dim, colourOf });
       if (per === 1 && tables.fresh.has(i)) {
         context.strokeStyle = colours.ink;
         context.lineWidth = 1.25;
-        context.stroke();
+        if (isPlain) context.strokeRect(x, y, size, size);
+        else context.stroke();
       }
     }
     return { held: holders.size, shared: [...holders.values()].filter((ids) => ids.length > 1).length };
+  }
+
+  /** All cells as if free: whole rows of them, cut by the gaps. */
+  grid(context, colours, cells) {
+    const { cell, columns } = this.layout;
+    const [full, left] = [Math.floor(cells / columns), cells % columns];
+    context.fillStyle = colours.soft;
+    context.fillRect(0, 0, columns * cell, full * cell);
+    if (left) context.fillRect(0, full * cell, left * cell, cell);
+    const rows = full + (left ? 1 : 0);
+    for (let i = 1; i <= columns; i++) context.clearRect(i * cell - 1, 0, 1, rows * cell);
+    for (let i = 1; i <= rows; i++) context.clearRect(0, i * cell - 1, columns * cell, 1);
   }
 
   /** The other half in the second holder's colour, with a dot of paper in the middle. */

@@ -46,7 +46,8 @@ export function duration(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "–";
   const size = Math.abs(seconds);
   if (size >= 7200) return `${(seconds / 3600).toFixed(1)} h`;
-  if (size >= 120) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+  const whole = Math.round(seconds);
+  if (size >= 120) return `${Math.trunc(whole / 60)} min ${Math.abs(whole % 60)} s`;
   if (size >= 10) return `${seconds.toFixed(1)} s`;
   if (size >= 1) return `${seconds.toFixed(2)} s`;
   if (size >= 0.01) return `${(seconds * 1000).toFixed(0)} ms`;
@@ -83,8 +84,14 @@ export function palette() {
   const colours = Object.fromEntries(names.map((name) => [name, read(name)]));
   probe.style.color = "light-dark(rgb(0 0 0), rgb(255 255 255))";
   colours.isDark = getComputedStyle(probe).color === "rgb(255, 255, 255)";
-  colours.owner = (n, alpha = 1, shift = 0) =>
-    `oklch(${(colours.isDark ? 0.74 : 0.62) + shift} ${colours.isDark ? 0.13 : 0.14} ${hue(n)} / ${alpha})`;
+  const [light, chroma] = colours.isDark ? [0.74, 0.13] : [0.62, 0.14];
+  const made = new Map();
+  colours.owner = (n, alpha = 1, shift = 0) => {
+    const key = n * 10_000 + alpha * 1000 + shift;
+    let colour = made.get(key);
+    if (!colour) made.set(key, (colour = `oklch(${light + shift} ${chroma} ${hue(n)} / ${alpha})`));
+    return colour;
+  };
   return colours;
 }
 

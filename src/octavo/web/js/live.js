@@ -96,6 +96,7 @@ export class LiveView {
 
   tellState() {
     const { state, reason, samples } = this.feed;
+    this.element.classList.toggle("bare", state === "refused" || !samples.length);
     this.empty.hidden = samples.length > 0 && state !== "refused" && state !== "waiting";
     say(this.empty, { refused: `The charts need an operator's key: ${reason}`, waiting: `No connection: ${reason}. Trying again.` }[state] ?? "Waiting for the server…");
   }

@@ -5,6 +5,7 @@ import { callId, duration, h, number, painter, percent, put, say, shortId } from
 
 const MAX_ROWS = 60;
 const EVERY_MS = 500;
+const ASK_MS = 1500; // the chosen one is asked about again, as long as it runs
 const SLIGHT = 0.005;
 const PARTS = {
   prefill: ["own prompt", "p-prefill"], own_prefill: ["own prompt", "p-prefill"], others_prefill: ["others' prompts", "p-others"],
@@ -40,6 +41,7 @@ export class RequestsView {
     this.isActiveOnly = false;
     this.isShown = false;
     this.detailOf = new Map();
+    this.asked = { id: null, at: 0, isEnd: false };
     this.active = h("button", { type: "button", class: "quiet", "aria-pressed": "false", title: "Active ones only (a)", onclick: () => this.toggleActive() }, "Active only");
     this.count = h("span", { class: "hint" });
     this.body = h("tbody");
@@ -84,7 +86,11 @@ export class RequestsView {
     if (by) {
       const rows = this.rows();
       const at = rows.findIndex((one) => one.id === this.chosen);
-      this.choose(rows[Math.max(0, Math.min(rows.length - 1, at + by))]?.id ?? null);
+      const next = rows[Math.max(0, Math.min(rows.length - 1, at + by))]?.id;
+      if (next && next !== this.chosen) {
+        this.choose(next);
+        this.isToFollow = true;
+      }
     } else if (event.key === "a") this.toggleActive();
     else if (event.key === "Escape") this.choose(null);
     else return false;
@@ -98,12 +104,13 @@ export class RequestsView {
 
   choose(id) {
     this.chosen = id === this.chosen ? null : id;
-    if (this.chosen) this.ask(this.chosen);
+    if (this.chosen) this.ask(this.chosen, false);
     this.paint();
   }
 
   /** What the server itself says of a request: while it runs, and after it where it keeps that. */
-  async ask(id) {
+  async ask(id, isEnd) {
+    this.asked = { id, at: performance.now(), isEnd };
     try {
       this.detailOf.set(id, await json(`v1/requests/${encodeURIComponent(callId(id))}`));
     } catch (error) {
@@ -113,7 +120,17 @@ export class RequestsView {
     this.paint();
   }
 
+  /** What is told of one that runs is soon out of date; of one that has left it is asked once more. */
+  askAgain() {
+    const request = this.chosen && this.feed.steps.requests.get(this.chosen);
+    if (!request || this.asked.id !== this.chosen || performance.now() - this.asked.at < ASK_MS) return;
+    const told = this.detailOf.get(this.chosen);
+    const hasEnded = ["ended", "aborted"].includes(told?.state) || told?.error !== undefined;
+    if (!hasEnded && !this.asked.isEnd) this.ask(this.chosen, request.left !== null && told?.state === undefined);
+  }
+
   draw() {
+    this.askAgain();
     const rows = this.rows();
     const { state, reason, steps } = this.feed;
     this.empty.hidden = rows.length > 0;
@@ -122,7 +139,12 @@ export class RequestsView {
     const active = [...steps.requests.values()].filter((one) => one.left === null).length;
     say(this.count, rows.length ? `${number(active)} active, ${number(steps.requests.size)} seen` : "");
     const scale = Math.max(0.001, ...rows.map((one) => one.lastAt - one.firstAt));
+    const held = this.body.contains(document.activeElement) ? document.activeElement.dataset.id : null;
     put(this.body, rows.map((request) => this.row(request, scale)));
+    // The rows are new ones: who goes through them by keyboard stays where they were.
+    if (held) this.body.querySelector(`[data-id="${CSS.escape(held)}"]`)?.focus({ preventScroll: true });
+    if (this.isToFollow) this.body.querySelector("tr.on")?.scrollIntoView({ block: "nearest" });
+    this.isToFollow = false;
     this.tellChosen();
   }
 
@@ -133,27 +155,39 @@ export class RequestsView {
     const mark = request.failed ? "failed" : request.left === null ? "active" : request.preempted.length ? "again" : "";
     return h("tr", { class: request.id === this.chosen ? "on" : "", onclick: () => this.choose(request.id) },
       h("th", { scope: "row" }, h("i", { class: `owner ${mark}`, style: { "--owner": String((request.colour * 137.508 + 25) % 360) } }),
-        h("button", { type: "button", class: "link", "aria-expanded": String(request.id === this.chosen) }, shortId(request.id))),
+        h("button", { type: "button", class: "link", "data-id": request.id, "aria-expanded": String(request.id === this.chosen) }, shortId(request.id))),
       cells.map((text) => h("td", { class: "num" }, text)),
       h("td", { class: "wide" }, bar(partsOf(request), scale, partsOf(request).map(([name, s]) => `${look(name)[0]} ${duration(s)}`).join(", "))));
   }
 
   tellChosen() {
-    const request = this.chosen && this.feed.steps.requests.get(this.chosen);
-    this.detail.hidden = !request;
-    this.element.classList.toggle("chosen", Boolean(request));
-    if (!request) return;
-    const told = this.detailOf.get(request.id) ?? {};
-    const row = this.feed.calls.find((one) => one.id === callId(request.id));
-    const facts = [["id", request.id], ["route", told.route ?? row?.route], ["tenant", row?.tenant], ["state", told.state ?? (request.left === null ? "in the batch" : "has left")],
+    const id = this.chosen;
+    this.detail.hidden = !id;
+    this.element.classList.toggle("chosen", Boolean(id));
+    if (!id) return;
+    const request = this.feed.steps.requests.get(id);
+    const told = this.detailOf.get(id) ?? {};
+    const row = this.feed.calls.find((one) => one.id === callId(id));
+    const facts = [["id", id], ["route", told.route ?? row?.route], ["tenant", row?.tenant], ...(request ? this.seen(request, told) : this.unseen(told))];
+    put(this.detail,
+      h("div", { class: "row" }, h("h2", {}, shortId(id)), h("button", { type: "button", class: "quiet small", onclick: () => this.choose(id) }, "Close")),
+      h("dl", {}, facts.filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
+      told.timing ? this.why(told.timing, id) : request ? this.parts("From the steps", partsOf(request)) : null,
+      told.error ? h("p", { class: "error" }, told.error) : null);
+  }
+
+  /** What the steps tell of a request. */
+  seen(request, told) {
+    return [["state", told.state ?? (request.left === null ? "in the batch" : "has left")],
       ["steps", `${number(request.numSlices)}, from ${number(request.first)} to ${number(request.lastStep)}`],
       ["tokens", `${number(request.prompt)} of prompt${request.cached ? ` (${number(request.cached)} cached)` : ""}, ${number(request.output)} out`],
       ["gave way", request.preempted.length ? `at step ${request.preempted.map((one) => number(one)).join(", ")}` : null]];
-    put(this.detail,
-      h("div", { class: "row" }, h("h2", {}, shortId(request.id)), h("button", { type: "button", class: "quiet small", onclick: () => this.choose(request.id) }, "Close")),
-      h("dl", {}, facts.filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
-      told.timing ? this.why(told.timing) : this.parts("From the steps", partsOf(request)),
-      told.error ? h("p", { class: "error" }, told.error) : null);
+  }
+
+  /** One that ran before this page looked: what the server says, if it still knows. */
+  unseen(told) {
+    if (told.state === undefined) return [["state", "error" in told ? "the server does not know it any more" : "asking"]];
+    return [["state", told.state], ["tokens", `${number(told.prompt_tokens)} of prompt, ${number(told.completion_tokens)} out`]];
   }
 
   /** A bar and its parts by name, the slightest of them in one. */
@@ -170,9 +204,10 @@ export class RequestsView {
   }
 
   /** The server's own account: parts of the whole, and who cost it most. */
-  why(timing) {
+  why(timing, id) {
     const others = timing.costliest.filter((one) => one.seconds > 0);
     return [
+      timing.request_id && timing.request_id !== id ? h("p", { class: "hint" }, `Of its call's choice ${shortId(timing.request_id)}, which took longest:`) : null,
       this.parts("From its headers to its last byte", timing.parts.map((one) => [one.name, one.seconds, one.reason])),
       others.length ? h("section", {}, h("h3", {}, "Cost it most"), h("dl", { class: "parts" }, others.flatMap((one) => [
         h("dt", {}, one.id === null ? "another key's" : h("button", { type: "button", class: "link", onclick: () => this.choose(one.id) }, shortId(one.id))), h("dd", {}, duration(one.seconds))]))) : null,

@@ -30,6 +30,7 @@ export class Steps {
     this.byHandle = new Map();
     this.requests = new Map(); // id -> what is known of it, oldest first
     this.base = new Tables(); // before list[0]
+    this.walked = null; // { step, tables }: where `tablesAt` was last
     this.lanes = [];
     this.numSeen = 0;
     this.numMet = 0;
@@ -45,6 +46,7 @@ export class Steps {
     if (missed) {
       this.list = [];
       this.base = new Tables();
+      this.walked = null;
       this.lanes = [];
       for (const one of this.requests.values()) one.lane = -1;
     }
@@ -134,10 +136,14 @@ export class Steps {
     for (const [handle, id] of this.byHandle) if (!live.has(id) && this.byHandle.size > 2 * MAX_REQUESTS) this.byHandle.delete(handle);
   }
 
-  /** Who holds which block after list[index]. */
+  /** Who holds which block after list[index]. Forth from where it was asked last, and from the oldest step to go back. */
   tablesAt(index) {
-    const tables = this.base.copy();
-    for (let i = 0; i <= index && i < this.list.length; i++) tables.apply(this.list[i]);
+    const last = Math.min(index, this.list.length - 1);
+    const known = this.walked ? this.list.findIndex((one) => one.step === this.walked.step) : -1;
+    const tables = known >= 0 && known <= last ? this.walked.tables : this.base.copy();
+    const from = tables === this.walked?.tables ? known + 1 : 0;
+    for (let i = from; i <= last; i++) tables.apply(this.list[i]);
+    if (last >= 0) this.walked = { step: this.list[last].step, tables };
     return tables;
   }
 }

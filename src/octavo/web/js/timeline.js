@@ -27,10 +27,11 @@ export class Timeline {
     Object.assign(this.layout, { gutter, first, last, row, width, height, lanes });
     const context = prepare(this.canvas, width, height);
     const colours = palette();
-    const draw = { context, colours, steps, cursor, chosen };
+    const draw = { context, colours, steps, cursor, chosen, dots: new Map() };
     this.lanesOf(draw);
     this.bars(draw);
     for (let i = first; i <= last; i++) this.step(draw, list[i], this.x(i));
+    this.dots(draw);
     this.labels(draw);
     this.mark(draw);
   }
@@ -99,7 +100,7 @@ export class Timeline {
     context.fillText("step time", gutter - 8, HEAD - 8);
   }
 
-  step({ context, colours, steps, chosen }, step, x) {
+  step({ context, colours, steps, chosen, dots }, step, x) {
     const { row } = this.layout;
     const width = Math.max(2, this.column - 2);
     for (const slice of step.slices) {
@@ -109,17 +110,29 @@ export class Timeline {
       const dim = chosen && slice.id !== chosen ? 0.5 : 1;
       if (slice.isChunk) this.chunk(context, colours, slice, request, { x, top, width, row, dim });
       else {
-        context.fillStyle = slice.failed ? colours.bad : colours.owner(request.colour, dim);
+        const colour = slice.failed ? colours.bad : colours.owner(request.colour, dim);
         const size = Math.min(width, row * 0.5);
-        context.beginPath();
-        context.roundRect(x + 1 + (width - size) / 2, top + (row - size) / 2, size, size, size / 2);
-        context.fill();
+        const places = dots.get(colour) ?? dots.set(colour, { size, at: [] }).get(colour);
+        places.at.push([x + 1 + (width - size) / 2, top + (row - size) / 2]);
       }
       if (request.cached && slice.start === request.cached && request.first === step.step) {
         context.fillStyle = colours.good;
         context.fillRect(x + 1, top + row - 3.5, width, 2.5);
       }
       if (request.preempted.length && step.started.includes(slice.id)) this.again(context, colours, x, top, row);
+    }
+  }
+
+  /** One token each: all of a colour at once, since a canvas reads a colour anew each time that it is told one. */
+  dots({ context, dots }) {
+    for (const [colour, { size, at }] of dots) {
+      context.fillStyle = colour;
+      context.beginPath();
+      for (const [x, y] of at) {
+        if (size < 5) context.rect(x, y, size, size); // as good as round
+        else context.roundRect(x, y, size, size, size / 2);
+      }
+      context.fill();
     }
   }
 

@@ -17,6 +17,7 @@ from octavo.server.costs.budget import Budget
 from octavo.server.costs.budgets import NEAR_S, Budgets
 from octavo.server.costs.tags import MAX_FEATURES, OTHER, Features, Tags, read_feature
 
+ANN = Tags("ann", "key_1", "search", "m")
 MESSAGES = [{"role": "user", "content": "hi"}]
 ROUTES: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"prompt": "a", "max_tokens": 3}),
@@ -75,10 +76,20 @@ def test_a_budget_of_tokens_ends_what_runs_at_the_next_token() -> None:
     server = server_with(engine, amount=11.0)
     body = {"prompt": "a", "max_tokens": 500}
     answer = server.post("/v1/completions", body)
-    assert answer.status_code == 429 and answer.json()["error"]["code"] == "budget_exceeded"
+    error = answer.json()["error"]
+    assert answer.status_code == 429 and error["code"] == "budget_exceeded"
     assert server.state.costs.budgets.states["b"].used == 11.0, "one for the prompt, ten out"
+    left_s = server.state.costs.budgets.states["b"].ends - time.time()
+    assert error["retry_after_s"] == pytest.approx(left_s, abs=60), "not when a queue is shorter"
+    metrics = server.state.metrics
+    aborted = "octavo:aborted_tokens_total", [("reason", "budget"), ("kind", "output")]
+    assert metrics.value(*aborted) == 10
+    refused = "vllm:admission_rejections_total"
+    assert metrics.value(refused, [("reason", "queued_reqs")]) == 0
+    assert metrics.value("vllm:request_success_total", [("finished_reason", "abort")]) == 1
     answer = server.post("/v1/completions", {**body, "stream": True})
     assert answer.status_code == 429, "and nothing begins"
+    assert metrics.value(refused, [("reason", "budget")]) == 1
 
 
 def test_a_stream_that_is_cut_off_says_why() -> None:
@@ -87,7 +98,7 @@ def test_a_stream_that_is_cut_off_says_why() -> None:
     assert answer.status_code == 200 and "budget_exceeded" in answer.text
     batch = server.state.costs.book.take()
     items = {line.item: amount for line, amount in batch.sums.items() if "request" in line.item}
-    assert items == {"requests:error": 1.0}
+    assert items == {"requests:abort": 1.0}, "its caller's doing"
 
 
 def test_device_time_ends_a_call_that_says_nothing() -> None:
@@ -164,9 +175,12 @@ def test_periods_are_calendar_days_and_months() -> None:
     clock = [moment]
     budgets = Budgets(None, lambda: clock[0])
     budgets.install([(budget(period="day"), 0.0)])
-    assert not budgets.has_ended
+    budgets.charge(ANN, 0.0, 150.0)
+    assert not budgets.roll() and budgets.states["b"].is_over
     clock[0] += 86400
-    assert budgets.has_ended
+    assert budgets.roll() and not budgets.roll()
+    state = budgets.states["b"]
+    assert state.used == 0.0 and state.ends == 1709164800.0 + 2 * 86400, "whoever cannot ask"
 
 
 def test_out_of_bounds() -> None:
@@ -192,6 +206,17 @@ def test_a_bad_feature_is_refused_and_a_good_one_booked() -> None:
     assert server.call("POST", "/v1/completions", json=body, headers=headers).status_code == 200
     features = {line.tags.feature for line in server.state.costs.book.sums if "tokens" in line.item}
     assert features == {"search"}
+
+
+def test_a_feature_with_a_budget_is_never_one_of_too_many() -> None:
+    """Else who invents enough names spends past it."""
+    costs = make_state().costs
+    for number in range(MAX_FEATURES + 1):
+        tags = costs.tab("ann", "key", f"f{number}").tags
+    assert tags.feature == OTHER
+    costs.budgets.install([(budget(scope="feature", value="search"), 0.0)])
+    assert costs.tab("ann", "key", "search").tags.feature == "search"
+    assert costs.tab("ann", "key", "more").tags.feature == OTHER
 
 
 def test_usage_without_a_ledger_says_what_to_do() -> None:

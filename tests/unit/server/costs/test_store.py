@@ -6,7 +6,9 @@ import asyncio
 import stat
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -20,8 +22,9 @@ from octavo.server.costs.budget import Budget
 from octavo.server.costs.desk import CostDesk
 from octavo.server.costs.entry import End, Entry
 from octavo.server.costs.report import dimensions, moment, usage
-from octavo.server.costs.store import LedgerStore, Life
+from octavo.server.costs.store import LedgerStore, Life, Sum
 from octavo.server.costs.tags import Tags
+from octavo.tools.cost import Price, break_even
 
 ANN = Tags("ann", "key_1", "search", "m")
 BOB = Tags("bob", "key_2", "", "m")
@@ -45,6 +48,11 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     from octavo.server.costs.store import _data
 
     store = LedgerStore(name)
+    with store._engine.begin() as db:  # a test that failed left some open, with locks
+        others = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != pg_backend_pid()"
+        )
+        db.exec_driver_sql(f"{others} AND backend_type = 'client backend'")
     _data.drop_all(store._engine)
     store.close()
 
@@ -84,7 +92,7 @@ def test_sums_are_added_once_and_read_by_columns(url: str) -> None:
     other.add_life(life(2, None, 6060.0))
     other.write(life(2, None), 1, batch(6120.0, (101, BOB, "failed", 60.0)))
     report = usage(other, ["tenant", "key"], 6000.0, 6120.0)
-    assert report.covered_s == pytest.approx(180.0) and report.currency_per_device_hour is None
+    assert report.covered_s == pytest.approx(180.0) and report.currency_per_device_hour == 3600.0
     named = {line.by["tenant"]: line for line in report.data}
     assert named["ann"].by == {"tenant": "ann", "key": "key_1"}
     assert (named["ann"].prefill_s, named["ann"].prompt_tokens, named["ann"].requests) == (
@@ -123,6 +131,60 @@ def test_costs_are_of_the_price_of_each_server(url: str) -> None:
         store.write(life(number, price), 1, batch(6060.0, (100, ANN, "decode", 10.0)))
     (line,) = usage(store, ["tenant"], 6000.0).data
     assert line.cost == pytest.approx(30.0) and line.decode_s == 20.0
+    store.add_life(life(3, None, 6090.0))
+    store.write(life(3, None), 1, batch(6120.0, (101, ANN, "prefill", 5.0)))
+    found = usage(store, ["tenant"], 6000.0)
+    (line,) = found.data
+    assert found.currency_per_device_hour == 7200.0, "one without a price hides nobody's"
+    assert (line.cost, line.prefill_cost) == (pytest.approx(30.0), 0.0)
+    assert line.decode_cost == pytest.approx(30.0), "not 20 seconds at the price of the latest"
+    rows = break_even(found, [Price(name="shop", input=1.0, output=1.0)])
+    assert rows[0]["own"] == pytest.approx(30.0)
+    store.close()
+
+
+def test_a_report_is_of_one_moment(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a server writes between its queries is in none of them."""
+    store, writer = LedgerStore(url), LedgerStore(url)
+    writer.add_life(life())
+    writer.write(life(), 1, batch(6060.0, (100, ANN, "decode", 60.0)))
+    sums = LedgerStore._sums
+
+    def and_then_more(self: LedgerStore, *args: Any) -> list[Sum]:
+        found = sums(self, *args)
+        number = int(writer.covered(0.0)[0]) // 60 + 1
+        more = batch(6000.0 + 60 * number, (99 + number, ANN, "decode", 60.0))
+        writer.write(life(), number, more)
+        return found
+
+    monkeypatch.setattr(LedgerStore, "_sums", and_then_more)
+    found = usage(store, ["tenant"], 0.0)
+    assert found.accounts is not None
+    assert sum(one.device_s for one in found.accounts) == found.covered_s == 60.0
+    assert found.data[0].decode_s == 60.0
+    monkeypatch.undo()
+    assert usage(store, ["tenant"], 0.0).covered_s == 180.0
+    store.close()
+    writer.close()
+
+
+def test_servers_that_start_together_make_the_tables_once(url: str) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        stores = list(pool.map(LedgerStore, [url] * 6))
+    for number, store in enumerate(stores):
+        store.add_life(life(number))
+        store.close()
+
+
+def test_lines_beyond_the_bound_are_owned_up_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LedgerStore(url)
+    store.add_life(life())
+    lines = [(100, Tags(f"t{n}", "k", "", "m"), "decode", 1.0 + n) for n in range(5)]
+    store.write(life(), 1, batch(6060.0, *lines))
+    found = usage(store, ["tenant"], 0.0, most=3)
+    assert found.has_more and [line.by["tenant"] for line in found.data] == ["t4", "t3", "t2"]
+    found = usage(store, ["tenant"], 0.0, most=None)
+    assert not found.has_more and len(found.data) == 5
     store.close()
 
 
@@ -146,6 +208,9 @@ def test_the_file_is_its_owners_alone_and_a_bad_url_says_why(tmp_path: Path) -> 
         (f"sqlite:///{tmp_path}", "unable to open"),
         ("postgresql://u:secret@/d?host=/nowhere", "no such"),
         ("sqlite://", "expected sqlite"),
+        ("postgresql://[::1/d", "cannot be read"),
+        ("postgresql://u:p@ss:secret@/d?host=/nowhere", "cannot be read"),
+        ("postgresql:///d?host=/nowhere&password=secret", "no such"),
     ]:
         with pytest.raises(ConfigError) as caught:
             LedgerStore(url)
@@ -212,6 +277,14 @@ def test_a_full_disk_is_waited_for_and_then_ends_the_ledger_alone(
         assert b'database="of the test",engine="0",model_name="m"} 0.0' in desk._metrics.render()
         await desk.turn()
         assert not desk.book.sums, "it fills no memory"
+        late = Budget(name="b", scope="all", value="", measure="tokens", amount=9.0, period="day")
+        desk.budgets.install([(late, 9.0)])
+        desk.budgets.states["b"].ends = 0.0
+        await desk.turn()
+        assert desk.budgets.states["b"].used == 0.0, "a new day begins all the same"
+        assert (
+            b'budget_used_ratio{budget="b",engine="0",model_name="m"} 0.0' in desk._metrics.render()
+        )
         await desk.close()
 
     asyncio.run(asyncio.wait_for(run(), 60))

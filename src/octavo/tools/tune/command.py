@@ -22,8 +22,9 @@ from octavo.tools.tune import report, traffic
 from octavo.tools.tune.candidates import DEFAULTS
 from octavo.tools.tune.report import Report
 from octavo.tools.tune.slo import Asked, slo_of
+from octavo.tools.tune.task import Task
 from octavo.tools.tune.traffic import Job, Shape
-from octavo.tools.tune.tuning import Task, tune
+from octavo.tools.tune.tuning import tune
 
 
 def add_arguments(parser: Parser) -> None:

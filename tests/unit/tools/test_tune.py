@@ -61,6 +61,9 @@ class Line:
     def delay_s(self, rng) -> float:
         return 0.0
 
+    def slowness(self, rng) -> None:
+        return None
+
 
 class FakeWorld:
     """A machine that is a line."""
@@ -229,6 +232,14 @@ def test_what_varies_is_drawn_from_the_traffic_and_not_from_a_busier_load() -> N
     found = fit([seen(calm), seen(busy, is_traffic=False)])
     told = sum(map(found.expected_s, calm))
     assert told == pytest.approx(sum(sample.elapsed_s for sample in calm), rel=0.03)
+    # Others come for a while: the pace is kept apart from what varies step by step, and comes back for as long.
+    burst = [
+        s._replace(elapsed_s=s.elapsed_s * (3 if 150 <= i < 250 else 1)) for i, s in enumerate(calm)
+    ]
+    paced = fit([seen(burst)])
+    assert [round(w / min(paced.windows)) for w in paced.windows] == [1] * 3 + [3] * 2 + [1] * 3
+    slowness = paced.slowness(random.Random(1))
+    assert [slowness(at) for at in (0.0, 4.0)] == [slowness(at) for at in (4.0, 0.1)]
     few = fit([seen(calm[:10]), seen(busy, is_traffic=False)])
     assert sum(map(few.expected_s, calm)) > 1.3 * told
 
@@ -544,8 +555,9 @@ def test_a_machine_that_was_another_when_calibrated_is_learned_from_live_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Calibration met steps twice as slow as live runs do: the second round has the live runs' steps."""
+    monkeypatch.setattr(tuning, "ENOUGH", 1)
     slo = slo_of(Asked(2000, 60, {}))
-    asked = task(drawn(rate=4.0), slo=slo, live_s=1000.0, values=dict(FIXED))
+    asked = task(drawn(rate=4.0, count=20), slo=slo, live_s=1000.0, values=dict(FIXED))
     fast = FakeWorld()
     limits = fast.limits
     machine = Machine(limits, (GROUP,))
@@ -582,7 +594,7 @@ def seen_line(by: float, since: float) -> Seen:
 
 def test_a_residual_tells_the_machine_from_the_simulation() -> None:
     """Steps three times as long for a while: no fault of the simulation, and on such a machine it is right."""
-    jobs = drawn(rate=3.0, count=40)
+    jobs = drawn(rate=3.0, count=24)
     machine = Machine(FakeWorld().limits, (GROUP,))
     times = fit([seen_line(1.0, 0.0)])
     ran = Logged(times)
@@ -592,7 +604,7 @@ def test_a_residual_tells_the_machine_from_the_simulation() -> None:
         return slow(at)
 
     def slow(at: float) -> float:
-        return 3.0 if 2 < at < 8 else 1.0
+        return 3.0 if 1 < at < 6 else 1.0
 
     records = simulate(jobs, machine, ran, 9, slowness).records
     log = Seen(0.0, ran.samples(slow), ran.begins, [], [], [], True)
@@ -664,15 +676,15 @@ def test_the_least_kv_cache_is_found_and_what_more_would_bring() -> None:
 
 
 def test_a_small_kv_cache_limits_a_real_simulation() -> None:
-    jobs = [Job(index / 20, 400, 100) for index in range(40)]
-    small = replace(GROUP, num_blocks=140)
+    jobs = [Job(index / 20, 200, 40) for index in range(20)]
+    small = replace(GROUP, num_blocks=50)
 
     class Small(FakeWorld):
         def machine(self, candidate: Candidate) -> Machine:
             return Machine(candidate.limits(self.limits), (small,), False)
 
     asked = task(jobs, slo=slo_of(Asked(400, 200, {})), values=dict(FIXED))
-    found = tuning.tune_in(Small(max_model_len=512), asked, quiet)
+    found = tuning.tune_in(Small(max_model_len=256), asked, quiet)
     assert found.pool is not None and found.pool.doubled > found.pool.capacity
     assert any("the KV cache is the limit" in note for note in found.notes)
     ample = tuning.tune_in(FakeWorld(max_model_len=1024), asked, quiet)

@@ -88,7 +88,8 @@ def add_arguments(parser: Parser) -> None:
         type=number(0.01, 1),
         default=0.2,
         metavar="X",
-        help="Share by which simulated and live goodput may differ; beyond it the result is UNCONFIRMED [0.2].",
+        help="Share by which simulated and live goodput and median times may differ; beyond it the result is UNCONFIRMED "
+        "[0.2].",
     )
     files.add_arguments(parser)
     output.add_json_flag(parser)

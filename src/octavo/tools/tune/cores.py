@@ -15,8 +15,6 @@ from pathlib import Path
 _STAT = Path("/proc/stat")
 _BUSY = (0, 1, 2, 5, 6, 7)
 """user, nice, system, irq, softirq and steal: what another guest took is as gone."""
-BUSY_SHARE = 0.1
-"""Of the cores, used by others, from which steps are no longer this server's alone."""
 
 
 class Watched:
@@ -24,11 +22,6 @@ class Watched:
 
     others: float | None = None
     """Cores that others used on average; None: not known here."""
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether others used more than a machine of one's own has running."""
-        return self.others is not None and self.others > BUSY_SHARE * (os.cpu_count() or 1)
 
 
 @contextlib.contextmanager

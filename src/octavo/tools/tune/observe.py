@@ -60,7 +60,8 @@ def seen_of(run: Run, records: Sequence[Record], span: Span = ALWAYS, *, is_traf
             wakes.append(request.wake_s)
         delays += _delays(record.chunk_times, request.ends)
     samples, begins = samples_of(run, span)
-    return Seen(span.since, samples, begins, ways, wakes, delays, is_traffic)
+    since = span.since if math.isfinite(span.since) else min(begins, default=0.0)
+    return Seen(since, samples, begins, ways, wakes, delays, is_traffic)
 
 
 def samples_of(run: Run, span: Span = ALWAYS) -> tuple[list[Sample], list[float]]:

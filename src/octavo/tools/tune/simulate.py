@@ -51,6 +51,9 @@ class StepTimes(Protocol):
     def way(self, rng: random.Random) -> Way:
         """What lies around the engine for one request."""
 
+    def slowness(self, rng: random.Random) -> Callable[[float], float] | None:
+        """How many times as long steps take, by when they begin: what varies longer than for a step."""
+
     def delay_s(self, rng: random.Random) -> float:
         """From the end of a step to the callers, for tokens that are not their first."""
 
@@ -83,7 +86,7 @@ def simulate(
     seed: int = 0,
     slowness: Callable[[float], float] | None = None,
 ) -> Simulated:
-    """Run all jobs to their ends; `slowness`: by when a step begins, how many times as long it takes."""
+    """Run all jobs to their ends; `slowness`: as of StepTimes, instead of it."""
     return _Run(jobs, machine, times, random.Random(seed), slowness).run()
 
 
@@ -102,7 +105,7 @@ class _Run:
         self.jobs = jobs
         self.times = times
         self.rng = rng
-        self.slowness = slowness
+        self.slowness = times.slowness(rng) if slowness is None else slowness
         self.now = 0.0
         self.most_blocks = 0
         self.ways = [times.way(rng) for _ in jobs]

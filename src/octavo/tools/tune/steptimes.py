@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ from octavo.tools.plan.speed import Network, Speed, between
 from octavo.tools.tune.simulate import Way
 
 LEAST_STEPS = 50
+WINDOW_S = 0.5
+"""Of the machine's pace: others come and go within seconds."""
 _ROUNDS = 5
 _BOUND = 2.0
 """Usual errors beyond which a step counts less (Huber)."""
@@ -78,7 +80,11 @@ class Fitted:
     gap: tuple[float, float]
     """Seconds between steps: of any, and per row."""
     ratios: tuple[Ratios, Ratios]
-    """Measured to fitted: of steps of decodes alone, and of those with chunks."""
+    """Measured to fitted, at the pace of their window: of steps of decodes alone, and of those with chunks."""
+    windows: Ratios
+    """The machine's pace, each for WINDOW_S, in the order in which it was measured: what slows one step slows the next."""
+    pace: float
+    """What steps under the traffic took over `expected_s`: about 1."""
     gap_ratios: Ratios
     ways: tuple[Way, ...]
     wakes: Ratios
@@ -92,7 +98,7 @@ class Fitted:
     def predict(self, tokens: int, context: float, *, is_mixed: bool) -> float:
         """Seconds of a step, at the middle of what was measured."""
         points = self.mixed if is_mixed else self.plain
-        return between(points, tokens) + self.context_s * context
+        return between(points, max(tokens, points[0][0])) + self.context_s * context
 
     def step_s(self, slices: Sequence[Slice], rng: random.Random) -> float:
         """With one of the measured deviations."""
@@ -116,8 +122,13 @@ class Fitted:
         """One of the measured ones."""
         return rng.choice(self.delays)
 
+    def slowness(self, rng: random.Random) -> Callable[[float], float] | None:
+        """The measured pace over time, from some moment on and around."""
+        first, windows = rng.randrange(len(self.windows)), self.windows
+        return lambda at: windows[(first + int(at / WINDOW_S)) % len(windows)]
+
     def expected_s(self, sample: Sample) -> float:
-        """What a recorded step would take on average, gap left out."""
+        """What a recorded step would take on average at the usual pace."""
         mixed = sample.num_chunk_tokens > 0
         tokens = sample.num_decodes + sample.num_chunk_tokens
         pool = self.ratios[mixed]
@@ -156,6 +167,10 @@ class Told:
         del rng
         return 0.0
 
+    def slowness(self, rng: random.Random) -> None:
+        """None: a roofline is always the same."""
+        del rng
+
 
 def _context(slices: Sequence[Slice]) -> float:
     return sum([p.start + 1 if p.count == 1 else attended(p.start, p.count) for p in slices])
@@ -175,6 +190,8 @@ def fit(seen: Sequence[Seen]) -> Fitted:
         context_s=context_s,
         gap=(0.0, 0.0),
         ratios=((1.0,), (1.0,)),
+        windows=(1.0,),
+        pace=1.0,
         gap_ratios=(1.0,),
         ways=_typical(seen, "ways") or (Way(0.0, 0.0),),
         wakes=_quantiles(_typical(seen, "wakes")) or (0.0,),
@@ -184,15 +201,48 @@ def fit(seen: Sequence[Seen]) -> Fitted:
         num_typical=len(typical),
     )
     pools = [_deviations(bare, typical, samples, is_mixed) for is_mixed in (False, True)]
+    even = replace(bare, ratios=(pools[0], pools[1]))
+    enough = len(typical) >= LEAST_STEPS
+    windows: list[float] = []
+    calm: list[Sample] = []
+    for each in seen:
+        if each.is_traffic and enough:
+            paces = windows_of(each, even)
+            windows += paces
+            at = [int((begun - each.since) / WINDOW_S) for begun in each.begins]
+            calm += [
+                sample._replace(elapsed_s=sample.elapsed_s / paces[window])
+                for sample, window in zip(each.samples, at, strict=True)
+            ]
+    if enough:
+        pools = [_deviations(bare, calm, samples, is_mixed) for is_mixed in (False, True)]
+    found = replace(even, ratios=(pools[0], pools[1]), windows=tuple(windows) or (1.0,))
+    own = typical if enough else samples
+    pace = sum(s.elapsed_s for s in own) / sum(map(found.expected_s, own))
     off = np.abs(np.array([s.elapsed_s / bare.expected_s(s) for s in samples]) - 1)
-    gap, gap_ratios = _gaps(typical if len(typical) >= LEAST_STEPS else samples)
+    gap, gap_ratios = _gaps(own)
     return replace(
-        bare,
+        found,
+        pace=pace,
         gap=gap,
-        ratios=(pools[0], pools[1]),
         gap_ratios=gap_ratios,
         error=float(np.median(off)),
     )
+
+
+def windows_of(seen: Seen, times: Fitted) -> list[float]:
+    """What steps took over what is expected of them, in each WINDOW_S since the load began."""
+    took: dict[int, list[float]] = {}
+    for sample, begun in zip(seen.samples, seen.begins, strict=True):
+        sums = took.setdefault(max(0, int((begun - seen.since) / WINDOW_S)), [0.0, 0.0])
+        sums[0] += sample.elapsed_s
+        sums[1] += times.expected_s(sample)
+    ratios = {window: sums[0] / sums[1] for window, sums in took.items()}
+    found: list[float] = []
+    for window in range(max(ratios, default=-1) + 1):
+        # Nothing ran: as before.
+        found.append(ratios.get(window, found[-1] if found else 1.0))
+    return found
 
 
 def _curves(samples: Sequence[Sample]) -> tuple[tuple[Points, Points], float]:

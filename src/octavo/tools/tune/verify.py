@@ -3,7 +3,7 @@
 Goodput alone says little: far from the knee anything gives all of it, and at the knee a few milliseconds give or take half.
 So it is also compared by the rate at which the simulation would have given as much, and times by their quantiles. What is
 left is put down to the machine where steps took another time than was calibrated, and to the simulation where its requests
-come out otherwise on the machine as it was in that run, half-second by half-second. Pure.
+come out otherwise on the machine as it was in that run, half a second at a time. Pure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from octavo.tools.bench import stats
 from octavo.tools.bench.stats import Record, percentile
 from octavo.tools.tune.simulate import Machine, StepTimes, simulate
 from octavo.tools.tune.slo import Score, Slo, score
-from octavo.tools.tune.steptimes import Fitted, Seen
+from octavo.tools.tune.steptimes import WINDOW_S, Fitted, Seen, windows_of
 from octavo.tools.tune.traffic import Job, rate_of, scaled
 
 SEEDS = 5
@@ -29,7 +29,6 @@ TYPICAL = ("ttft p50", "tpot p50")
 """What must agree beside goodput: tails rest on a few requests of a short run."""
 _LEAST_MS = {"ttft": 5.0, "tpot": 1.0, "itl": 1.0}
 """Differences that are noise, whatever their share."""
-_WINDOW_S = 0.5
 _RATE_STEP = 1.05
 _MOST_RATE = 2.0
 
@@ -43,6 +42,8 @@ class Told(NamedTuple):
     """Least goodput of a seed."""
     high: float
     records: list[Record]
+    ranges_ms: dict[str, tuple[float, float]]
+    """Least and most of TYPICAL over the seeds."""
 
 
 class Residual(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +58,8 @@ class Residual(msgspec.Struct, frozen=True, kw_only=True):
     """Times the rate at which the simulation gives the live run's share of good requests; None: at none near."""
     times_ms: dict[str, tuple[float, float]]
     """Quantile -> simulated and live."""
+    ranges_ms: dict[str, tuple[float, float]] = {}
+    """Least and most of typical times that single seeds gave."""
     quantiles_ms: dict[str, tuple[tuple[float, float], ...]]
     """TTFT and TPOT at QUANTILES: simulated and live."""
     steps: float | None = None
@@ -77,7 +80,8 @@ class Residual(msgspec.Struct, frozen=True, kw_only=True):
         found = [] if self.goodput_agrees(tolerance, live) else [f"goodput by {self.off:+.0%}"]
         for name in TYPICAL:
             told, took = self.times_ms[name]
-            if not _is_close(name, told, took, tolerance):
+            low, high = self.ranges_ms.get(name, (told, told))
+            if not low <= took <= high and not _is_close(name, told, took, tolerance):
                 found.append(f"{_title(name)} by {told / took - 1:+.0%}")
         return found
 
@@ -90,7 +94,12 @@ def told(
     rate = rate_of(jobs)
     each = [score(records, slo, rate).goodput for records in runs]
     records = [record for run in runs for record in run]
-    return Told(score(records, slo, rate, num_seeds), min(each), max(each), records)
+    ranges = {name: _range([_quantile(run, name) for run in runs]) for name in TYPICAL}
+    return Told(score(records, slo, rate, num_seeds), min(each), max(each), records, ranges)
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
 
 
 def residual(
@@ -112,13 +121,15 @@ def residual(
 
     took = steps = None
     if isinstance(times, Fitted) and seen is not None and seen.samples:
-        steps = sum(s.elapsed_s for s in seen.samples) / sum(map(times.expected_s, seen.samples))
+        should = times.pace * sum(map(times.expected_s, seen.samples))
+        steps = sum(sample.elapsed_s for sample in seen.samples) / should
         took = _as_it_was(jobs, machine, times, slo, ran)
     return found, Residual(
         off=_off(found.score.goodput, live.goodput),
         low=found.low,
         high=found.high,
         rate=_rate(share, found.score.good_share, live.good_share, len(jobs)),
+        ranges_ms=found.ranges_ms,
         times_ms={
             f"{name} p{percent}": (_ms(found.records, name, percent), _ms(records, name, percent))
             for name, percent in COMPARED
@@ -161,31 +172,22 @@ def _as_it_was(
 ) -> dict[str, float]:
     live, records, seen = ran
     assert seen is not None
-    slowness = slowness_of(seen, times)
+    windows = windows_of(seen, times) or [1.0]
+
+    def slowness(at: float) -> float:
+        return windows[min(int(at / WINDOW_S), len(windows) - 1)]
+
     runs = [simulate(jobs, machine, times, seed, slowness) for seed in range(SEEDS)]
     simulated = [record for run in runs for record in run.records]
     found = {"goodput": _off(score(simulated, slo, live.rate, SEEDS).goodput, live.goodput)}
     for name in TYPICAL:
-        metric, percent = name.split(" p")
-        took = _ms(records, metric, int(percent))
-        found[name] = _off(_ms(simulated, metric, int(percent)), took)
+        found[name] = _off(_quantile(simulated, name), _quantile(records, name))
     return found
 
 
-def slowness_of(seen: Seen, times: Fitted) -> Callable[[float], float]:
-    """What steps took over what they should have, by when they began after the load did."""
-    took: dict[int, list[float]] = {}
-    for sample, begun in zip(seen.samples, seen.begins, strict=True):
-        sums = took.setdefault(int((begun - seen.since) / _WINDOW_S), [0.0, 0.0])
-        sums[0] += sample.elapsed_s
-        sums[1] += times.expected_s(sample)
-    ratios = {window: sums[0] / sums[1] for window, sums in took.items()}
-    last = max(ratios, default=0)
-    filled, now = [], 1.0
-    for window in range(last + 1):
-        now = ratios.get(window, now)
-        filled.append(now)
-    return lambda at: filled[min(max(0, int(at / _WINDOW_S)), last)] if filled else 1.0
+def _quantile(records: Sequence[Record], name: str) -> float:
+    metric, percent = name.split(" p")
+    return _ms(records, metric, int(percent))
 
 
 def _ms(records: Sequence[Record], name: str, percent: float) -> float:

@@ -292,22 +292,18 @@ def _quantile_charts(report: Report, best: str) -> list[Chart]:
     charts = []
     for name, y in (("ttft", "TTFT, ms"), ("tpot", "mean time between tokens, ms")):
         pairs = found.quantiles_ms[name]
-        charts.append(
-            Chart(
-                f"The requests of the live run: {y.split(',')[0]}",
-                "percent of the requests that had no more",
-                y,
-                tuple(
-                    Series(
-                        title,
-                        tuple(
-                            (float(p), pair[i]) for p, pair in zip(QUANTILES, pairs, strict=True)
-                        ),
-                    )
-                    for i, title in enumerate(("simulated", "live"))
-                ),
-            )
-        )
+        lines = {
+            "simulated": tuple([told for told, _ in pairs]),
+            "live": tuple([took for _, took in pairs]),
+            "simulated at the pace of that run": found.as_it_was_ms.get(name, ()),
+        }
+        series = [
+            Series(title, tuple(zip(map(float, QUANTILES), line, strict=True)))
+            for title, line in lines.items()
+            if line
+        ]
+        title = f"The requests of the live run: {y.split(',')[0]}"
+        charts.append(Chart(title, "percent of the requests that had no more", y, tuple(series)))
     return charts
 
 

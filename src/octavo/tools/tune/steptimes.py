@@ -25,6 +25,8 @@ from octavo.tools.tune.simulate import Way
 LEAST_STEPS = 50
 WINDOW_S = 0.5
 """Of the machine's pace: others come and go within seconds."""
+_USUAL_S = 0.05
+"""Of steps at the usual pace, which each window is taken to have beside its own."""
 _ROUNDS = 5
 _BOUND = 2.0
 """Usual errors beyond which a step counts less (Huber)."""
@@ -237,7 +239,8 @@ def windows_of(seen: Seen, times: Fitted) -> list[float]:
         sums = took.setdefault(max(0, int((begun - seen.since) / WINDOW_S)), [0.0, 0.0])
         sums[0] += sample.elapsed_s
         sums[1] += times.expected_s(sample)
-    ratios = {window: sums[0] / sums[1] for window, sums in took.items()}
+    # A few steps say little of a window: what one of them took is its own deviation.
+    ratios = {window: (_USUAL_S + a) / (_USUAL_S + b) for window, (a, b) in took.items()}
     found: list[float] = []
     for window in range(max(ratios, default=-1) + 1):
         # Nothing ran: as before.

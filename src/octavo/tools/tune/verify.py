@@ -66,6 +66,8 @@ class Residual(msgspec.Struct, frozen=True, kw_only=True):
     """What the live run's steps took, over what they should have by calibration."""
     as_it_was: dict[str, float] | None = None
     """On the machine as it was in that run: goodput and typical times, simulated over live, less one."""
+    as_it_was_ms: dict[str, tuple[float, ...]] = {}
+    """TTFT and TPOT there, at QUANTILES."""
     others: float | None = None
     """Cores that others used meanwhile."""
 
@@ -120,10 +122,11 @@ def residual(
         return told(scaled(jobs, factor), machine, times, slo, num_seeds).score.good_share
 
     took = steps = None
+    there: dict[str, tuple[float, ...]] = {}
     if isinstance(times, Fitted) and seen is not None and seen.samples:
         should = times.pace * sum(map(times.expected_s, seen.samples))
         steps = sum(sample.elapsed_s for sample in seen.samples) / should
-        took = _as_it_was(jobs, machine, times, slo, ran)
+        took, there = _as_it_was(jobs, machine, times, slo, ran)
     return found, Residual(
         off=_off(found.score.goodput, live.goodput),
         low=found.low,
@@ -140,6 +143,7 @@ def residual(
         },
         steps=steps,
         as_it_was=took,
+        as_it_was_ms=there,
         others=others,
     )
 
@@ -169,7 +173,8 @@ def _as_it_was(
     times: Fitted,
     slo: Slo,
     ran: tuple[Score, Sequence[Record], Seen | None],
-) -> dict[str, float]:
+) -> tuple[dict[str, float], dict[str, tuple[float, ...]]]:
+    """Differences, and times at QUANTILES."""
     live, records, seen = ran
     assert seen is not None
     windows = windows_of(seen, times) or [1.0]
@@ -182,7 +187,8 @@ def _as_it_was(
     found = {"goodput": _off(score(simulated, slo, live.rate, SEEDS).goodput, live.goodput)}
     for name in TYPICAL:
         found[name] = _off(_quantile(simulated, name), _quantile(records, name))
-    return found
+    times_ms = {n: tuple([_ms(simulated, n, p) for p in QUANTILES]) for n in ("ttft", "tpot")}
+    return found, times_ms
 
 
 def _quantile(records: Sequence[Record], name: str) -> float:

@@ -209,7 +209,7 @@ def fit(seen: Sequence[Seen]) -> Fitted:
     calm: list[Sample] = []
     for each in seen:
         if each.is_traffic and enough:
-            paces = windows_of(each, even)
+            paces = windows_of(each, even, _USUAL_S)
             windows += paces
             at = [int((begun - each.since) / WINDOW_S) for begun in each.begins]
             calm += [
@@ -232,7 +232,7 @@ def fit(seen: Sequence[Seen]) -> Fitted:
     )
 
 
-def windows_of(seen: Seen, times: Fitted) -> list[float]:
+def windows_of(seen: Seen, times: Fitted, usual_s: float = 0.0) -> list[float]:
     """What steps took over what is expected of them, in each WINDOW_S since the load began."""
     took: dict[int, list[float]] = {}
     for sample, begun in zip(seen.samples, seen.begins, strict=True):
@@ -240,7 +240,7 @@ def windows_of(seen: Seen, times: Fitted) -> list[float]:
         sums[0] += sample.elapsed_s
         sums[1] += times.expected_s(sample)
     # A few steps say little of a window: what one of them took is its own deviation.
-    ratios = {window: (_USUAL_S + a) / (_USUAL_S + b) for window, (a, b) in took.items()}
+    ratios = {window: (usual_s + a) / (usual_s + b) for window, (a, b) in took.items()}
     found: list[float] = []
     for window in range(max(ratios, default=-1) + 1):
         # Nothing ran: as before.

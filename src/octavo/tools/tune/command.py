@@ -22,8 +22,9 @@ from octavo.tools.tune import report, traffic
 from octavo.tools.tune.candidates import DEFAULTS
 from octavo.tools.tune.report import Report
 from octavo.tools.tune.slo import Asked, slo_of
+from octavo.tools.tune.task import Task
 from octavo.tools.tune.traffic import Job, Shape
-from octavo.tools.tune.tuning import Task, tune
+from octavo.tools.tune.tuning import tune
 
 
 def add_arguments(parser: Parser) -> None:
@@ -87,7 +88,8 @@ def add_arguments(parser: Parser) -> None:
         type=number(0.01, 1),
         default=0.2,
         metavar="X",
-        help="Share by which simulated and live goodput may differ; beyond it the result is UNCONFIRMED [0.2].",
+        help="Share by which simulated and live goodput and median times may differ; beyond it the result is UNCONFIRMED "
+        "[0.2].",
     )
     files.add_arguments(parser)
     output.add_json_flag(parser)

@@ -13,10 +13,12 @@ from octavo.tools.plots.chart import Chart, Limit, Mark, Series
 from octavo.tools.plots.page import Page, Table, to_html
 from octavo.tools.tables import table
 from octavo.tools.tune.candidates import DEFAULTS, flags
+from octavo.tools.tune.pool import Pool
 from octavo.tools.tune.slo import Score, Slo
 from octavo.tools.tune.slo import text as slo_text
+from octavo.tools.tune.verify import COMPARED, QUANTILES, Residual
 
-SCHEMA = 1
+SCHEMA = 2
 _HOUR_S = 3600.0
 
 
@@ -34,8 +36,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     live: Score | None = None
     simulated_alike: Score | None = None
     """Of the requests of the live run alone."""
-    off: float | None = None
-    """Simulated goodput over live goodput, less one."""
+    residual: Residual | None = None
+    """What the two differ by."""
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +77,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     device_price: float | None
     environment: dict[str, object]
+    pool: Pool | None = None
+    """What KV cache is needed; None: not searched."""
+    num_rounds: int = 1
+    """Searches, each with its live runs."""
 
 
 def cost_per_million(score: Score, price: float | None) -> float | None:
@@ -130,7 +136,7 @@ def _cells(report: Report, row: Row) -> list[str]:
     live = row.live
     if live is None:
         return [*cells, "-", "-", "-", "-"]
-    off = "-" if row.off is None else f"{row.off:+.0%}"
+    off = "-" if row.residual is None else f"{row.residual.off:+.0%}"
     return [
         *cells,
         f"{live.goodput:.2f}",
@@ -140,10 +146,39 @@ def _cells(report: Report, row: Row) -> list[str]:
     ]
 
 
+def residual_header() -> tuple[str, ...]:
+    """Of the table of what live runs gave beside what was said of them."""
+    times = [f"p{percent} {name.upper()} ms" for name, percent in COMPARED]
+    return ("simulated / live", "goodput/s", "(seeds)", "same at", *times, "steps")
+
+
+def residual_rows(report: Report) -> list[list[str]]:
+    """One per live run."""
+    rows = []
+    for row in report.rows:
+        if row.residual is None or row.live is None or row.simulated_alike is None:
+            continue
+        found = row.residual
+        times = [found.times_ms[f"{name} p{percent}"] for name, percent in COMPARED]
+        rows.append(
+            [
+                row.flags,
+                f"{row.simulated_alike.goodput:.2f} / {row.live.goodput:.2f}",
+                f"{found.low:.2f}-{found.high:.2f}",
+                "-" if found.rate is None else f"{found.rate:.2f} x",
+                *[f"{told:.4g} / {took:.4g}" for told, took in times],
+                "-" if found.steps is None else f"{found.steps:.2f} x",
+            ]
+        )
+    return rows
+
+
 def to_text(report: Report) -> str:
     """For a terminal."""
     parts = ["\n".join(summary(report))]
     parts.append(table(_header(report), [_cells(report, row) for row in report.rows]))
+    if has_live(report):
+        parts.append(table(residual_header(), residual_rows(report)))
     front = [point for point in report.points if point.is_on_front]
     if front:
         rows = [
@@ -206,8 +241,9 @@ def charts(report: Report, default: str, best: str) -> list[Chart]:
     front = [point for point in report.points if point.is_on_front]
     marks = [Mark(p.score.goodput, p.cost_per_million, f"{p.score.rate:.3g}/s") for p in front[-1:]]
     live = [row for row in report.rows if row.live is not None and row.flags in mains]
-    rates = [Mark(row.live.rate, row.live.ttft_p99, "live") for row in live if row.live is not None]
-    gaps = [Mark(row.live.rate, row.live.itl_p99, "live") for row in live if row.live is not None]
+    seen = [(f"live, {_short(row.flags)}", row.live) for row in live if row.live is not None]
+    rates = [Mark(each.rate, each.ttft_p99, name) for name, each in seen]
+    gaps = [Mark(each.rate, each.itl_p99, name) for name, each in seen]
 
     def series(x: str, y: str) -> tuple[Series, ...]:
         return tuple(
@@ -244,7 +280,35 @@ def charts(report: Report, default: str, best: str) -> list[Chart]:
             tuple(gaps),
             is_log_y=True,
         ),
+        *_quantile_charts(report, best),
     ]
+
+
+def _quantile_charts(report: Report, best: str) -> list[Chart]:
+    """Requests of the live run of what was found, from the fastest to the slowest, beside the simulated ones."""
+    found = next((r.residual for r in report.rows if r.flags == best and r.residual), None)
+    if found is None:
+        return []
+    charts = []
+    for name, y in (("ttft", "TTFT, ms"), ("tpot", "mean time between tokens, ms")):
+        pairs = found.quantiles_ms[name]
+        lines = {
+            "simulated": tuple([told for told, _ in pairs]),
+            "live": tuple([took for _, took in pairs]),
+            "simulated at the pace of that run": found.as_it_was_ms.get(name, ()),
+        }
+        series = [
+            Series(title, tuple(zip(map(float, QUANTILES), line, strict=True)))
+            for title, line in lines.items()
+            if line
+        ]
+        title = f"The requests of the live run: {y.split(',')[0]}"
+        charts.append(Chart(title, "percent of the requests that had no more", y, tuple(series)))
+    return charts
+
+
+def _short(name: str) -> str:
+    return "defaults" if name == DEFAULTS else "found"
 
 
 def _value(point: Point, name: str) -> float:
@@ -265,12 +329,14 @@ def page(report: Report, found: Sequence[Chart]) -> str:
     chosen = frozenset(i for i, row in enumerate(report.rows) if row.flags == name)
     rows = [_cells(report, row) for row in report.rows]
     header = _header(report)
+    beside = residual_rows(report)
+    live = [Table("Live runs", residual_header(), beside, frozenset())] if beside else []
     return to_html(
         Page(
             title=f"octavo tune: {report.model}",
             lines=[*summary(report), report.verdict],
             charts=found,
-            tables=[Table("Candidates at the traffic's rate", header, rows, chosen)],
+            tables=[Table("Candidates at the traffic's rate", header, rows, chosen), *live],
             code=paste(report),
             notes=report.notes,
         )

@@ -78,8 +78,8 @@ def slo_of(asked: Asked) -> Slo:
     return Slo(p99=given, each=each, is_implied=is_implied)
 
 
-def score(records: Sequence[Record], slo: Slo, rate: float) -> Score:
-    """Judge a run. Goodput is the share of good requests times the rate at which they came, so that the time in which
+def score(records: Sequence[Record], slo: Slo, rate: float, num_runs: int = 1) -> Score:
+    """Judge a run, or several of the same requests beside each other. Goodput is the share of good requests times the rate at which they came, so that the time in which
     the last ones end counts for nobody.
     """
     good = [record for record in records if stats.goodput([record], slo.good()).good]
@@ -90,7 +90,7 @@ def score(records: Sequence[Record], slo: Slo, rate: float) -> Score:
         * 1e3,
         "itl": percentile([gap for r in ended for gap in r.gaps] or [0.0], 99) * 1e3,
     }
-    span = stats.span(records) or 1.0
+    span = num_runs * (stats.span(records) or 1.0)
     missed = [
         f"p99 {name.upper()} {found[name]:.4g} ms > {limit:g} ms"
         for name, limit in slo.p99.items()

@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.core.plan import Slice
+from octavo.core.plan import Decodes, Slice
 from octavo.core.steptime import attended
 from octavo.tools.plan.speed import Network, Speed, between
 from octavo.tools.tune.simulate import Way
 
 LEAST_STEPS = 50
+WINDOW_S = 0.5
+"""Of the machine's pace: others come and go within seconds."""
+_USUAL_S = 0.05
+"""Of steps at the usual pace, which each window is taken to have beside its own."""
 _ROUNDS = 5
 _BOUND = 2.0
 """Usual errors beyond which a step counts less (Huber)."""
@@ -45,7 +49,25 @@ class Sample(NamedTuple):
     """Until the next step; None where there was nothing to do in between."""
 
 
+class Seen(NamedTuple):
+    """What was measured under a load."""
+
+    since: float
+    """When it began, on the machine's clock."""
+    samples: list[Sample]
+    begins: list[float]
+    """Of the samples' steps."""
+    ways: list[Way]
+    wakes: list[float]
+    """Seconds from a request's coming to its first step, where the loop slept."""
+    delays: list[float]
+    """Seconds from the end of a step to callers who read on."""
+    is_traffic: bool
+    """Whether the load was the traffic itself, so that what varies varies as it does there."""
+
+
 Points = tuple[tuple[int, float], ...]
+Ratios = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +81,36 @@ class Fitted:
     context_s: float
     gap: tuple[float, float]
     """Seconds between steps: of any, and per row."""
-    ratios: tuple[float, ...]
-    """Measured to fitted, of steps."""
-    gap_ratios: tuple[float, ...]
+    ratios: tuple[Ratios, Ratios]
+    """Measured to fitted, at the pace of their window: of steps of decodes alone, and of those with chunks."""
+    windows: Ratios
+    """The machine's pace, each for WINDOW_S, in the order in which it was measured: what slows one step slows the next."""
+    pace: float
+    """What steps under the traffic took over `expected_s`: about 1."""
+    gap_ratios: Ratios
     ways: tuple[Way, ...]
+    wakes: Ratios
+    delays: Ratios
     error: float
     """Median of |measured - fitted| / fitted."""
     num_steps: int
+    num_typical: int
+    """Of these, steps under the traffic itself."""
 
     def predict(self, tokens: int, context: float, *, is_mixed: bool) -> float:
         """Seconds of a step, at the middle of what was measured."""
         points = self.mixed if is_mixed else self.plain
-        return between(points, tokens) + self.context_s * context
+        return between(points, max(tokens, points[0][0])) + self.context_s * context
 
     def step_s(self, slices: Sequence[Slice], rng: random.Random) -> float:
         """With one of the measured deviations."""
+        if isinstance(slices, Decodes):
+            seconds = self.predict(len(slices), slices.context, is_mixed=False)
+            return seconds * rng.choice(self.ratios[0])
         tokens = sum([piece.count for piece in slices])
         is_mixed = tokens > len(slices)
         seconds = self.predict(tokens, _context(slices), is_mixed=is_mixed)
-        return seconds * rng.choice(self.ratios)
+        return seconds * rng.choice(self.ratios[is_mixed])
 
     def gap_s(self, num_rows: int, rng: random.Random) -> float:
         """With one of the measured deviations."""
@@ -85,7 +118,23 @@ class Fitted:
 
     def way(self, rng: random.Random) -> Way:
         """One of the measured ones."""
-        return rng.choice(self.ways)
+        return rng.choice(self.ways)._replace(wake_s=rng.choice(self.wakes))
+
+    def delay_s(self, rng: random.Random) -> float:
+        """One of the measured ones."""
+        return rng.choice(self.delays)
+
+    def slowness(self, rng: random.Random) -> Callable[[float], float] | None:
+        """The measured pace over time, from some moment on and around."""
+        first, windows = rng.randrange(len(self.windows)), self.windows
+        return lambda at: windows[(first + int(at / WINDOW_S)) % len(windows)]
+
+    def expected_s(self, sample: Sample) -> float:
+        """What a recorded step would take on average at the usual pace."""
+        mixed = sample.num_chunk_tokens > 0
+        tokens = sample.num_decodes + sample.num_chunk_tokens
+        pool = self.ratios[mixed]
+        return self.predict(tokens, sample.context, is_mixed=mixed) * sum(pool) / len(pool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +164,92 @@ class Told:
         del rng
         return Way(0.0, 0.0)
 
+    def delay_s(self, rng: random.Random) -> float:
+        """None is known."""
+        del rng
+        return 0.0
+
+    def slowness(self, rng: random.Random) -> None:
+        """None: a roofline is always the same."""
+        del rng
+
 
 def _context(slices: Sequence[Slice]) -> float:
     return sum([p.start + 1 if p.count == 1 else attended(p.start, p.count) for p in slices])
 
 
-def fit(samples: Sequence[Sample], ways: Sequence[Way]) -> Fitted:
-    """The curves through recorded steps, of which there are LEAST_STEPS at least."""
+def fit(seen: Sequence[Seen]) -> Fitted:
+    """The curves through all steps, of which there are LEAST_STEPS at least; what varies is drawn from those under the
+    traffic itself, where they are enough.
+    """
+    samples = [sample for each in seen for sample in each.samples]
+    typical = [sample for each in seen if each.is_traffic for sample in each.samples]
     assert len(samples) >= LEAST_STEPS
+    points, context_s = _curves(samples)
+    bare = Fitted(
+        plain=points[0],
+        mixed=points[1],
+        context_s=context_s,
+        gap=(0.0, 0.0),
+        ratios=((1.0,), (1.0,)),
+        windows=(1.0,),
+        pace=1.0,
+        gap_ratios=(1.0,),
+        ways=_typical(seen, "ways") or (Way(0.0, 0.0),),
+        wakes=_quantiles(_typical(seen, "wakes")) or (0.0,),
+        delays=_quantiles(_typical(seen, "delays")) or (0.0,),
+        error=0.0,
+        num_steps=len(samples),
+        num_typical=len(typical),
+    )
+    pools = [_deviations(bare, typical, samples, is_mixed) for is_mixed in (False, True)]
+    even = replace(bare, ratios=(pools[0], pools[1]))
+    enough = len(typical) >= LEAST_STEPS
+    windows: list[float] = []
+    calm: list[Sample] = []
+    for each in seen:
+        if each.is_traffic and enough:
+            paces = windows_of(each, even, _USUAL_S)
+            windows += paces
+            at = [int((begun - each.since) / WINDOW_S) for begun in each.begins]
+            calm += [
+                sample._replace(elapsed_s=sample.elapsed_s / paces[window])
+                for sample, window in zip(each.samples, at, strict=True)
+            ]
+    if enough:
+        pools = [_deviations(bare, calm, samples, is_mixed) for is_mixed in (False, True)]
+    found = replace(even, ratios=(pools[0], pools[1]), windows=tuple(windows) or (1.0,))
+    own = typical if enough else samples
+    pace = sum(s.elapsed_s for s in own) / sum(map(found.expected_s, own))
+    off = np.abs(np.array([s.elapsed_s / bare.expected_s(s) for s in samples]) - 1)
+    gap, gap_ratios = _gaps(own)
+    return replace(
+        found,
+        pace=pace,
+        gap=gap,
+        gap_ratios=gap_ratios,
+        error=float(np.median(off)),
+    )
+
+
+def windows_of(seen: Seen, times: Fitted, usual_s: float = 0.0) -> list[float]:
+    """What steps took over what is expected of them, in each WINDOW_S since the load began."""
+    took: dict[int, list[float]] = {}
+    for sample, begun in zip(seen.samples, seen.begins, strict=True):
+        sums = took.setdefault(max(0, int((begun - seen.since) / WINDOW_S)), [0.0, 0.0])
+        sums[0] += sample.elapsed_s
+        sums[1] += times.expected_s(sample)
+    # A few steps say little of a window: what one of them took is its own deviation.
+    ratios = {window: (usual_s + a) / (usual_s + b) for window, (a, b) in took.items()}
+    found: list[float] = []
+    for window in range(max(ratios, default=-1) + 1):
+        # Nothing ran: as before.
+        found.append(ratios.get(window, found[-1] if found else 1.0))
+    return found
+
+
+def _curves(samples: Sequence[Sample]) -> tuple[tuple[Points, Points], float]:
+    """Of steps of decodes alone and of those with chunks, and the seconds per token of context."""
     tokens = [s.num_decodes + s.num_chunk_tokens for s in samples]
     is_mixed = [s.num_chunk_tokens > 0 for s in samples]
     knots = (
@@ -144,19 +271,26 @@ def fit(samples: Sequence[Sample], ways: Sequence[Way]) -> Fitted:
     points = [
         tuple(zip(knots[i], map(float, curves[i]), strict=True)) for i in range(2) if knots[i]
     ]
-    fitted = rows @ np.concatenate([*curves, found[-1:]])
-    gap, gap_ratios = _gaps(samples)
-    return Fitted(
-        plain=points[0],
-        mixed=points[-1],
-        context_s=float(found[-1]),
-        gap=gap,
-        ratios=_ratios(seconds / fitted),
-        gap_ratios=gap_ratios,
-        ways=tuple(ways) or (Way(0.0, 0.0),),
-        error=float(np.median(np.abs(seconds / fitted - 1))),
-        num_steps=len(samples),
-    )
+    return (points[0], points[-1]), float(found[-1])
+
+
+def _typical(seen: Sequence[Seen], name: str) -> tuple[Any, ...]:
+    """What is known of the traffic itself, else of any load."""
+    own = [value for each in seen if each.is_traffic for value in getattr(each, name)]
+    return tuple(own) or tuple(value for each in seen for value in getattr(each, name))
+
+
+def _deviations(
+    fitted: Fitted, typical: Sequence[Sample], samples: Sequence[Sample], is_mixed: bool
+) -> Ratios:
+    """Measured to fitted, of steps of a kind; where there are few, of any kind."""
+    for pool in (typical, samples):
+        chosen = [s for s in pool if (s.num_chunk_tokens > 0) == is_mixed]
+        if len(chosen) >= LEAST_STEPS // 2:
+            break
+    else:
+        chosen = list(samples)
+    return _ratios(np.array([s.elapsed_s / fitted.expected_s(s) for s in chosen]))
 
 
 def _knots(tokens: Sequence[int]) -> tuple[int, ...]:
@@ -217,7 +351,7 @@ def _rising(values: Array) -> Array:
     return np.maximum.accumulate(np.maximum(values, 1e-6)) if len(values) else values
 
 
-def _gaps(samples: Sequence[Sample]) -> tuple[tuple[float, float], tuple[float, ...]]:
+def _gaps(samples: Sequence[Sample]) -> tuple[tuple[float, float], Ratios]:
     known = [(s.num_decodes + (s.num_chunk_tokens > 0), s.gap_s) for s in samples if s.gap_s]
     if len(known) < LEAST_STEPS // 2:
         return (0.0, 0.0), (1.0,)
@@ -237,8 +371,14 @@ def _gaps(samples: Sequence[Sample]) -> tuple[tuple[float, float], tuple[float, 
     return (base, per_row), _ratios(gaps / fitted)
 
 
-def _ratios(values: Array) -> tuple[float, ...]:
-    """What stands for all of them: quantiles, evenly spread."""
+def _ratios(values: Array) -> Ratios:
+    """What stands for all of them."""
+    return _quantiles(np.clip(values, 1 / _MOST_RATIO, _MOST_RATIO))
+
+
+def _quantiles(values: Sequence[float] | Array) -> Ratios:
+    """Evenly spread; empty of nothing."""
+    if not len(values):
+        return ()
     where = (np.arange(_NUM_RATIOS) + 0.5) / _NUM_RATIOS
-    found = np.quantile(np.clip(values, 1 / _MOST_RATIO, _MOST_RATIO), where)
-    return tuple(map(float, found))
+    return tuple(map(float, np.quantile(values, where)))

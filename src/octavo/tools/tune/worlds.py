@@ -15,7 +15,7 @@ from octavo.tools.plan.target import Target, network_of, speed_of
 from octavo.tools.tune.calibrate import Calibration
 from octavo.tools.tune.candidates import Candidate
 from octavo.tools.tune.simulate import Machine, StepTimes
-from octavo.tools.tune.steptimes import Told
+from octavo.tools.tune.steptimes import Seen, Told, fit
 from octavo.tools.tune.traffic import Job
 
 _TOLD_STEP = 8192
@@ -45,6 +45,17 @@ class World(Protocol):
     def machine(self, candidate: Candidate) -> Machine | None:
         """With these flags; None where they do not fit."""
 
+    @property
+    def num_seeds(self) -> int:
+        """Simulations that are judged together: what varies is drawn anew in each."""
+
+    @property
+    def others(self) -> float | None:
+        """Cores that others used while it was measured."""
+
+    def learned(self, seen: Sequence[Seen]) -> World | None:
+        """The same after more was measured; None where nothing is."""
+
     def facts(self) -> dict[str, object]:
         """Where its times are from."""
 
@@ -53,12 +64,16 @@ class Measured:
     """This machine."""
 
     name = "this machine, as measured"
+    num_seeds = 3
 
     def __init__(self, found: Calibration) -> None:
-        self.times = found.times
-        self.longest_step = found.longest_step * _BEYOND
+        samples = [sample for seen in found.seen for sample in seen.samples]
+        self._longest = max(sample.num_decodes + sample.num_chunk_tokens for sample in samples)
+        self.times = fit(found.seen)
+        self.others = found.others
+        self.longest_step = self._longest * _BEYOND
+        self._found = found
         self._machine = found.machine
-        self._longest = found.longest_step
         limits = found.machine.limits
         self.default = Candidate(
             limits.max_num_seqs,
@@ -75,12 +90,19 @@ class Measured:
             enable_prefix_caching=candidate.enable_prefix_caching,
         )
 
+    def learned(self, seen: Sequence[Seen]) -> Measured:
+        """With the steps of live runs: what varies is drawn from them alone, since the machine may be another by now."""
+        before = [each._replace(is_traffic=False) for each in self._found.seen]
+        return Measured(self._found._replace(seen=(*before, *seen)))
+
     def facts(self) -> dict[str, object]:
         """How well recorded steps are told."""
         times = self.times
         return {
             "source": "measured",
             "steps": times.num_steps,
+            "steps_under_the_traffic": times.num_typical,
+            "cores_used_by_others": self.others,
             "median_error": times.error,
             "longest_step_tokens": self._longest,
             "plain_step_s": times.plain,
@@ -95,6 +117,8 @@ class Planned:
     """A device by its roofline, as `octavo plan` has it."""
 
     longest_step = _TOLD_STEP
+    num_seeds = 1
+    others = None
 
     def __init__(self, config: EngineConfig, target: Target) -> None:
         """Raises OperatorError where the model cannot run there."""
@@ -124,6 +148,9 @@ class Planned:
             candidate.enable_prefix_caching,
             self._config.scheduling_policy,
         )
+
+    def learned(self, seen: Sequence[Seen]) -> None:
+        """Nothing runs there."""
 
     def facts(self) -> dict[str, object]:
         """What was assumed."""

@@ -10,9 +10,12 @@ are packed along outputs.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 AWQ_PLACES = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -90,27 +93,26 @@ def shuffled_groups(inputs: int, group: int, seed: int) -> Tensor:
 
 def write(kind: Kind, name: str, weight: Int4) -> dict[str, Tensor]:
     """The tensors of a matrix, as the checkpoint has them."""
-    levels_OD, zeros_OG, scales_OG, groups_D = weight
-    outputs, inputs = levels_OD.shape
-    groups = zeros_OG.shape[1]
+    scales_OG, groups_D = weight.scales_OG, weight.groups_D
+    (outputs, inputs), groups = weight.levels_OD.shape, weight.zeros_OG.shape[1]
+    wide_OD = torch.nn.functional.pad(weight.levels_OD, (0, -inputs % 8)).tolist()
+    tall_OG = torch.nn.functional.pad(weight.zeros_OG, (0, 0, 0, -outputs % 8)).tolist()
     if kind.layout == "awq":
-        words = _words(inputs, outputs // 8, lambda i, c, k: levels_OD[8 * c + AWQ_PLACES[k], i])
-        zeros = _words(groups, outputs // 8, lambda g, c, k: zeros_OG[8 * c + AWQ_PLACES[k], g])
+        words = _words(inputs, outputs // 8, lambda i, c, k: wide_OD[8 * c + AWQ_PLACES[k]][i])
+        zeros = _words(groups, outputs // 8, lambda g, c, k: tall_OG[8 * c + AWQ_PLACES[k]][g])
         found = {"qweight": words, "qzeros": zeros, "scales": scales_OG.T}
     elif kind.layout == "gptq":
         less = 1 if kind.version == 1 else 0
-        words = _words(inputs // 8, outputs, lambda r, o, k: levels_OD[o, 8 * r + k])
-        zeros = _words(groups, outputs // 8, lambda g, c, k: zeros_OG[8 * c + k, g] - less)
+        words = _words(inputs // 8, outputs, lambda r, o, k: wide_OD[o][8 * r + k])
+        zeros = _words(groups, outputs // 8, lambda g, c, k: tall_OG[8 * c + k][g] - less)
         found = {"qweight": words, "qzeros": zeros, "scales": scales_OG.T}
         found["g_idx"] = groups_D.int()
     else:
-        wide_OD = torch.nn.functional.pad(levels_OD, (0, -inputs % 8))
-        words = _words(outputs, -(-inputs // 8), lambda o, c, k: wide_OD[o, 8 * c + k])
+        words = _words(outputs, -(-inputs // 8), lambda o, c, k: wide_OD[o][8 * c + k])
         found = {"weight_packed": words, "weight_scale": scales_OG}
         found["weight_shape"] = torch.tensor([outputs, inputs])
         if kind.has_zeros:
-            tall_OG = torch.nn.functional.pad(zeros_OG, (0, 0, 0, -outputs % 8))
-            zeros = _words(-(-outputs // 8), groups, lambda r, g, k: tall_OG[8 * r + k, g])
+            zeros = _words(-(-outputs // 8), groups, lambda r, g, k: tall_OG[8 * r + k][g])
             found["weight_zero_point"] = zeros
         if kind.is_ordered:
             found["weight_g_idx"] = groups_D.int()
@@ -125,3 +127,65 @@ def _words(rows: int, columns: int, level: Any) -> Tensor:
             word = sum(int(level(row, column, k)) << 4 * k for k in range(8))
             found.append(word - (1 << 32) * (word >= 1 << 31))
     return torch.tensor(found, dtype=torch.int32).view(rows, columns)
+
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "vocab_size": 61,
+    "rms_norm_eps": 1e-6,
+    "torch_dtype": "float16",
+    "tie_word_embeddings": False,
+}
+PROJECTIONS = {
+    "self_attn.q_proj": (64, 64),
+    "self_attn.k_proj": (32, 64),
+    "self_attn.v_proj": (32, 64),
+    "self_attn.o_proj": (64, 64),
+    "mlp.gate_proj": (128, 64),
+    "mlp.up_proj": (128, 64),
+    "mlp.down_proj": (64, 128),
+}
+
+
+def checkpoint(
+    folder: Path, kind: Kind, *, is_llama: bool = False, **changes: Any
+) -> tuple[Path, Path]:
+    """A tiny model as `kind` says, and the same in plain float32; `changes` of its quantization_config."""
+    random = torch.Generator().manual_seed(7)
+    plain_ones: dict[str, Tensor] = {}
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        plain_ones[name] = torch.randn(61, 64, generator=random).half()
+    sizes = {"input_layernorm": 64, "post_attention_layernorm": 64}
+    sizes |= {"self_attn.q_norm": 16, "self_attn.k_norm": 16}
+    plain_ones["model.norm.weight"] = torch.ones(64).half()
+    stored: dict[str, Tensor] = {}
+    numbers: dict[str, Tensor] = {}
+    config = dict(CONFIG)
+    if is_llama:
+        config |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+        del sizes["self_attn.q_norm"], sizes["self_attn.k_norm"]
+    for layer in range(2):
+        for name, size in sizes.items():
+            norm = 1 + 0.1 * torch.randn(size, generator=random)
+            plain_ones[f"model.layers.{layer}.{name}.weight"] = norm.half()
+        for seed, (name, (outputs, inputs)) in enumerate(PROJECTIONS.items()):
+            groups_D = shuffled_groups(inputs, kind.group, layer) if kind.is_ordered else None
+            weight = random_int4(kind, outputs, inputs, 10 * layer + seed, groups_D)
+            full = f"model.layers.{layer}.{name}"
+            stored |= write(kind, full, weight)
+            numbers[f"{full}.weight"] = weight.numbers()
+    described = {"quantization_config": kind.config() | changes}
+    places = folder / "stored", folder / "plain"
+    for place, tensors, more in zip(places, (stored, numbers), (described, {}), strict=True):
+        place.mkdir()
+        (place / "config.json").write_text(json.dumps(config | more))
+        save_file(plain_ones | tensors, place / "model.safetensors")
+    return places

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from octavo.models.load import load_model
 from octavo.models.storage import plan_storage
 from octavo.models.stored_config import read_stored
 from octavo.models.weights import load_weights
-from packers import Int4, Kind, random_int4, shuffled_groups, write
+from packers import Int4, Kind, checkpoint, random_int4, shuffled_groups, write
 
 KINDS = {
     "awq-32": Kind("awq", 32, True),
@@ -79,7 +80,9 @@ def test_levels_are_the_checkpoints(tmp_path: Path, name: str) -> None:
     kind = KINDS[name]
     found = matrices(kind)
     tensors = {
-        key: value for local, each in found.items() for key, value in write(kind, local, each).items()
+        key: value
+        for local, each in found.items()
+        for key, value in write(kind, local, each).items()
     }
     build = build_of(kind)
     assert build.quant is not None
@@ -101,58 +104,201 @@ def test_levels_are_the_checkpoints(tmp_path: Path, name: str) -> None:
     assert off.norm() < 0.02 * (x_ND @ wanted_OD.T).norm()  # rows are rounded to int8
 
 
-CONFIG: dict[str, Any] = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 64,
-    "vocab_size": 61,
-    "rms_norm_eps": 1e-6,
-    "torch_dtype": "float16",
-}
-PROJECTIONS = {
-    "self_attn.q_proj": (64, 64),
-    "self_attn.k_proj": (32, 64),
-    "self_attn.v_proj": (32, 64),
-    "self_attn.o_proj": (64, 64),
-    "mlp.gate_proj": (128, 64),
-    "mlp.up_proj": (128, 64),
-    "mlp.down_proj": (64, 128),
-}
-
-
-def checkpoint(folder: Path, kind: Kind, **changes: Any) -> tuple[Path, Path]:
-    """A tiny model as `kind` says, and the same in plain float32."""
-    random = torch.Generator().manual_seed(7)
-    plain_ones: dict[str, Tensor] = {}
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        plain_ones[name] = torch.randn(61, 64, generator=random).half()
-    sizes = {"input_layernorm": 64, "post_attention_layernorm": 64}
-    sizes |= {"self_attn.q_norm": 16, "self_attn.k_norm": 16}
-    plain_ones["model.norm.weight"] = torch.ones(64).half()
-    stored: dict[str, Tensor] = {}
-    numbers: dict[str, Tensor] = {}
-    for layer in range(2):
-        for name, size in sizes.items():
-            norm = 1 + 0.1 * torch.randn(size, generator=random)
-            plain_ones[f"model.layers.{layer}.{name}.weight"] = norm.half()
-        for seed, (name, (outputs, inputs)) in enumerate(PROJECTIONS.items()):
-            groups_D = shuffled_groups(inputs, kind.group, layer) if kind.is_ordered else None
-            weight = random_int4(kind, outputs, inputs, 10 * layer + seed, groups_D)
-            full = f"model.layers.{layer}.{name}"
-            stored |= write(kind, full, weight)
-            numbers[f"{full}.weight"] = weight.numbers()
-    described = {"quantization_config": kind.config() | changes}
-    places = folder / "stored", folder / "plain"
-    for place, tensors, more in zip(places, (stored, numbers), (described, {}), strict=True):
-        place.mkdir()
-        (place / "config.json").write_text(json.dumps(CONFIG | more))
-        save_file(plain_ones | tensors, place / "model.safetensors")
-    return places
-
-
 TOKENS = [(0, [5, 17, 60, 3, 3, 21, 8]), (1, [1, 2])]
+WHOLE = ("awq-32", "awq-64", "gptq-32", "gptq-64-v2", "gptq-ordered", "packed-32", "packed-whole")
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_model_is_its_numbers(tmp_path: Path, name: str) -> None:
+    """Off by what rounding rows to int8 does, and by no weight."""
+    stored, plain_one = checkpoint(tmp_path, KINDS[name])
+    got, wanted = (
+        Driver(load_model(place, dtype="float32")).step(TOKENS) for place in (stored, plain_one)
+    )
+    assert (got - wanted).norm() < 0.04 * wanted.norm()
+    again = Driver(load_model(stored, dtype="float32", quantization="int8")).step(TOKENS)
+    assert not torch.equal(got, again) and (again - wanted).norm() < 0.04 * wanted.norm()
+
+
+def test_sizes_are_planned_exactly(tmp_path: Path) -> None:
+    """The plan, made of config.json alone, against what kernels hold; panels are whole at these sizes."""
+    left = {"modules_to_not_convert": ["lm_head", "layers.1.mlp.down_proj"]}
+    for place, (kind, changes) in enumerate(
+        ((KINDS["awq-32"], {}), (KINDS["awq-64"], left), (KINDS["packed-32"], {}))
+    ):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        stored, _ = checkpoint(folder, kind)
+        if changes:
+            plain_layer(stored, "model.layers.1.mlp.down_proj", kind)
+            config = json.loads((stored / "config.json").read_text())
+            config["quantization_config"] |= changes
+            (stored / "config.json").write_text(json.dumps(config))
+        loaded = load_model(stored, dtype="float32")
+        held = 0
+        for each in layers_of(loaded.model):
+            packed = each._packed
+            held += packed.num_bytes
+        facts = loaded.facts
+        rest = facts.num_parameters - facts.num_linear_parameters
+        planned = plan_storage(facts, "float32", "cpu").num_bytes
+        assert planned == held + 4 * rest
+        assert plan_storage(facts, "float16", "cuda").num_bytes < planned
+
+
+def plain_layer(folder: Path, name: str, kind: Kind) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    found = [key for key in tensors if key.startswith(f"{name}.")]
+    outputs = tensors[f"{name}.scales"].shape[1]
+    inputs = tensors[f"{name}.qweight"].shape[0]
+    for key in found:
+        del tensors[key]
+    tensors[f"{name}.weight"] = torch.randn(outputs, inputs).half()
+    save_file(tensors, folder / "model.safetensors")
+
+
+def layers_of(model: Any) -> list[Linear]:
+    """All products of a model, found by walking what it holds."""
+    found: list[Linear] = []
+    seen: set[int] = set()
+    left = [model]
+    while left:
+        each = left.pop()
+        if id(each) in seen or not type(each).__module__.startswith(
+            ("octavo.models", "octavo.layers")
+        ):
+            continue
+        seen.add(id(each))
+        if isinstance(each, Linear):
+            found.append(each)
+            continue
+        for value in getattr(each, "__dict__", {}).values():
+            left += value if isinstance(value, list | tuple) else [value]
+    return found
+
+
+def test_dummy_weights(tmp_path: Path) -> None:
+    for place, name in enumerate(("awq-32", "gptq-32", "packed-ordered")):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        stored, _ = checkpoint(folder, KINDS[name])
+        (stored / "model.safetensors").unlink()
+        loaded = load_model(stored, dtype="float32", load_format="dummy")
+        logits = Driver(loaded).step([(0, [5, 17])])
+        assert logits.isfinite().all() and logits.std() > 0
+
+
+def changed(folder: Path, change: Any) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(
+        {key: each.contiguous() for key, each in tensors.items()}, folder / "model.safetensors"
+    )
+
+
+LAYER = "model.layers.0.mlp"
+
+
+def test_what_packers_write_beside_it(tmp_path: Path) -> None:
+    """Biases of 0 for layers that have none, or no g_idx; other biases are not passed over."""
+    stored, _ = checkpoint(tmp_path, KINDS["gptq-32"])
+    wanted = Driver(load_model(stored, dtype="float32")).step(TOKENS)
+
+    def more(tensors: dict[str, Tensor]) -> None:
+        del tensors[f"{LAYER}.down_proj.g_idx"]
+        tensors[f"{LAYER}.down_proj.bias"] = torch.zeros(64).half()
+
+    changed(stored, more)
+    assert torch.equal(Driver(load_model(stored, dtype="float32")).step(TOKENS), wanted)
+    changed(stored, lambda tensors: tensors[f"{LAYER}.down_proj.bias"].fill_(1))
+    with pytest.raises(ModelError, match=r"down_proj.bias: not part of this architecture"):
+        load_model(stored)
+
+
+def replaced(name: str, tensor: Tensor) -> Any:
+    def change(tensors: dict[str, Tensor]) -> None:
+        assert name in tensors
+        tensors[name] = tensor
+
+    return change
+
+
+WRONG: dict[str, tuple[str, Any, str]] = {
+    "shape": (
+        "awq-32",
+        replaced(f"{LAYER}.down_proj.qweight", torch.zeros(8, 8, dtype=torch.int32)),
+        r"down_proj.qweight: has shape \[8, 8\], the config asks for \[128, 8\]",
+    ),
+    "one-scale": (
+        "awq-32",
+        replaced(f"{LAYER}.down_proj.scales", torch.ones(1).half()),
+        r"down_proj.scales: has shape \[1\], the config asks for \[4, 64\]",
+    ),
+    "dtype": (
+        "gptq-32",
+        replaced(f"{LAYER}.down_proj.qweight", torch.zeros(16, 64)),
+        r"down_proj.qweight: has dtype torch.float32, expected .*int32",
+    ),
+    "zeros": (
+        "gptq-32",
+        replaced(f"{LAYER}.down_proj.qzeros", torch.zeros(4, 8, dtype=torch.int32)),
+        r"down_proj has zero points, and quantization_config says that weights are symmetric",
+    ),
+    "order": (
+        "gptq-ordered",
+        replaced(f"{LAYER}.down_proj.g_idx", torch.zeros(128, dtype=torch.int32)),
+        r"down_proj: g_idx does not give each group 32 inputs",
+    ),
+    "orders": (
+        "gptq-ordered",
+        replaced(f"{LAYER}.up_proj.g_idx", shuffled_groups(64, 32, 99).int()),
+        r"gate_proj, up_proj are one product, and their g_idx differ",
+    ),
+    "said-shape": (
+        "packed-32",
+        replaced(f"{LAYER}.down_proj.weight_shape", torch.tensor([64, 127])),
+        r"weight_shape is \[64, 127\], and the config asks for \[64, 128\]",
+    ),
+    "missing": (
+        "packed-whole",
+        lambda tensors: tensors.pop(f"{LAYER}.down_proj.weight_zero_point"),
+        r"down_proj.weight_zero_point: missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_does_not_fit_is_named(tmp_path: Path, case: str) -> None:
+    name, change, words = WRONG[case]
+    stored, _ = checkpoint(tmp_path, KINDS[name])
+    changed(stored, change)
+    with pytest.raises(ModelError, match=words):
+        load_model(stored)
+
+
+def test_groups_that_do_not_divide(tmp_path: Path) -> None:
+    stored, _ = checkpoint(tmp_path, KINDS["awq-64"], group_size=96)
+    with pytest.raises(ModelError, match=r"q_proj has 64 inputs, which groups of 96 do not divide"):
+        load_model(stored)
+
+
+def test_eight_bits_are_widened(tmp_path: Path) -> None:
+    """GPTQ of 8 bits in groups: no kernel has them, so they become the numbers that they stand for."""
+    kind = Kind("gptq", 32, False)
+    build = build_of(kind, bits=8)
+    assert build.quant is not None and build.quant.form == ""
+    levels_OD = torch.randint(0, 256, (24, 64), generator=torch.Generator().manual_seed(1))
+    scales_GO = (torch.rand(2, 24) * 0.01).half()
+    places = torch.tensor([1 << 8 * k for k in range(4)])
+    words = (levels_OD.T.reshape(16, 4, 24).transpose(1, 2) * places).sum(2)
+    words = torch.where(words >= 1 << 31, words - (1 << 32), words).int()
+    layer = Linear(build, (("a", 24),), 64)
+    zeros = torch.full((2, 6), 0x7F7F7F7F, dtype=torch.int32)
+    fill(build, tmp_path, {"a.qweight": words, "a.scales": scales_GO, "a.qzeros": zeros})
+    wanted_OD = (levels_OD - 128).float() * scales_GO.float().T.repeat_interleave(32, 1)
+    assert torch.equal(layer._kernel.rows(layer._packed, torch.arange(24)), wanted_OD)
+
+
+def test_little_endian() -> None:
+    """Words are read as bytes; a machine of the other order would need them swapped."""
+    assert sys.byteorder == "little"

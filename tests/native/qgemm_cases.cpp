@@ -49,7 +49,10 @@ class Packed {
         weight{f.type,         s.outputs,              s.inputs,       f.group,
                values_.data(), channel_scales_.data(), scales_.data(), zeros_.data(), f.scale_type} {
     const octavo::QuantTarget target{values_.data(), channel_scales_.data(), scales_.data(), zeros_.data()};
-    if (f.is_taken) return take(s, f, target, threads);
+    if (f.is_taken) {
+      take(s, f, target, threads);
+      return;
+    }
     Exact<uint16_t> source = bfloat16s(int64_t(s.outputs) * s.inputs);
     octavo::pack_quant(weight, source.data(), octavo::DType::bfloat16, target, threads);
   }

@@ -10,6 +10,7 @@ import transformers
 
 from local_engine import LocalEngine, request
 from octavo.core.errors import ConfigError
+from octavo.tools import cli
 from packers import Kind, checkpoint
 
 PROMPTS = ([5, 17, 60, 3, 3, 21, 8], [1, 2], [44] * 5 + [9, 30])
@@ -53,3 +54,11 @@ def test_other_names_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=words):
             LocalEngine(folder, load_format="safetensors", quantization=asked)
     LocalEngine(stored, load_format="safetensors", quantization="int4_g32_zp")
+
+
+def test_a_plan_says_as_what_it_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored, _ = checkpoint(tmp_path, Kind("awq", 32, True))
+    here = ["--device", "cpu", "--read-gb-s", "10", "--tflops", "0.1"]
+    for device in (["--device", "h100"], here):
+        assert cli.main(["plan", str(stored), *device]) == 0
+        assert "int4 (awq, scales per 32 with zero points)" in capsys.readouterr().out

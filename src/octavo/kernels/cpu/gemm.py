@@ -113,7 +113,7 @@ class QuantWeight(Weight):
         super().__init__(packed, weight_OD.shape, native.quant_linear, native.quant_rows)
 
 
-def packed_levels(
+def taken_levels(
     levels_OD: Tensor,
     scales_OG: Tensor,
     zeros_OG: Tensor | None,

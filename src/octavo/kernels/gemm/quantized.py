@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from octavo.kernels.cpu import extension
-from octavo.kernels.cpu.gemm import QuantWeight, Weight, packed_levels
+from octavo.kernels.cpu.gemm import QuantWeight, Weight, taken_levels
 from octavo.kernels.dispatch import OpCase
 from octavo.kernels.gemm.cpu import CpuLinear
 from octavo.kernels.gemm.formats import (
@@ -57,7 +57,7 @@ class CpuQuantized(CpuLinear):
     def adopt(self, levels: Quantized, /) -> Weight:
         """The levels as panels; scales in 16 bits where those hold them."""
         has_zeros = FORMATS[self.case.weights].has_zeros
-        return packed_levels(
+        return taken_levels(
             levels.levels_OD.contiguous(),
             narrowed(levels.scales_OG),
             levels.zeros_OG.to(torch.uint8).contiguous() if has_zeros else None,

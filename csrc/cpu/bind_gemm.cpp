@@ -1,7 +1,9 @@
 // The Python face of packed weights and their product.
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
 #include <memory>
+#include <optional>
 
 #include "bind.h"
 #include "bind_weight.h"
@@ -59,6 +61,36 @@ void make_quant(OwnedQuantWeight* self, const Array& weight, int bits, int group
   new (self) OwnedQuantWeight(std::move(*made));
 }
 
+DType scale_type_of(const Array& scales) {
+  if (scales.dtype() == nb::dtype<float>()) return DType::float32;
+  const nb::dlpack::dtype type = scales.dtype();
+  require(type.bits == 16 && type.lanes == 1, "scales: expected float32, bfloat16 or float16");
+  if (type.code == uint8_t(nb::dlpack::dtype_code::Bfloat)) return DType::bfloat16;
+  require(type.code == uint8_t(nb::dlpack::dtype_code::Float), "scales: expected float32, bfloat16 or float16");
+  return DType::float16;
+}
+
+OwnedQuantWeight take_levels(const Array& levels, const Array& scales, const std::optional<Array>& zeros, int group,
+                             int num_threads) {
+  const Shape shape = shape_of(levels);
+  require(num_threads >= 1, "num_threads: expected >= 1");
+  check_format(4, group);
+  require(levels.dtype() == nb::dtype<uint8_t>(), "levels: expected uint8");
+  const DType scale_type = scale_type_of(scales);
+  const size_t groups = (size_t(shape.num_inputs) + size_t(group) - 1) / size_t(group);
+  require(scales.shape(0) == levels.shape(0) && scales.shape(1) == groups, "scales: expected one per output and group");
+  if (zeros) {
+    require(zeros->dtype() == nb::dtype<uint8_t>(), "zeros: expected uint8");
+    require(zeros->shape(0) == levels.shape(0) && zeros->shape(1) == groups, "zeros: expected one per output and group");
+  }
+  const QuantLevels from{static_cast<const uint8_t*>(levels.data()), scales.data(),
+                         zeros ? static_cast<const uint8_t*>(zeros->data()) : nullptr};
+  nb::gil_scoped_release released;
+  OwnedQuantWeight made(shape, 4, group, zeros.has_value(), scale_type);
+  made.take(from, num_threads);
+  return made;
+}
+
 // Rows of a table: an embedding. The ids come from outside, so each is checked.
 template <class Owner>
 void gather(const Owner& weight, int num_outputs, uintptr_t ids, uintptr_t out, int64_t count) {
@@ -90,6 +122,8 @@ void add_gemm(nb::module_& m) {
   nb::class_<OwnedQuantWeight>(m, "QuantWeight", "A weight [O, D] as int8 or int4 in the kernels' layout.")
       .def("__init__", &make_quant, nb::arg("weight").noconvert(), "bits"_a, "group"_a, "has_zeros"_a,
            "num_threads"_a)
+      .def_static("take", &take_levels, nb::arg("levels").noconvert(), nb::arg("scales").noconvert(),
+                  nb::arg("zeros").noconvert().none(), "group"_a, "num_threads"_a)
       .def_ro("num_bytes", &OwnedQuantWeight::num_bytes);
   m.def("packed_rows", &packed_rows, "Rows of a weight as float32.");
   m.def("quant_rows", &quant_rows, "Rows of a weight, dequantized.");

@@ -71,19 +71,22 @@ struct OwnedQuantWeight {
   Owned<uint16_t> scales{nullptr, std::free};
   Owned<uint8_t> zeros{nullptr, std::free};
 
-  OwnedQuantWeight(Shape shape, int bits, int group, bool has_zeros) {
+  // `scale_type`: of int4's scales.
+  OwnedQuantWeight(Shape shape, int bits, int group, bool has_zeros, DType scale_type = DType::bfloat16) {
     const bool is_int8 = bits == 8;
     quant.type = is_int8 ? QuantType::int8 : QuantType::int4;
     quant.num_outputs = shape.num_outputs;
     quant.num_inputs = shape.num_inputs;
     quant.group = is_int8 ? kActivationGroup : group;
+    quant.scale_type = scale_type;
+    const bool is_wide = is_int8 || scale_type == DType::float32;
     const int64_t bytes = quant_value_bytes(quant.type, quant.num_outputs, quant.num_inputs);
     const int64_t count = num_scales(quant.num_outputs);
     values = allocate<uint8_t>(bytes);
-    if (is_int8) channel_scales = allocate<float>(count);
-    if (!is_int8) scales = allocate<uint16_t>(count);
+    if (is_wide) channel_scales = allocate<float>(count);
+    if (!is_wide) scales = allocate<uint16_t>(count);
     if (!is_int8 && has_zeros) zeros = allocate<uint8_t>(count);
-    num_bytes = bytes + count * (is_int8 ? 4 : has_zeros ? 3 : 2);
+    num_bytes = bytes + count * ((is_wide ? 4 : 2) + (!is_int8 && has_zeros ? 1 : 0));
     quant.values = values.get();
     quant.channel_scales = channel_scales.get();
     quant.scales = scales.get();
@@ -103,6 +106,11 @@ struct OwnedQuantWeight {
                          channel_scales ? channel_scales.get() + before : nullptr,
                          scales ? scales.get() + before : nullptr, zeros ? zeros.get() + before : nullptr};
     pack_quant(part, source, from, to, num_threads);
+  }
+
+  // All of an int4 weight, from levels of its own groups.
+  void take(const QuantLevels& from, int num_threads) {
+    pack_levels(quant, from, {values.get(), channel_scales.get(), scales.get(), zeros.get()}, num_threads);
   }
 };
 

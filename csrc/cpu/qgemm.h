@@ -32,9 +32,10 @@ struct QuantWeight {
   int num_inputs;
   int group;                    // inputs that share a scale: of x, and of an int4 weight; a multiple of 32
   const uint8_t* values;
-  const float* channel_scales;  // int8: [P, kPanel]
-  const uint16_t* scales;       // int4: bfloat16 [P, G, kPanel]
+  const float* channel_scales;  // int8: [P, kPanel]; int4 with scales in float32: [P, G, kPanel]
+  const uint16_t* scales;       // int4: bfloat16 or float16 [P, G, kPanel]
   const uint8_t* zeros;         // int4: [P, G, kPanel], or null: 8 everywhere
+  DType scale_type = DType::bfloat16;  // int4: of its scales; not int8
 };
 
 static inline int num_quads(int num_inputs) { return (num_inputs + kQuad - 1) / kQuad; }
@@ -84,6 +85,16 @@ struct QuantTarget {
 // the value of largest magnitude becomes -8 (as in ggml's Q4_0); with: the group's range, 0 included, over 0 .. 15; the
 // range clipped by whichever of 1, 0.95, ... 0.7 leaves the smallest squared error.
 void pack_quant(const QuantWeight& shape, const void* source, DType from, const QuantTarget& to, int num_threads);
+
+// Levels of a checkpoint, row by row: levels 0 .. 15 [O, D], scales [O, G] in the weight's scale_type, zeros [O, G] or null.
+struct QuantLevels {
+  const uint8_t* levels;
+  const void* scales;
+  const uint8_t* zeros;
+};
+
+// Packs int4 levels as they are.
+void pack_levels(const QuantWeight& shape, const QuantLevels& from, const QuantTarget& to, int num_threads);
 
 // out [N, D] = weight[ids], dequantized. Every id is an output.
 void gather_rows(const QuantWeight& weight, const int64_t* ids, int64_t count, float* out);

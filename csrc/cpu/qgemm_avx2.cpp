@@ -172,6 +172,12 @@ inline __m256 widen_bf16(const uint16_t* at) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
+inline __m256 widen_scales(const QuantWeight& w, int64_t at) {
+  if (w.scale_type == DType::bfloat16) return widen_bf16(w.scales + at);
+  if (w.scale_type == DType::float32) return _mm256_loadu_ps(w.channel_scales + at);
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.scales + at)));
+}
+
 inline __m256 widen_u8(const uint8_t* at) {
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
 }
@@ -223,7 +229,7 @@ void multiply_int4(const QuantTile& t) {
     for (int q = first; q < last; q += kSumQuads) sum_int4<R>(panel, x, q, least(q + kSumQuads, last), totals);
     const int64_t at = (int64_t(t.panel) * groups + g) * kPanel;
     for (int half = 0; half < 2; ++half) {
-      const __m256 scale = widen_bf16(w.scales + at + half * 8);
+      const __m256 scale = widen_scales(w, at + half * 8);
       const __m256 zero = w.zeros == nullptr ? _mm256_set1_ps(8.0f) : widen_u8(w.zeros + at + half * 8);
       OCTAVO_UNROLL
       for (int r = 0; r < R; ++r) {

@@ -29,6 +29,12 @@ inline __m512 widen_bf16(const uint16_t* at) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
+inline __m512 widen_scales(const QuantWeight& w, int64_t at) {
+  if (w.scale_type == DType::bfloat16) return widen_bf16(w.scales + at);
+  if (w.scale_type == DType::float32) return _mm512_loadu_ps(w.channel_scales + at);
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w.scales + at)));
+}
+
 inline __m512 widen_u8(const uint8_t* at) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
 }
@@ -57,7 +63,7 @@ void multiply_as(const QuantTile& t) {
       }
     }
     const int64_t at = (int64_t(t.panel) * groups + g) * kPanel;
-    const __m512 scale = kIsInt8 ? _mm512_set1_ps(1.0f) : widen_bf16(w.scales + at);
+    const __m512 scale = kIsInt8 ? _mm512_set1_ps(1.0f) : widen_scales(w, at);
     const __m512 zero = kIsInt8 ? _mm512_set1_ps(128.0f)
                         : w.zeros == nullptr ? _mm512_set1_ps(8.0f) : widen_u8(w.zeros + at);
     OCTAVO_UNROLL

@@ -10,6 +10,9 @@
 namespace octavo {
 namespace {
 
+using std::memcpy;
+#include "convert_body.h"
+
 // Largest magnitude; NaN if there is one, because it is the largest bit pattern.
 float largest_of(const float* x, int count) {
   uint32_t largest = 0;
@@ -62,10 +65,9 @@ int weight_at(const QuantWeight& w, int64_t quad, int i, int j) {
 }
 
 float scale_at(const QuantWeight& w, int64_t at) {
-  const uint32_t word = uint32_t(w.scales[at]) << 16;
-  float value;
-  std::memcpy(&value, &word, 4);
-  return value;
+  if (w.scale_type == DType::float32) return w.channel_scales[at];
+  if (w.scale_type == DType::float16) return half_to_float(w.scales[at]);
+  return float_of_bits(uint32_t(w.scales[at]) << 16);
 }
 
 void multiply(const QuantTile& t) {

@@ -10,24 +10,15 @@
 namespace octavo {
 namespace {
 
+using std::memcpy;
+#include "convert_body.h"
+
 constexpr int kMaxGroup = 128;
 
 // To the nearest integer, ties to even, for |x| < 2^22: the sum leaves no bits for a fraction.
 inline float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
-inline float bf16_value(uint16_t bits) {
-  const uint32_t word = uint32_t(bits) << 16;
-  float value;
-  std::memcpy(&value, &word, 4);
-  return value;
-}
-
-// Round to nearest, ties to even. Not for NaN.
-inline uint16_t to_bf16(float value) {
-  uint32_t word;
-  std::memcpy(&word, &value, 4);
-  return uint16_t((word + 0x7fffu + ((word >> 16) & 1u)) >> 16);
-}
+inline float bf16_value(uint16_t bits) { return float_of_bits(uint32_t(bits) << 16); }
 
 void widen(const char* source, DType from, int64_t index, int count, float* to) {
   if (from == DType::float32) {
@@ -94,7 +85,7 @@ Levels find_levels(const float* w, int count, bool has_zero) {
   float least = std::numeric_limits<float>::infinity();
   for (int i = 0; i < kClippings; ++i) {
     const float share = clipping(i);
-    Levels levels{bf16_value(to_bf16(has_zero ? (high - low) * share / 15.0f : extreme * share / -8.0f)), 8.0f};
+    Levels levels{bf16_value(float_to_bf16(has_zero ? (high - low) * share / 15.0f : extreme * share / -8.0f)), 8.0f};
     if (has_zero && levels.step != 0.0f) {
       levels.zero = std::min(15.0f, std::max(0.0f, nearest(-low * share / levels.step)));
     }
@@ -121,7 +112,7 @@ void pack_int4(const Packing& p, int panel, int i) {
     std::fill(wide + count, wide + filled, 0.0f);
     const Levels levels = find_levels(wide, filled, p.to.zeros != nullptr);
     const int64_t at = (panel * groups + g) * kPanel + i;
-    p.to.scales[at] = to_bf16(levels.step);
+    p.to.scales[at] = float_to_bf16(levels.step);
     if (p.to.zeros != nullptr) p.to.zeros[at] = uint8_t(levels.zero);
     const float inverse = inverse_of(levels.step);
     uint8_t* to = values + int64_t(from / kQuad) * 32;
@@ -154,6 +145,11 @@ void pack_int8(const Packing& p, int panel, int i) {
   }
 }
 
+float scale_of(const QuantWeight& w, int64_t at) {
+  if (w.scale_type == DType::float32) return w.channel_scales[at];
+  return w.scale_type == DType::float16 ? half_to_float(w.scales[at]) : bf16_value(w.scales[at]);
+}
+
 float value_of(const QuantWeight& w, int o, int d) {
   const int64_t panel = o / kPanel, i = o % kPanel, quad = panel * num_quads(w.num_inputs) + d / kQuad;
   if (w.type == QuantType::int8) {
@@ -163,7 +159,44 @@ float value_of(const QuantWeight& w, int o, int d) {
   const int both = w.values[quad * 32 + i % (kPanel / 2) * kQuad + d % kQuad];
   const int64_t at = (panel * num_groups(w) + d / w.group) * kPanel + i;
   const int zero = w.zeros == nullptr ? 8 : w.zeros[at];
-  return float((i < kPanel / 2 ? both & 15 : both >> 4) - zero) * bf16_value(w.scales[at]);
+  return float((i < kPanel / 2 ? both & 15 : both >> 4) - zero) * scale_of(w, at);
+}
+
+struct Taking {
+  const QuantWeight* shape;
+  QuantLevels from;
+  QuantTarget to;
+};
+
+// One output, as `pack_int4` leaves it.
+void take_output(const Taking& t, int panel, int i) {
+  const QuantWeight& w = *t.shape;
+  const int64_t row = int64_t(panel) * kPanel + i, groups = num_groups(w);
+  uint8_t* values = t.to.values + panel * num_quads(w.num_inputs) * quad_bytes(QuantType::int4);
+  values += i % (kPanel / 2) * kQuad;
+  const int shift = i < kPanel / 2 ? 0 : 4;
+  const uint8_t* levels = t.from.levels + row * w.num_inputs;
+  for (int d = 0; d < w.num_inputs; ++d) values[int64_t(d / kQuad) * 32 + d % kQuad] |= uint8_t((levels[d] & 15) << shift);
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t from = row * groups + g, at = (panel * groups + g) * kPanel + i;
+    if (w.scale_type == DType::float32) {
+      t.to.channel_scales[at] = static_cast<const float*>(t.from.scales)[from];
+    } else {
+      t.to.scales[at] = static_cast<const uint16_t*>(t.from.scales)[from];
+    }
+    if (t.to.zeros != nullptr) t.to.zeros[at] = t.from.zeros[from];
+  }
+}
+
+void take_panel(void* context, int panel, int /*worker*/) {
+  const Taking& t = *static_cast<const Taking*>(context);
+  const QuantWeight& w = *t.shape;
+  const int64_t bytes = num_quads(w.num_inputs) * quad_bytes(w.type), scales = int64_t(num_groups(w)) * kPanel;
+  std::fill_n(t.to.values + panel * bytes, bytes, uint8_t(0));
+  if (t.to.channel_scales != nullptr) std::fill_n(t.to.channel_scales + panel * scales, scales, 0.0f);
+  if (t.to.scales != nullptr) std::fill_n(t.to.scales + panel * scales, scales, uint16_t(0));
+  if (t.to.zeros != nullptr) std::fill_n(t.to.zeros + panel * scales, scales, uint8_t(0));
+  for (int i = 0; i < kPanel && panel * kPanel + i < w.num_outputs; ++i) take_output(t, panel, i);
 }
 
 void pack_panel(void* context, int panel, int /*worker*/) {
@@ -196,6 +229,11 @@ int64_t quant_num_scales(QuantType type, int num_outputs, int num_inputs, int gr
 void pack_quant(const QuantWeight& shape, const void* source, DType from, const QuantTarget& to, int num_threads) {
   Packing packing{&shape, static_cast<const char*>(source), from, to};
   parallel_for(num_panels(shape.num_outputs), num_threads, pack_panel, &packing);
+}
+
+void pack_levels(const QuantWeight& shape, const QuantLevels& from, const QuantTarget& to, int num_threads) {
+  Taking taking{&shape, from, to};
+  parallel_for(num_panels(shape.num_outputs), num_threads, take_panel, &taking);
 }
 
 void gather_rows(const QuantWeight& weight, const int64_t* ids, int64_t count, float* out) {

@@ -67,6 +67,10 @@ class QuantWeight:
     def __init__(  # [O, D], C-contiguous
         self, weight: Any, bits: int, group: int, has_zeros: bool, num_threads: int
     ) -> None: ...
+    @staticmethod
+    def take(  # uint8 [O, D], [O, G], uint8 [O, G]
+        levels: Any, scales: Any, zeros: Any, group: int, num_threads: int
+    ) -> QuantWeight: ...
     @property
     def num_bytes(self) -> int: ...
 

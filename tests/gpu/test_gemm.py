@@ -203,3 +203,37 @@ def test_a_measured_tile_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path) -> 
     for bad in ({**row, "tile": {"rows": 24, "outputs": 16}}, {**row, "tile": {"x": 1}}, {}):
         with pytest.raises(ConfigError, match="not a table of tiles"):
             tiles.read_tuned(json.dumps({"tiles": [bad]}), "table")
+
+
+@pytest.mark.parametrize("scale", [torch.bfloat16, torch.float16, torch.float32])
+def test_int4_levels_of_a_checkpoint_are_kept_as_they_are(scale: torch.dtype) -> None:
+    """Bit by bit as an embedding, and in products; scales stay in the dtype that has all of them."""
+    for form, outputs, inputs in (
+        ("int4_g32_zp", 20, 70),
+        ("int4_g64", 33, 256),
+        ("int4_g128_zp", 5, 256),
+    ):
+        kernel = kernel_of(form, "float16", outputs, inputs)
+        group, groups = FORMATS[form].group, -(-inputs // FORMATS[form].group)
+        levels_OD = torch.arange(outputs * inputs, device=DEVICE).view(outputs, inputs) * 7 % 16
+        scales_OG = (random(outputs, groups).abs() / 30 + 0.01).to(scale).float()
+        zeros_OG = torch.full_like(scales_OG, 8.0)
+        if FORMATS[form].has_zeros:
+            zeros_OG = (
+                (torch.arange(outputs * groups, device=DEVICE) % 16).view(outputs, groups).float()
+            )
+        given = Quantized(levels_OD.to(torch.uint8), scales_OG, zeros_OG, group)
+        assert kernel.adopts(given)
+        assert not kernel.adopts(given._replace(group=2 * group))
+        assert kernel.adopts(given._replace(zeros_OG=zeros_OG + 1)) == FORMATS[form].has_zeros
+        packed = kernel.adopt(given)
+        assert packed.scales_GO.dtype == scale
+        ids = torch.arange(outputs, device=DEVICE)
+        assert torch.equal(kernel.rows(packed, ids), given.dequantize().half())
+        reference = TorchQuantized(kernel.case, rounds_rows=False)
+        for rows in ROWS:
+            x_ND = random(rows, inputs, dtype="float16")
+            for tile in TILES:
+                kernel.force_tile(tile)
+                got = kernel.run(x_ND, packed, None)
+                close(got, reference.run(x_ND, given, None), "float16")

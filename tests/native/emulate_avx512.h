@@ -14,6 +14,13 @@ inline simde__m512 emulated_floats(simde__m512i a) {
   _mm256_storeu_ps(wide + 8, _mm256_cvtepi32_ps(halves[1]));
   return simde_mm512_loadu_ps(wide);
 }
+inline simde__m512 emulated_halves(__m256i a) {
+  float wide[16];
+  _mm256_storeu_ps(wide, _mm256_cvtph_ps(_mm256_castsi256_si128(a)));
+  _mm256_storeu_ps(wide + 8, _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1)));
+  return simde_mm512_loadu_ps(wide);
+}
+#define _mm512_cvtph_ps(a) emulated_halves(a)
 #define _mm512_cvtepi32_ps(a) emulated_floats(a)
 #define _mm512_cvtepu16_epi32(a) \
   emulated_widen(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(a)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(a, 1)))

@@ -47,8 +47,8 @@ from octavo.kernels import recording
 from octavo.kernels.attention.registry import ATTENTION
 from octavo.kernels.cpu import extension
 from octavo.kernels.dispatch import Choice
-from octavo.kernels.gemm.format_table import quantized_as
 from octavo.kernels.gpu_facts import held_by_others
+from octavo.layers.quant.asked import asked_format
 from octavo.meter.stepfile import StepFile
 from octavo.meter.steplog import StepLog
 from octavo.meter.timeline import Timeline
@@ -102,7 +102,7 @@ def boot(
         device=resolved.device,
         load_format="dummy" if config.load_format == "dummy" else "safetensors",
         seed=config.seed,
-        quantization=quantized_as(config.quantization),
+        quantization=asked_format(resolved.facts.stored, config.quantization),
         runner=config.runner,
         filling=Filling(
             lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)),

@@ -17,9 +17,10 @@ from octavo.core.kvspec import KV_DTYPES, group_layers
 from octavo.core.resolve import Decision
 from octavo.engine import buckets
 from octavo.engine.memory import MemoryPlan, Needs, plan
-from octavo.kernels.gemm.format_table import head_format, quantized_as
+from octavo.kernels.gemm.format_table import head_format
 from octavo.kernels.gemm.storage import packed_refusal
 from octavo.kernels.gpu_facts import FP8_CAPABILITY
+from octavo.layers.quant.asked import asked_format
 from octavo.layers.quant.spec import kept_as
 from octavo.models.facts import ModelFacts, read_facts
 from octavo.models.shards import shard
@@ -76,7 +77,7 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
     facts = shard(read_facts(model_folder(config.model), config.runner), machine.num_ranks)
     chunks = config.enable_chunked_prefill and not facts.sees_whole_prompts
     device = machine.device
-    quantization = quantized_as(config.quantization)
+    quantization = asked_format(facts.stored, config.quantization)
     dtype = choose_dtype(facts, config.dtype, device, quantization)
     kv_dtype = _kv_dtype(config.kv_cache_dtype, dtype.kv_dtype, machine)
     _check_deterministic(config, facts, dtype.dtype, machine)

@@ -18,7 +18,7 @@ from octavo.core.resolve import cpu_threads
 from octavo.engine import machine
 from octavo.engine.decide import Machine, resolve_start
 from octavo.engine.memory import available_bytes
-from octavo.kernels.gemm.format_table import quantized_as
+from octavo.layers.quant.asked import asked_format
 from octavo.models.ahead import PackedAhead, pack_ahead
 from octavo.models.storage import plan_storage
 
@@ -59,7 +59,7 @@ def begin(config: EngineConfig) -> Early | None:
             model_folder(config.model),
             resolved.facts,
             resolved.storage,
-            quantized_as(config.quantization),
+            asked_format(resolved.facts.stored, config.quantization),
             threads,
         )
     except (OctavoError, OSError):

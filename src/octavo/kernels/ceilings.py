@@ -113,7 +113,7 @@ def host_loops(count: int = 20) -> list[float]:
 
 def bytes_of(product: Product) -> float:
     """Bytes that one product reads of its weight."""
-    widths = {"float32": 32.0, "bfloat16": 16.0}
+    widths = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0}
     bits = widths.get(product.form) or FORMATS[product.form].bits_per_weight
     return product.outputs * product.inputs * bits / 8
 

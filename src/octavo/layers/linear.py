@@ -37,6 +37,7 @@ class Linear:
         quant = build.quant if build.quant and build.quant.claims(names) else None
         form = build.quantization if quant is None else quant.form
         self._packed: Any = None
+        self._order_D: torch.Tensor | None = None
         case = build.case(self.num_outputs, num_inputs, weights=form)
         self._kernel = build.dispatch.choose(LINEAR, case)
         if quant is None:
@@ -54,6 +55,8 @@ class Linear:
         if isinstance(x_ND, Rounded):
             assert isinstance(self._kernel, RoundingKernel), "asked for rounded rows"
             return self._kernel.run_rounded(x_ND, self._packed, self._bias_O)
+        if self._order_D is not None:
+            x_ND = x_ND.index_select(1, self._order_D)
         return self._kernel.run(x_ND, self._packed, self._bias_O)
 
     def _declare_levels(self, build: Build, quant: QuantFormat) -> None:
@@ -63,7 +66,7 @@ class Linear:
             # A kernel takes the levels of its own format; others get the numbers that they stand for.
             levels = read()
             if isinstance(self._kernel, AdoptingKernel) and self._kernel.adopts(levels):
-                self._packed = self._kernel.adopt(levels)
+                self._packed, self._order_D = self._kernel.adopt(levels), levels.order_D
             else:
                 self._packed = self._kernel.pack(plain(levels, build.weight_dtype))
 

@@ -17,13 +17,11 @@ from typing import Any, NamedTuple
 from octavo.core.errors import OctavoError
 from octavo.kernels.cpu import native
 from octavo.kernels.gemm.format_table import head_format, weight_format
-from octavo.layers.parts import DOWN, GATE_UP, OUTPUT, QKV
 from octavo.models.facts import ModelFacts
 from octavo.models.files import Stored, read_header, weight_files
+from octavo.models.matrices import DENSE, products
 from octavo.models.storage import WeightStorage
 
-DENSE = "dense"
-"""Row of `models.registry.NETWORKS` whose matrices are known here."""
 _DTYPES = {"BF16": ("bfloat16", 2), "F32": ("float32", 4)}
 _ALIGNMENT = 8
 """Bytes; what safetensors promises of each tensor."""
@@ -45,20 +43,11 @@ class Matrix(NamedTuple):
 
 def matrices(facts: ModelFacts, quantization: str) -> Iterator[Matrix]:
     """Those of the dense network, in the order in which layers pack."""
-    size, inner = facts.hidden_size, facts.intermediate_size
-    queries, keys = facts.num_heads * facts.head_dim, facts.num_kv_heads * facts.head_dim
-    layer = (
-        ("self_attn", QKV, (queries, keys, keys), size),
-        ("self_attn", (OUTPUT,), (size,), queries),
-        ("mlp", GATE_UP, (inner, inner), size),
-        ("mlp", (DOWN,), (size,), inner),
-    )
-    for i in range(facts.num_layers):
-        for part, locals_, num_outputs, num_inputs in layer:
-            names = tuple(f"model.layers.{i}.{part}.{name}.weight" for name in locals_)
-            yield Matrix(names, num_outputs, num_inputs, quantization)
+    for names, num_outputs, num_inputs in products(facts):
+        stored = tuple(f"{name}.weight" for name in names)
+        yield Matrix(stored, num_outputs, num_inputs, quantization)
     head = "model.embed_tokens.weight" if facts.is_tied else "lm_head.weight"
-    yield Matrix((head,), (facts.vocab_size,), size, head_format(quantization))
+    yield Matrix((head,), (facts.vocab_size,), facts.hidden_size, head_format(quantization))
 
 
 class _Mapped(NamedTuple):

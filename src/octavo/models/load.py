@@ -38,6 +38,8 @@ UNUSED_SCALES = (
 """Of activations, keys and values: here each row, and each token's head, gets its own when it is there."""
 SCALE_NAMES = ((".weight_scale_inv", f".{SCALE}"),)
 """The "inverse" is what levels are multiplied with, too."""
+EMPTY = (".bias",)
+"""Packers of GPTQ have written biases of 0 for layers that have none."""
 LoadFormat = Literal["safetensors", "dummy"]
 
 
@@ -151,6 +153,7 @@ def load_model(
             folders=tuple(stage.folder for stage in stages if stage.folder),
             unused=() if facts.stored is None else UNUSED_SCALES,
             renamed=() if facts.stored is None else SCALE_NAMES,
+            empty=() if facts.stored is None or facts.stored.packing is None else EMPTY,
         )
         load_weights(folder, model.weight_map(), build.aliases, filling, spelling=spelling)
     _finish(build)

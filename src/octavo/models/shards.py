@@ -37,6 +37,7 @@ def shard(facts: ModelFacts, num_ranks: int) -> ModelFacts:
             fix="Give one of these.",
             param="tp",
         )
+    _check_packing(facts, num_ranks)
     return replace(
         facts,
         num_heads=facts.num_heads // num_ranks,
@@ -44,3 +45,27 @@ def shard(facts: ModelFacts, num_ranks: int) -> ModelFacts:
         intermediate_size=facts.intermediate_size // num_ranks,
         vocab_size=math.ceil(facts.vocab_size / num_ranks),
     )
+
+
+def _check_packing(facts: ModelFacts, num_ranks: int) -> None:
+    """Check that each rank has whole groups of the inputs that are divided.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    packing = None if facts.stored is None else facts.stored.packing
+    if packing is None:
+        return
+    why = ""
+    for inputs in (facts.num_heads * facts.head_dim, facts.intermediate_size):
+        if packing.group and inputs // num_ranks % packing.group:
+            why = f"{inputs} inputs in groups of {packing.group}"
+    if packing.is_ordered:
+        why = "groups of inputs that are no neighbours (desc_act, actorder)"
+    if why:
+        raise ConfigError(
+            f"--tp is {num_ranks}, and the checkpoint has {why}, which so many ranks cannot divide.",
+            code="E-PLAN-02",
+            fix="Give a lower number, or a checkpoint without such groups.",
+            param="tp",
+        )

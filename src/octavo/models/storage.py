@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from octavo.core.errors import ConfigError
@@ -11,8 +12,13 @@ from octavo.kernels.cpu_facts import DtypeChoice, read_cpu_flags, resolve_dtype
 from octavo.kernels.dispatch import OpCase
 from octavo.kernels.gemm.format_table import head_format, weight_format
 from octavo.kernels.gemm.storage import Stored, storage_of
+from octavo.layers.quant.claim import Claim
 from octavo.layers.quant.spec import kept_as
 from octavo.models.facts import ModelFacts
+from octavo.models.matrices import DENSE, products
+from octavo.models.registry import TRUNK_OF
+
+_KNOWN = (DENSE, TRUNK_OF[DENSE])
 
 
 class WeightStorage(NamedTuple):
@@ -67,9 +73,27 @@ def weight_storage(
     head = head_format(quantization)
     linear = kept_as(facts.stored, quantization, device_type(device))
     linear_bits = weight_format(linear).bits_per_weight if linear else 0
+    packing = None if facts.stored is None or quantization else facts.stored.packing
+    if packing is not None and packing.bits == 4 and facts.dtype == "float32":
+        linear_bits += 16 / packing.kept_group  # scales in 32 bits
     head_bits = weight_format(head).bits_per_weight if head else 0
     num_bytes = facts.weight_bytes(stored.dtype, linear_bits=linear_bits, head_bits=head_bits)
+    if linear_bits and not quantization:
+        plain_bits = 8 * DTYPE_BYTES[stored.dtype]
+        num_bytes += math.ceil(_num_plain(facts) * (plain_bits - linear_bits) / 8)
     return WeightStorage(stored.dtype, stored.is_repacked, num_bytes)
+
+
+def _num_plain(facts: ModelFacts) -> int:
+    """Weights in matrices that a quantized checkpoint leaves in plain numbers."""
+    if facts.stored is None or not facts.stored.ignored or facts.network not in _KNOWN:
+        return 0
+    claim = Claim(facts.stored)
+    return sum(
+        sum(product.num_outputs) * product.num_inputs
+        for product in products(facts)
+        if not claim(product.names)
+    )
 
 
 def plan_storage(

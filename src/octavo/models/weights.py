@@ -49,6 +49,8 @@ LOADABLE = (torch.float32, torch.float16, torch.bfloat16)
 DUMMY_STD = 0.02
 LEVELS_STD = 30
 """Of levels of 8 bits; with their scale they have the deviation of other weights."""
+WORDS_STD = 4.6
+"""Of levels of 4 bits that are all as likely."""
 DUMMY_POOL = 4_194_301
 """A prime, so that rows of a weight never repeat each other."""
 MAX_LISTED = 8
@@ -70,6 +72,8 @@ class Spelling(NamedTuple):
     """Endings of names that nobody wants."""
     renamed: tuple[tuple[str, str], ...] = ()
     """Endings of names in files, and what the map has instead."""
+    empty: tuple[str, ...] = ()
+    """Endings of names that nobody wants if all of the tensor is 0."""
 
     def places(self, folder: Path) -> list[tuple[Path, str]]:
         """Files, and what stands before the names in them."""
@@ -141,13 +145,19 @@ def load_weights(
                         done += weights[name].tensor.numel()
                         if progress is not None:
                             progress(min(1.0, done / total))
-                    elif not name.endswith(IGNORED_SUFFIXES):
+                    elif not name.endswith(IGNORED_SUFFIXES) and not (
+                        name.endswith(spelling.empty) and not file.get_tensor(stored).any()
+                    ):
                         problems.append(f"{name}: not part of this architecture")
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} cannot be read: {error}", code="E-MODEL-05") from error
     if carrier is not None:
         carrier.finish()
-    problems += [f"{name}: missing" for name in weights if name not in filled]
+    problems += [
+        f"{name}: missing"
+        for name, weight in weights.items()
+        if name not in filled and weight.init != "default"
+    ]
     if not problems:
         problems += _check_aliases(copies, aliases, weights)
     _raise_all(folder, problems)
@@ -168,6 +178,7 @@ def fill_dummy(
     """
     generator = torch.Generator().manual_seed(seed)
     pool = torch.empty(DUMMY_POOL).normal_(0.0, DUMMY_STD, generator=generator).to(dtype)
+    words: torch.Tensor | None = None
     total = sum(weight.tensor.numel() for weight in weights.values())
     done = 0
     for name, weight in weights.items():
@@ -181,11 +192,24 @@ def fill_dummy(
                 _fill_from_pool(weight.tensor, whole, zlib.crc32(name.encode()) % DUMMY_POOL)
             case "scales":
                 weight.tensor.fill_(DUMMY_STD / LEVELS_STD)
+            case "words":
+                words = _words(pool) if words is None else words
+                _fill_from_pool(weight.tensor, words, zlib.crc32(name.encode()) % DUMMY_POOL)
+            case "group_scales":
+                weight.tensor.fill_(DUMMY_STD / WORDS_STD)
+            case "default":
+                pass
             case "normal":
                 _fill_from_pool(weight.tensor, pool, zlib.crc32(name.encode()) % DUMMY_POOL)
         done += weight.tensor.numel()
         if progress is not None:
             progress(done / total)
+
+
+def _words(pool: torch.Tensor) -> torch.Tensor:
+    """int32 whose fields are all as likely: a multiplier of 2^32 over the golden ratio spreads what is alike."""
+    # The golden ratio: Knuth, The Art of Computer Programming 3, 6.4.
+    return (pool.float().view(torch.int32).long() * 2654435769 >> 16).to(torch.int32)
 
 
 def _fill_from_pool(tensor: torch.Tensor, pool: torch.Tensor, start: int) -> None:
@@ -216,7 +240,11 @@ def _fill(
     if tensor.shape != weight.tensor.shape:
         given, expected = list(tensor.shape), list(weight.tensor.shape)
         return [f"{name}: has shape {given}, the config asks for {expected}"]
-    loadable = (weight.tensor.dtype,) if weight.init == "levels" else LOADABLE
+    loadable: tuple[torch.dtype, ...] = LOADABLE
+    if weight.init in ("levels", "words"):
+        loadable = (weight.tensor.dtype,)
+    elif weight.init == "default":
+        loadable = (torch.int32, torch.int64)
     if tensor.dtype not in loadable:
         return [f"{name}: has dtype {tensor.dtype}, expected one of {loadable}"]
     if is_unread or _adopt(weight.tensor, tensor):

@@ -164,7 +164,7 @@ def test_head_dim(tmp_path: Path) -> None:
         ({"rms_norm_eps": -1}, ["rms_norm_eps is -1"]),
         ({"hidden_act": "gelu"}, ["hidden_act is 'gelu'", "silu"]),
         ({"torch_dtype": "float8_e4m3fn"}, ["torch_dtype is 'float8_e4m3fn'", "bfloat16"]),
-        ({"quantization_config": {"quant_method": "awq"}}, ["quant_method is 'awq'", "is read"]),
+        ({"quantization_config": {"quant_method": "hqq"}}, ["quant_method is 'hqq'", "is read"]),
         ({"architectures": "absent"}, ["'architectures' is missing"]),
         ({"architectures": []}, ["architectures is []"]),
         ({"architectures": ["Qwen4ForCausalLM"]}, ["Qwen4ForCausalLM", "Did you mean 'Qwen"]),

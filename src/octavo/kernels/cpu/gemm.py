@@ -113,6 +113,26 @@ class QuantWeight(Weight):
         super().__init__(packed, weight_OD.shape, native.quant_linear, native.quant_rows)
 
 
+def taken_levels(
+    levels_OD: Tensor,
+    scales_OG: Tensor,
+    zeros_OG: Tensor | None,
+    group: int,
+    *,
+    num_threads: int = 1,
+) -> Weight:
+    """A weight of int4 levels 0 .. 15 (uint8) as they are; value = (level - zero) * scale, and no zeros are 8 everywhere.
+
+    Scales are float32, bfloat16 or float16, and kept so; zeros uint8 0 .. 15. All on the CPU and C-contiguous.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, or a group that is not 32, 64 or 128.
+        TypeError: not on the CPU, or not contiguous.
+    """
+    packed = native.QuantWeight.take(levels_OD, scales_OG, zeros_OG, group, num_threads)
+    return packed_already(packed, levels_OD.shape)
+
+
 def packed_already(packed: Any, shape: torch.Size) -> Weight:
     """A weight [O, D] that the extension packed without torch (`native.PackingAhead`)."""
     if isinstance(packed, native.QuantWeight):

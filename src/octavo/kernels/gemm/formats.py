@@ -24,8 +24,10 @@ __all__ = [
     "FORMATS",
     "Quantized",
     "WeightFormat",
+    "adopts_int4",
     "check_device",
     "head_format",
+    "narrowed",
     "plain",
     "quantize",
     "quantize_rows",
@@ -41,15 +43,17 @@ class Quantized(NamedTuple):
 
     levels_OD: torch.Tensor
     """int32; int8 formats have levels -127 .. 127 and zero 0, int4 formats 0 .. 15. fp8: float32, each an e4m3. Of a
-    checkpoint: int8 or float8_e4m3fn as they are."""
+    checkpoint: int8, float8_e4m3fn, or uint8 for unsigned levels, as they are."""
     scales_OG: torch.Tensor
     """float32."""
     zeros_OG: torch.Tensor
     """float32."""
     group: int
+    order_D: torch.Tensor | None = None
+    """int64: which of the layer's inputs each column is, where groups are not of neighbours; None: its own."""
 
     def dequantize(self) -> torch.Tensor:
-        """float32 [O, D]."""
+        """float32 [O, D], columns as levels have them."""
         inputs = self.levels_OD.shape[1]
         scales_OD = self.scales_OG.repeat_interleave(self.group, 1)[:, :inputs]
         zeros_OD = self.zeros_OG.repeat_interleave(self.group, 1)[:, :inputs]
@@ -57,7 +61,10 @@ class Quantized(NamedTuple):
 
 
 def plain(levels: Quantized, dtype: torch.dtype) -> torch.Tensor:
-    """The numbers that levels stand for, rounded once to `dtype`: [O, D]. Some outputs after the other, to save memory."""
+    """The numbers that levels stand for, rounded once to `dtype`: [O, D], in the order of the layer's inputs.
+
+    Some outputs after the other, to save memory.
+    """
     outputs, inputs = levels.levels_OD.shape
     out_OD = torch.empty(outputs, inputs, dtype=dtype, device=levels.levels_OD.device)
     size = max(1, _VALUES_AT_ONCE // max(1, inputs))
@@ -65,8 +72,28 @@ def plain(levels: Quantized, dtype: torch.dtype) -> torch.Tensor:
         part = slice(start, start + size)
         levels_PD, scales_PG, zeros_PG = (tensor[part] for tensor in levels[:3])
         some = Quantized(levels_PD, scales_PG, zeros_PG, levels.group)
-        out_OD[part] = some.dequantize().to(dtype)
+        numbers_PD = some.dequantize().to(dtype)
+        if levels.order_D is None:
+            out_OD[part] = numbers_PD
+        else:
+            out_OD[part, levels.order_D] = numbers_PD
     return out_OD
+
+
+def adopts_int4(levels: Quantized, form: WeightFormat) -> bool:
+    """Whether levels of a checkpoint are those of an int4 format."""
+    is_alike = form.bits == 4 and levels.group == form.group
+    is_alike = is_alike and levels.levels_OD.dtype == torch.uint8
+    return is_alike and (form.has_zeros or bool((levels.zeros_OG == 8).all()))
+
+
+def narrowed(scales_OG: torch.Tensor) -> torch.Tensor:
+    """The same numbers in 16 bits, where bfloat16 or float16 has all of them, else float32; contiguous."""
+    for dtype in (torch.bfloat16, torch.float16):
+        narrow_OG = scales_OG.to(dtype)
+        if torch.equal(narrow_OG.float(), scales_OG):
+            return narrow_OG.contiguous()
+    return scales_OG.float().contiguous()
 
 
 _VALUES_AT_ONCE = 1 << 22

@@ -10,12 +10,14 @@ from __future__ import annotations
 import torch
 
 from octavo.kernels.cpu import extension
-from octavo.kernels.cpu.gemm import QuantWeight
+from octavo.kernels.cpu.gemm import QuantWeight, Weight, taken_levels
 from octavo.kernels.dispatch import OpCase
 from octavo.kernels.gemm.cpu import CpuLinear
 from octavo.kernels.gemm.formats import (
     FORMATS,
     Quantized,
+    adopts_int4,
+    narrowed,
     quantize,
     quantize_rows,
     quantize_whole_rows,
@@ -45,6 +47,21 @@ class CpuQuantized(CpuLinear):
             bits=form.bits,
             group=form.group,
             has_zeros=form.has_zeros,
+            num_threads=extension.num_threads(),
+        )
+
+    def adopts(self, levels: Quantized, /) -> bool:
+        """Whether they are int4 levels of this format."""
+        return adopts_int4(levels, FORMATS[self.case.weights])
+
+    def adopt(self, levels: Quantized, /) -> Weight:
+        """The levels as panels; scales in 16 bits where those hold them."""
+        has_zeros = FORMATS[self.case.weights].has_zeros
+        return taken_levels(
+            levels.levels_OD.contiguous(),
+            narrowed(levels.scales_OG),
+            levels.zeros_OG.to(torch.uint8).contiguous() if has_zeros else None,
+            levels.group,
             num_threads=extension.num_threads(),
         )
 

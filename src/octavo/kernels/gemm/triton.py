@@ -7,13 +7,20 @@ row's result is the same bits in any batch; with the others it is where `OpCase.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from octavo.kernels.dispatch import OpCase
-from octavo.kernels.gemm.formats import FORMATS, Quantized, WeightFormat, quantize
+from octavo.kernels.gemm.formats import (
+    FORMATS,
+    Quantized,
+    WeightFormat,
+    adopts_int4,
+    narrowed,
+    quantize,
+)
 from octavo.kernels.gpu_facts import FP8_CAPABILITY
 from octavo.kernels.rounded import Rounded
 from octavo.kernels.triton import support
@@ -86,7 +93,7 @@ class _Adopting8(_TritonLinear):
         is_whole = self._format.bits == 8 and levels.scales_OG.shape[1] == 1
         return is_whole and levels.levels_OD.dtype == wanted
 
-    def adopt(self, levels: Quantized, /) -> Weight8:
+    def adopt(self, levels: Quantized, /) -> Int4Weight | Weight8:
         """Levels and scales as they are."""
         # lazy: Triton is loaded where it runs
         from octavo.kernels.triton.gemm import Weight8
@@ -109,8 +116,23 @@ class TritonWeightOnly(_Adopting8):
     def pack(self, weight_OD: torch.Tensor, /) -> Int4Weight | Weight8:
         """Levels, scales and zero points in the kernel's layout."""
         if self._format.bits == 4:
-            return _pack_int4(weight_OD, self._format)
+            parts = _in_parts(weight_OD, self._format)
+            return _pack_int4(parts, weight_OD, self._format)
         return _pack_8(weight_OD, self._format)
+
+    def adopts(self, levels: Quantized, /) -> bool:
+        """Whether they are levels of this format, in its own groups or with one scale per output."""
+        if self._format.bits == 4:
+            return adopts_int4(levels, self._format)
+        return super().adopts(levels)
+
+    def adopt(self, levels: Quantized, /) -> Int4Weight | Weight8:
+        """Levels and scales as they are; those of groups in 16 bits where these hold them."""
+        if self._format.bits == 8:
+            return super().adopt(levels)
+        scales_OG = narrowed(levels.scales_OG)
+        whole = slice(0, len(levels.levels_OD))
+        return _pack_int4([(whole, levels)], levels.levels_OD, self._format, scales_OG.dtype)
 
     def run(self, x_ND: torch.Tensor, packed: Any, bias_O: torch.Tensor | None, /) -> torch.Tensor:
         """[N, D] -> [N, O]."""
@@ -198,24 +220,30 @@ def _pack_8(weight_OD: torch.Tensor, form: WeightFormat) -> Weight8:
     return Weight8(levels_OD, scales_O)
 
 
-def _pack_int4(weight_OD: torch.Tensor, form: WeightFormat) -> Int4Weight:
+def _pack_int4(
+    parts: Iterable[tuple[slice, Quantized]],
+    like_OD: torch.Tensor,
+    form: WeightFormat,
+    scale_dtype: torch.dtype = torch.bfloat16,
+) -> Int4Weight:
+    """The levels of some outputs after the other; `like_OD` has their shape and device, `scale_dtype` all scales."""
     # lazy: Triton is loaded where it runs
     from octavo.kernels.triton.gemm import Int4Weight, half_of
 
-    outputs, inputs = weight_OD.shape
+    outputs, inputs = like_OD.shape
     half = half_of(form.group)
     blocks = -(-inputs // (2 * half))
     groups = blocks * 2 * half // form.group
-    device = weight_OD.device
+    device = like_OD.device
     levels_OB = torch.empty(outputs, blocks * half, dtype=torch.uint8, device=device)
-    scales_GO = torch.zeros(groups, outputs, dtype=torch.bfloat16, device=device)
+    scales_GO = torch.zeros(groups, outputs, dtype=scale_dtype, device=device)
     zeros_GO = torch.full((groups, outputs), 8, dtype=torch.uint8, device=device)
-    for part, found in _in_parts(weight_OD, form):
+    for part, found in parts:
         wide_OD = torch.nn.functional.pad(found.levels_OD, (0, blocks * 2 * half - inputs))
         low_OXB, high_OXB = wide_OD.view(len(wide_OD), blocks, 2, half).unbind(2)
         levels_OB[part] = (low_OXB | high_OXB << 4).flatten(1).to(torch.uint8)
         num_groups = found.scales_OG.shape[1]
-        scales_GO[:num_groups, part] = found.scales_OG.T.bfloat16()
+        scales_GO[:num_groups, part] = found.scales_OG.T.to(scale_dtype)
         zeros_GO[:num_groups, part] = found.zeros_OG.T.to(torch.uint8)
     return Int4Weight(
         levels_OB, scales_GO, zeros_GO if form.has_zeros else None, inputs, form.group

@@ -91,7 +91,7 @@ def linear_w4(
     BLOCK_O: tl.constexpr,
     BAND: tl.constexpr,
 ):
-    """Rows [N, D] by int4 weights: levels uint8 [O, blocks * HALF], scales bfloat16 and zeros uint8 [G, O].
+    """Rows [N, D] by int4 weights: levels uint8 [O, blocks * HALF], scales in 16 or 32 bits and zeros uint8 [G, O].
 
     A block of 2 HALF inputs is HALF bytes: input j in the low half of byte j, input HALF + j in its high half, so that
     both halves are whole operands and nothing has to be interleaved. HALF divides GROUP: a product of one half has one
@@ -231,7 +231,7 @@ class Int4Weight(NamedTuple):
     levels_OB: torch.Tensor
     """uint8: two levels a byte."""
     scales_GO: torch.Tensor
-    """bfloat16: these scales are, see `formats.py`."""
+    """bfloat16 of what is rounded at load, see `formats.py`; of a checkpoint bfloat16, float16 or float32."""
     zeros_GO: torch.Tensor | None
     """uint8."""
     num_inputs: int

@@ -10,9 +10,9 @@ import torch
 from octavo.kernels.gemm.formats import Quantized
 from octavo.layers.quant.spec import StoredSpec
 
-Init = Literal["normal", "ones", "zeros", "levels", "scales"]
-"""How dummy weights fill a tensor. Levels are taken from a checkpoint in their own dtype or not at all; scales may be one
-number there for all."""
+Init = Literal["normal", "ones", "zeros", "levels", "scales", "words", "group_scales", "default"]
+"""How dummy weights fill a tensor. Levels, and words of packed ones, are taken from a checkpoint in their own dtype or not
+at all; scales may be one number there for all. A default holds already what a checkpoint means that lacks it."""
 
 
 class Declares(Protocol):

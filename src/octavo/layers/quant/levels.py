@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import torch
 
-from octavo.core.errors import ModelError
 from octavo.kernels.gemm.formats import Quantized
 from octavo.layers.quant.base import Declares
+from octavo.layers.quant.claim import Claim
 from octavo.layers.quant.spec import SCALE, StoredSpec
 
 DTYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
@@ -21,12 +20,12 @@ class StoredLevels:
     def __init__(self, spec: StoredSpec, form: str) -> None:
         self.spec = spec
         self.form = form
-        self._ignored = tuple(map(_matcher, spec.ignored))
+        self._claim = Claim(spec)
 
     @staticmethod
     def reads(spec: StoredSpec, /) -> bool:
         """Reads levels of 8 bits."""
-        return spec.kind in DTYPES
+        return spec.packing is None
 
     def claims(self, names: tuple[str, ...], /) -> bool:
         """Whether these parts of a layer are quantized.
@@ -34,14 +33,7 @@ class StoredLevels:
         Raises:
             ModelError: some are and some are not, though one product makes all of them.
         """
-        found = [not any(matches(name) for matches in self._ignored) for name in names]
-        if any(found) and not all(found):
-            raise ModelError(
-                f"{', '.join(names)} are one product, and the checkpoint quantizes only some of them.",
-                code="E-MODEL-04",
-                fix="Use a checkpoint that quantizes all of them, or none.",
-            )
-        return all(found)
+        return self._claim(names)
 
     def stored(
         self, build: Declares, parts: tuple[tuple[str, int], ...], num_inputs: int, /
@@ -68,10 +60,3 @@ class StoredLevels:
             return Quantized(levels_OD, scales_OG, torch.zeros_like(scales_OG), wide)
 
         return read
-
-
-def _matcher(entry: str) -> Callable[[str], bool]:
-    if entry.startswith("re:"):
-        pattern = re.compile(entry[3:])
-        return lambda name: pattern.match(name) is not None
-    return lambda name: f".{entry}." in f".{name}."

@@ -10,5 +10,9 @@ if TYPE_CHECKING:
     from octavo.layers.quant.base import QuantFormat
 
 QUANT_FORMATS: Registry[type[QuantFormat]] = Registry(
-    "quantization format", {"stored_levels": "octavo.layers.quant.levels:StoredLevels"}
+    "quantization format",
+    {
+        "stored_levels": "octavo.layers.quant.levels:StoredLevels",
+        "packed_levels": "octavo.layers.quant.packed:PackedLevels",
+    },
 )

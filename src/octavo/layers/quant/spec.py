@@ -8,16 +8,48 @@ import msgspec
 
 SCALE = "weight_scale"
 """Name of scales beside `weight`; the loader knows other spellings (`Spelling.renamed`)."""
+GROUPS = (128, 64, 32)
+"""Inputs that share a scale in the kernels' int4 formats, largest first."""
+
+
+class Packing(msgspec.Struct, frozen=True, kw_only=True):
+    """Levels that lie together in 32-bit words, with scales of groups of inputs."""
+
+    layout: Literal["awq", "gptq", "packed"]
+    """Whose order of words and names; "packed" is compressed-tensors'."""
+    bits: Literal[4, 8]
+    group: int
+    """Inputs that share a scale; 0: all of an output."""
+    has_zeros: bool = False
+    """Whether groups have zero points; without, zero is the level in the middle."""
+    zeros_less: int = 0
+    """How much less than they are zero points are stored."""
+    is_ordered: bool = False
+    """Whether groups may be of inputs that are no neighbours."""
+
+    @property
+    def kept_group(self) -> int:
+        """The largest group of the kernels' that these groups are whole numbers of; 0: none."""
+        return next((size for size in GROUPS if self.group % size == 0), 0)
+
+    @property
+    def form(self) -> str:
+        """As `StoredSpec.form`."""
+        if self.bits == 8:
+            return "" if self.group or self.has_zeros else "int8"
+        return f"int4_g{self.kept_group}" + "_zp" * self.has_zeros
 
 
 class StoredSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Weights of 8 bits and their scales; a value is its level times its scale."""
+    """Weights of few bits and their scales; a value is its level, less its zero point if it has one, times its scale."""
 
     method: str
     """What config.json calls it."""
-    kind: Literal["fp8", "int8"]
+    kind: Literal["fp8", "int8", "int4"]
     block: tuple[int, int] | None = None
     """Outputs and inputs that share a scale; None: all inputs of an output, and perhaps all outputs."""
+    packing: Packing | None = None
+    """Set: levels are packed in words, and their groups are its own."""
     rounds_rows: bool = True
     """Whether activations are to be rounded to the same kind."""
     has_fixed_rows: bool = False
@@ -28,6 +60,8 @@ class StoredSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def form(self) -> str:
         """The row of `kernels/gemm/format_table.py` that multiplies it as it is; "" where none does."""
+        if self.packing is not None:
+            return self.packing.form
         if self.block is not None:
             return ""
         if self.kind == "int8":
@@ -37,9 +71,14 @@ class StoredSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def text(self) -> str:
         """For people."""
-        scales = (
-            "a scale per output" if self.block is None else "scales per {}x{}".format(*self.block)
-        )
+        if self.packing is not None:
+            scales = f"scales per {self.packing.group}" if self.packing.group else ""
+            scales = scales or "a scale per output"
+            scales += " with zero points" * self.packing.has_zeros
+        elif self.block is not None:
+            scales = "scales per {}x{}".format(*self.block)
+        else:
+            scales = "a scale per output"
         return f"{self.kind} ({self.method}, {scales})"
 
 
@@ -51,6 +90,6 @@ def kept_as(stored: StoredSpec | None, asked: str, device: str) -> str:
     """
     if asked or stored is None:
         return asked
-    if device == "cuda":
+    if device == "cuda" or stored.kind == "int4":
         return stored.form
     return "int8" if stored.form and stored.kind == "int8" else ""

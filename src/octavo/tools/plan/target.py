@@ -12,7 +12,7 @@ from octavo.engine.decide import Machine, Resolved, resolve_start
 from octavo.engine.memory import available_bytes
 from octavo.kernels import ceilings
 from octavo.kernels.cpu import native
-from octavo.kernels.gemm.format_table import quantized_as
+from octavo.layers.quant.asked import asked_format
 from octavo.layers.quant.spec import kept_as
 from octavo.models.storage import plan_storage
 from octavo.tools import gpu
@@ -99,7 +99,7 @@ def find(name: str, given: Given, num_ranks: int = 1) -> Target:
 
 def network_of(resolved: Resolved) -> Network:
     """What of the model its speed depends on."""
-    asked = quantized_as(resolved.config.quantization)
+    asked = asked_format(resolved.facts.stored, resolved.config.quantization)
     return Network(
         facts=resolved.facts,
         dtype=resolved.dtype,

@@ -10,6 +10,7 @@ block that was freed, or never was theirs.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
 from octavo.core.kvspec import KVGroup
@@ -29,7 +30,7 @@ class BlockPool:
         self._hash_of: list[bytes | None] = [None] * num_blocks
         self._block_of: dict[bytes, int] = {}
         self._blank = list(range(num_blocks - 1, 0, -1))
-        self._cached: dict[int, None] = {}  # insertion order is least recently used first
+        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
 
     @classmethod
     def for_group(cls, group: KVGroup) -> BlockPool:
@@ -73,11 +74,24 @@ class BlockPool:
             taken.append(block)
         return taken
 
-    def share(self, block: int) -> None:
-        """Hold a block that is cached or held already."""
-        if self._references[block] == 0:
-            del self._cached[block]
-        self._references[block] += 1
+    def find(self, digests: list[bytes]) -> list[int | None]:
+        """`lookup` of each."""
+        return list(map(self._block_of.get, digests))
+
+    def num_unheld(self, blocks: Iterable[int]) -> int:
+        """Of cached and held blocks, how many nobody holds. Null blocks are passed over."""
+        held = self._references
+        return sum([block != NULL_BLOCK and not held[block] for block in blocks])
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """Hold blocks that are cached or held already. Null blocks are passed over."""
+        references = self._references
+        for block in blocks:
+            if block == NULL_BLOCK:
+                continue
+            if references[block] == 0:
+                del self._cached[block]
+            references[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
         """Let go of blocks, the one to give up first coming first. Null blocks are passed over."""
@@ -113,8 +127,7 @@ class BlockPool:
         return count
 
     def _evict(self) -> int:
-        block = next(iter(self._cached))
-        del self._cached[block]
+        block, _ = self._cached.popitem(last=False)
         digest = self._hash_of[block]
         assert digest is not None, "a cached block has a content"
         del self._block_of[digest]

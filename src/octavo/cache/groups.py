@@ -11,8 +11,12 @@ from typing import NamedTuple
 
 from octavo.cache.blocks import NULL_BLOCK, BlockPool
 from octavo.cache.prefix import extend_chain, root_digest
+from octavo.cache.search import first_visible, leading, longest
 from octavo.core.kvspec import BLOCK_SIZE, KVGroup
 from octavo.core.sequence import Sequence
+
+_AHEAD = 8
+"""Blocks that are hashed at a time, to be looked up."""
 
 
 class Match(NamedTuple):
@@ -34,7 +38,8 @@ class KVCache:
         self.pools = tuple(BlockPool.for_group(group) for group in groups)
         self.enable_prefix_caching = enable_prefix_caching
         self.has_windows = any(group.spec.kind == "window" for group in groups)
-        self._lead = next((i for i, g in enumerate(groups) if g.spec.kind != "window"), None)
+        self.num_named = 0
+        """Blocks that were hashed so far."""
         self._revision = revision
         self._roots: dict[tuple[str, str | None], bytes] = {}
 
@@ -57,59 +62,49 @@ class KVCache:
         empty = Match(0, tuple(() for _ in self.pools))
         if not self.looks_up(sequence):
             return empty
-        found = self._find(sequence, (sequence.num_tokens - 1) // BLOCK_SIZE)
-        length = self._longest(found, len(found[0]))
+        length = self.reach(sequence) // BLOCK_SIZE
+        for group, pool in zip(self.groups, self.pools, strict=True):
+            if length and group.spec.kind != "window":
+                length = min(length, _gap(pool.find(sequence.hashes[:length])))
+        length = longest(zip(self.groups, self.pools, strict=True), sequence.hashes, length)
         if not length:
             return empty
-        firsts = [_first_visible(group, length * BLOCK_SIZE) for group in self.groups]
-        tables = tuple(
-            (NULL_BLOCK,) * first + tuple(block or NULL_BLOCK for block in row[first:length])
-            for row, first in zip(found, firsts, strict=True)
-        )
-        return Match(length * BLOCK_SIZE, tables)
+        tables: list[tuple[int, ...]] = []
+        for group, pool in zip(self.groups, self.pools, strict=True):
+            first = first_visible(group, length * BLOCK_SIZE)
+            found = pool.find(sequence.hashes[first:length])
+            tables.append((NULL_BLOCK,) * first + tuple([block or NULL_BLOCK for block in found]))
+        return Match(length * BLOCK_SIZE, tuple(tables))
 
-    def _find(self, sequence: Sequence, most: int) -> list[list[int | None]]:
-        """Per group, the blocks with the contents of the sequence's first `most`.
+    def reach(self, sequence: Sequence) -> int:
+        """Tokens that `match` finds, at a fraction of its cost; more only where a chain has lost blocks in its middle.
 
         Where a group sees everything, what comes after its first gap is of no use: it is neither looked up nor hashed, so
         that long prompts cost what they share, however often they are asked about.
         """
-        lead = self._lead
-        if lead is None:
+        if not self.looks_up(sequence):
+            return 0
+        most = (sequence.num_tokens - 1) // BLOCK_SIZE
+        if all(group.spec.kind == "window" for group in self.groups):
             self.hash_up_to(sequence, most * BLOCK_SIZE)
-        else:
-            most = self._leading(sequence, self.pools[lead], most)
-        return [[pool.lookup(digest) for digest in sequence.hashes[:most]] for pool in self.pools]
+        for group, pool in zip(self.groups, self.pools, strict=True):
+            if group.spec.kind != "window":
+                most = self._leading(sequence, pool, most)
+        return (
+            longest(zip(self.groups, self.pools, strict=True), sequence.hashes, most) * BLOCK_SIZE
+        )
 
     def _leading(self, sequence: Sequence, pool: BlockPool, most: int) -> int:
-        """How many of the first `most` blocks the pool has, without a gap; the one that it lacks is hashed, too."""
-        count = 0
-        while count < most:
-            if count == len(sequence.hashes):
-                self.hash_up_to(sequence, (count + 1) * BLOCK_SIZE)
-            for digest in sequence.hashes[count:most]:
-                if pool.lookup(digest) is None:
-                    return count
+        """How many of the first `most` blocks the pool has; a few more are hashed, too."""
+        hashes = sequence.hashes
+        known = min(most, len(hashes))
+        count = leading(pool, hashes, known)
+        while count == known and count < most:
+            known = min(most, known + _AHEAD)
+            self.hash_up_to(sequence, known * BLOCK_SIZE)
+            while count < known and pool.lookup(hashes[count]) is not None:
                 count += 1
         return count
-
-    def _longest(self, found: list[list[int | None]], most: int) -> int:
-        """The longest usable prefix in blocks."""
-        runs = [_runs(row) for row in found]
-        length = most
-        while length:
-            short = [
-                run[length - 1]
-                for group, run in zip(self.groups, runs, strict=True)
-                if run[length - 1] < length - _first_visible(group, length * BLOCK_SIZE)
-            ]
-            if not short:
-                return length
-            # What a window lacks here it lacks all along the run; where it has nothing it is over at once.
-            length -= max(1, *short)
-            while length and not all([run[length - 1] for run in runs]):
-                length -= 1
-        return 0
 
     def hash_up_to(self, sequence: Sequence, num_tokens: int) -> None:
         """Name the sequence's full blocks within its first `num_tokens` tokens."""
@@ -119,7 +114,9 @@ class KVCache:
             if len(self._roots) > 65_536:
                 self._roots.clear()  # a cache of hashes, not of keys and values: costs nothing but time
             root = self._roots[key] = root_digest(key[0], self._revision, key[1])
+        before = len(sequence.hashes)
         extend_chain(sequence.hashes, root, sequence.token_ids, num_tokens)
+        self.num_named += len(sequence.hashes) - before
 
     def is_alike(self, sequence: Sequence, other: Sequence, index: int) -> bool:
         """Whether both have the same content up to and with block `index`, which `sequence` has named."""
@@ -139,7 +136,7 @@ class KVCache:
         """
         needs: list[int] = []
         for group, pool, table in zip(self.groups, self.pools, match.tables, strict=True):
-            revived = sum(1 for b in table if b != NULL_BLOCK and pool.references(b) == 0)
+            revived = pool.num_unheld(table)
             blocks = _num_blocks(sequence.num_tokens) - len(table)
             needs.append(min(revived + blocks, window_blocks(group, chunk)))
         return needs
@@ -151,16 +148,14 @@ class KVCache:
 
     def remaining_need(self, sequence: Sequence, chunk: int) -> list[int]:
         """Of `whole_need`, what the sequence does not hold yet."""
-        held = [sum(1 for block in table if block != NULL_BLOCK) for table in sequence.blocks]
+        held = [len(table) - table.count(NULL_BLOCK) for table in sequence.blocks]
         whole = self.whole_need(sequence, chunk)
         return [max(0, most - have) for most, have in zip(whole, held, strict=True)]
 
     def admit(self, sequence: Sequence, match: Match) -> None:
         """Share the matched blocks and set the sequence to continue after them."""
         for pool, table in zip(self.pools, match.tables, strict=True):
-            for block in table:
-                if block != NULL_BLOCK:
-                    pool.share(block)
+            pool.share(table)
         sequence.blocks = [list(table) for table in match.tables]
         sequence.room = match.num_tokens
         sequence.num_computed = match.num_tokens
@@ -212,7 +207,7 @@ class KVCache:
         """Let go of what windows no longer see."""
         for group, pool, table in zip(self.groups, self.pools, sequence.blocks, strict=True):
             if group.spec.kind == "window":
-                _slide(pool, table, _first_visible(group, sequence.num_computed))
+                _slide(pool, table, first_visible(group, sequence.num_computed))
 
     def release(self, sequence: Sequence) -> None:
         """Let go of everything, the end of the chain first so that prefixes outlive their continuations."""
@@ -245,21 +240,9 @@ def _num_blocks(num_tokens: int) -> int:
     return -(-num_tokens // BLOCK_SIZE)
 
 
-def _first_visible(group: KVGroup, position: int) -> int:
-    """Index of the first block that a query at `position` sees."""
-    if group.spec.kind != "window" or group.spec.window is None:
-        return 0
-    return max(0, position - group.spec.window + 1) // BLOCK_SIZE
-
-
-def _runs(row: list[int | None]) -> list[int]:
-    """For each index, how many entries in a row up to and with it are there."""
-    runs: list[int] = []
-    run = 0
-    for block in row:
-        run = run + 1 if block is not None else 0
-        runs.append(run)
-    return runs
+def _gap(found: list[int | None]) -> int:
+    """Index of the first that is missing."""
+    return found.index(None) if None in found else len(found)
 
 
 def _slide(pool: BlockPool, table: list[int], first: int) -> None:

@@ -29,7 +29,10 @@ def extend_chain(
     chain: list[bytes], root: bytes, token_ids: Sequence[int], num_tokens: int
 ) -> None:
     """Append to `chain` the digests of all full blocks within the first `num_tokens` token ids."""
-    for index in range(len(chain), num_tokens // BLOCK_SIZE):
-        parent = chain[-1] if chain else root
-        ids = array("q", token_ids[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE])
-        chain.append(hashlib.blake2b(parent + ids.tobytes(), digest_size=DIGEST_BYTES).digest())
+    first = len(chain) * BLOCK_SIZE
+    data = array("i", token_ids[first : num_tokens // BLOCK_SIZE * BLOCK_SIZE]).tobytes()
+    step = BLOCK_SIZE * array("i").itemsize
+    digest = chain[-1] if chain else root
+    for at in range(0, len(data), step):
+        digest = hashlib.blake2b(digest + data[at : at + step], digest_size=DIGEST_BYTES).digest()
+        chain.append(digest)

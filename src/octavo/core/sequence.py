@@ -52,6 +52,10 @@ class Sequence:
     """Tokens that had been computed when it was preempted; computing them again is waste."""
     num_passed: int = 0
     """Requests that started while it waited for blocks at the head of its queue."""
+    refused_at: int = 0
+    """While it waits: the step, as `Room` counts them, in which there was no room for it."""
+    refused_free: int = 0
+    """Blocks that were free then, over all groups."""
     queued_tokens: int = 0
     """While it waits: tokens that no prefix covered when it began to."""
     context_at_0: int = 0

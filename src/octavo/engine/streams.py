@@ -36,8 +36,8 @@ class Lost(NamedTuple):
 
     num_running: int
     num_waiting: int
-    failed: tuple[str, ...]
-    """Ids of requests that were taken to be the cause."""
+    failed: tuple[Request, ...]
+    """Who were taken to be the cause."""
 
 
 class Stream:
@@ -237,8 +237,8 @@ class Streams:
             is_answer = is_answer or not isinstance(event, Failed)
         return is_answer
 
-    def lose(self, *, is_from_outside: bool = False) -> Lost:
-        """The engine has ended: everything open waits for the next one."""
+    def lose(self, *, is_no_evidence: bool = False) -> Lost:
+        """The engine has ended: everything open waits for the next one. `is_no_evidence`: no request is to be suspected."""
         tested, self._tested = self._tested, None
         num_running = 0
         for stream in self._open.values():
@@ -246,11 +246,11 @@ class Streams:
             num_running += stream.is_running
             # What builds a grammar is in no step yet, and native code runs for it.
             is_in_hand = stream.is_running or (stream.is_sent and stream.request.grammar != "")
-            stream.deaths += is_in_hand and not is_from_outside
+            stream.deaths += is_in_hand and not is_no_evidence
             stream.is_sent = stream.is_running = False
-        failed: tuple[str, ...] = ()
-        if tested is not None and tested.deaths >= GUILTY_AFTER:
-            failed = (tested.request.id,)
+        failed: tuple[Request, ...] = ()
+        if tested is not None and not is_no_evidence and tested.deaths >= GUILTY_AFTER:
+            failed = (tested.request,)
             del self._open[tested.request.id]
             tested.queue.put_nowait(Failed(id=tested.request.id, error=_fault(tested.deaths)))
         self._held = dict(self._open)

@@ -56,6 +56,8 @@ IDLE_WINDOW_S = 600.0
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 8.0
 """Before the second start in a row without an answer, and the most after doubling; the first comes at once."""
+_MOST_BLAMED = 3
+"""Different prompts that fail for ends of the engine with nobody answered in between; from then on it is its own fault."""
 _LOAD_LIMIT_S = 60.0
 _LOAD_LIMIT_TIMES = 10.0
 """A restart that takes longer than so many times the first start, and so much more, hangs."""
@@ -132,6 +134,8 @@ class Supervisor:
         self._vocabulary: Vocabulary | None = None
         self._base: EngineStats | None = None
         self._unanswered: list[_Unanswered] = []
+        self._blamed: set[tuple[int, ...]] = set()
+        """Prompts of requests that failed for an end, until anybody is answered; choices of one call have one."""
         self._lost_at = 0.0
         self._first_load_s = 0.0
 
@@ -320,7 +324,8 @@ class Supervisor:
         self.state, self.reason = "restarting", ending.reason
         self.restarts[ending.kind] += 1
         self.loading = Loading(phase="process", fraction=0.0)
-        lost = self.streams.lose(is_from_outside=ending.is_from_outside)
+        is_ours = len(self._blamed) >= _MOST_BLAMED
+        lost = self.streams.lose(is_no_evidence=ending.is_from_outside or is_ours)
         for deadline, request_id in self.streams.deadlines:
             self._end_at(deadline, request_id)
         faults = Counter(dict(self.stats.faults))
@@ -345,9 +350,11 @@ class Supervisor:
             self.config.max_engine_restarts,
         )
         if lost.failed:
-            if not _is_machine(ending):
+            self._blamed.update(request.token_ids for request in lost.failed)
+            if not _is_machine(ending) and len(self._blamed) < _MOST_BLAMED:
                 self._unanswered.clear()  # what it seems to have ended from is gone
-            logger.error("request %s fails: engines end when they run it", ", ".join(lost.failed))
+            names = ", ".join(request.id for request in lost.failed)
+            logger.error("request %s fails: engines end when they run it", names)
 
     async def _pause(self) -> None:
         """Wait before a start, longer each time that nothing was answered since the last; less when told to stop."""
@@ -377,6 +384,7 @@ class Supervisor:
                 if events:
                     if self.streams.take(events, now):
                         self._unanswered.clear()
+                        self._blamed.clear()
                     self._pump()
             case Steps():
                 self.followers.take(message)

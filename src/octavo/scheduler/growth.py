@@ -15,7 +15,6 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from octavo.cache.blocks import NULL_BLOCK
 from octavo.cache.groups import KVCache, Match, window_blocks
 from octavo.core.kvspec import BLOCK_SIZE
 from octavo.core.request import Request
@@ -120,7 +119,7 @@ class Growth:
         fits = True
         for index, pool in enumerate(self._cache.pools):
             table = match.tables[index]
-            held = sum(1 for block in table if block == NULL_BLOCK or pool.references(block) > 0)
+            held = len(table) - pool.num_unheld(table)
             growth = np.maximum(_blocks(later, self._most[index]) - held, 0.0)
             more, spread = _sums(alive, growth, np.zeros(1))
             self._asked.append((more, spread))

@@ -97,8 +97,7 @@ class Places:
             self.left.append(sequence)
 
     def _enqueue(self, sequence: Sequence) -> None:
-        match = self.cache.match(sequence)
-        self.accounts.enqueue(sequence, sequence.num_tokens - match.num_tokens)
+        self.accounts.enqueue(sequence, sequence.num_tokens - self.cache.reach(sequence))
 
     def _leave(self, sequence: Sequence) -> None:
         """Stop running: blocks and row come back."""

@@ -21,7 +21,7 @@ request ends. `tests/sim` drives this against `invariants.check`.
 
 from __future__ import annotations
 
-from octavo.cache.groups import KVCache, Match
+from octavo.cache.groups import KVCache
 from octavo.core.errors import ContextLengthError, ErrorInfo, OverloadError
 from octavo.core.plan import Decodes, SequenceStart, Slice, StepPlan
 from octavo.core.request import Request
@@ -310,33 +310,47 @@ class Scheduler:
             and self.accounts.leaves_last_row(account)
         ):
             return Verdict.LAST_ROW
-        match = self.cache.match(sequence)
-        left = sequence.num_tokens - match.num_tokens
-        count = min(left, budget.most(match.num_tokens))
-        if count < 1 or (count < left and not self.limits.enable_chunked_prefill):
+        if self.room.has_refused(sequence):
+            return Verdict.NO_ROOM
+        if self.room.has_seen_enough():
             return Verdict.NO_BUDGET
-        if self.room.twin_is_computing(sequence, match, self.running):
+        num_cached = self.cache.reach(sequence)
+        if not self._chunk(sequence, num_cached, budget):
+            return Verdict.NO_BUDGET
+        if self.room.twin_is_computing(sequence, num_cached, self.running):
             turns.hold_back(account)
             return Verdict.HELD_BACK
-        if not self._is_room_for(sequence, match):
+        if not self._is_time_for(sequence):
+            return Verdict.NO_ROOM
+        match = self.cache.match(sequence)
+        count = self._chunk(sequence, match.num_tokens, budget)
+        if not count:
+            return Verdict.NO_BUDGET
+        if not self.room.admits(sequence, match, self.running):
             return Verdict.NO_ROOM
         start = self.places.start(sequence, match, count, now)
         self._starts[sequence.row] = start
         slices[sequence.row] = self._slice(sequence, count, ())
-        self._pending += max(0, left - count - 1)
+        self._pending += max(0, sequence.num_pending - count - 1)
         budget.spend(match.num_tokens, count)
         self.accounts.charge(account, match.num_tokens, count)
         self._stuck.note_start(sequence)
         return Verdict.STARTED
 
-    def _is_room_for(self, sequence: Sequence, match: Match) -> bool:
-        """Whether blocks and, where it is bounded, the time of a step allow one more; an account may always have a row."""
+    def _chunk(self, sequence: Sequence, num_cached: int, budget: PrefillBudget) -> int:
+        """Tokens that it would start with behind those that are cached; 0 where the budget is too small."""
+        left = sequence.num_tokens - num_cached
+        count = min(left, budget.most(num_cached))
+        is_enough = count >= 1 and (count == left or self.limits.enable_chunked_prefill)
+        return count if is_enough else 0
+
+    def _is_time_for(self, sequence: Sequence) -> bool:
+        """Whether the time of a step, where it is bounded, allows one more row; an account may always have one."""
         if self.step_time.is_fitted and self.accounts.of(sequence.request).rows:
             rows = len(self.running) + 1
             context = self.accounts.settled_context() + sequence.num_tokens
-            if not fits_row(self.limits, self.step_time.line, rows, context):
-                return False
-        return self.room.admits(sequence, match, self.running)
+            return fits_row(self.limits, self.step_time.line, rows, context)
+        return True
 
     def _take_row_for(self, starved: Account, slices: dict[int, Slice], now: float) -> None:
         """Free a row, and its blocks, for an account far below its share, from one above its own; now and then."""

@@ -5,6 +5,9 @@ Nobody gives way for ever: `limits.MAX_PREEMPTIONS` later it has all it needs re
 
 from __future__ import annotations
 
+import bisect
+
+from octavo.cache.blocks import BlockPool
 from octavo.cache.groups import KVCache
 from octavo.core.kvspec import BLOCK_SIZE
 from octavo.core.sequence import Sequence
@@ -21,13 +24,19 @@ def recompute_s(sequence: Sequence, cache: KVCache, line: StepTime) -> float:
     """Predicted time to compute again what would be lost: all but the leading blocks that others hold, too."""
     kept = len(sequence.blocks[0]) if sequence.blocks else 0
     for pool, table in zip(cache.pools, sequence.blocks, strict=True):
-        shared = 0
-        while shared < kept and pool.references(table[shared]) > 1:
-            shared += 1
-        kept = shared
+        kept = _num_shared(pool, table, kept)
     start = min(kept * BLOCK_SIZE, sequence.num_computed)
     count = sequence.num_computed - start
     return line.token_s * count + line.context_s * attended(start, count)
+
+
+def _num_shared(pool: BlockPool, table: list[int], most: int) -> int:
+    """Of a table's first `most` blocks, the leading ones that others hold, too: by halving, for who shares a block mostly
+    shares those before it.
+    """
+    return bisect.bisect_left(
+        range(most), True, key=lambda index: pool.references(table[index]) < 2
+    )
 
 
 def for_blocks(

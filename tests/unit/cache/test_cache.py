@@ -153,12 +153,12 @@ def test_groups_are_by_spec_with_full_attention_first() -> None:
     assert [group.layers for group in groups] == [(1, 3), (0, 2)]
 
 
-def test_a_prompt_is_hashed_as_far_as_it_is_cached_and_one_block_on() -> None:
+def test_a_prompt_is_hashed_as_far_as_it_is_cached_and_little_further() -> None:
     kv = cache(FULL)
     compute(kv, sequence(list(range(64))))
     long = sequence([*range(32), *range(1000, 1400)])
     assert kv.match(long).num_tokens == 32
-    assert len(long.hashes) == 3
+    assert len(long.hashes) == 8
     windows = cache(WINDOW)
     assert windows.match(sequence(list(range(100)))).num_tokens == 0
 
@@ -173,20 +173,37 @@ def test_sequences_are_alike_as_far_as_their_tokens_are() -> None:
     assert not kv.is_alike(one, sequence(list(range(100)), scope="b"), 0)
 
 
+class Known(BlockPool):
+    """Has the blocks whose names it was told."""
+
+    def __init__(self, names: dict[bytes, int]) -> None:
+        super().__init__(2)
+        self._block_of = names
+
+
 @pytest.mark.parametrize("specs", [(WINDOW,), (FULL, WINDOW), (WIDE, WINDOW), (WIDE,)])
 def test_the_longest_prefix_is_the_one_that_trying_all_finds(specs: tuple[KVSpec, ...]) -> None:
-    kv = cache(*specs)
     rng = random.Random(str(specs))
     found_some = 0
     for _ in range(300):
-        most = rng.randint(0, 20)
-        rows = [[rng.choice([None, 1, 1, 1, 1]) for _ in range(most)] for _ in specs]
+        kv = cache(*specs)
+        seq = sequence(list(range(rng.randint(1, 330))))
+        most = (seq.num_tokens - 1) // 16
+        kv.hash_up_to(seq, seq.num_tokens)
+        rows = [[rng.choice([0, 1, 1, 1, 1]) for _ in range(most)] for _ in specs]
+        kv.pools = tuple(
+            Known({seq.hashes[i]: 1 for i, is_there in enumerate(row) if is_there}) for row in rows
+        )
 
-        def sees(length: int, rows: list[list[int | None]] = rows) -> bool:
+        def sees(length: int, rows: list[list[int]] = rows) -> bool:
             firsts = [max(0, length * 16 - (s.window or 999) + 1) // 16 for s in specs]
-            return all(None not in row[a:length] for a, row in zip(firsts, rows, strict=True))
+            return all(0 not in row[a:length] for a, row in zip(firsts, rows, strict=True))
 
         expected = max(length for length in range(most + 1) if not length or sees(length))
-        assert kv._longest(rows, most) == expected
+        match = kv.match(seq)
+        assert match.num_tokens == 16 * expected <= kv.reach(seq)
+        assert all(len(table) == expected for table in match.tables)
+        if FULL not in specs:
+            assert kv.reach(seq) == match.num_tokens
         found_some += expected > 1
     assert found_some > 50

@@ -592,6 +592,33 @@ async def test_a_machine_on_which_nothing_works_is_not_tried_with_every_request(
     assert len(script.processes) == 1 + client.config.max_engine_restarts
 
 
+async def test_an_engine_that_ends_whatever_it_runs_is_not_the_fault_of_each() -> None:
+    asked = [replace(request(f"r{i}"), token_ids=(1, 2, i)) for i in range(20)]
+    script = Script([{"poison": {one.id for one in asked}}])
+    async with client_of(script) as client:
+        await client.wait_ready()
+        ends = await asyncio.gather(*(answer(client, one) for one in asked), return_exceptions=True)
+        codes = [str(end) for end in ends]
+        assert codes.count("request_fault") == 3 and codes.count("engine_unavailable") == 17
+        assert client.status().reason.startswith("E-ENGINE-04")
+    assert len(script.processes) <= 3 * 3 + client.config.max_engine_restarts + 1
+
+
+async def test_choices_of_one_poisonous_call_fail_and_the_engine_goes_on() -> None:
+    names = {f"bad{i}" for i in range(6)}
+    script = Script([{"poison": names}])
+    async with client_of(script) as client:
+        await client.wait_ready()
+        good = replace(request("good"), token_ids=(7, 8))
+        ends = await asyncio.gather(
+            *(answer(client, request(name)) for name in names),
+            answer(client, good),
+            return_exceptions=True,
+        )
+        assert [str(end) for end in ends[:-1]] == ["request_fault"] * 6
+        assert ends[-1] == expected(good)
+
+
 @pytest.mark.parametrize("is_starved", [True, False])
 async def test_a_kill_is_a_requests_fault_only_where_memory_ran_out(
     is_starved: bool, monkeypatch: pytest.MonkeyPatch

@@ -27,6 +27,18 @@ def test_help_names_every_verb_and_loads_nothing_heavy():
     assert not heavy & set(json.loads(modules))
 
 
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "octavo"]
+    for words in (["--help"], ["--version"], ["nonsense"]):
+        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=60)
+        same = run(*words)
+        assert (done.returncode, done.stdout, done.stderr) == (
+            same.returncode,
+            same.stdout,
+            same.stderr,
+        )
+
+
 def test_help_is_instant():
     def cpu_s() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from octavo.tools.startup import Address, process_age_s
 
 if TYPE_CHECKING:
     from octavo.engine.client import EngineClient
+    from octavo.engine.spawn import Spawned
 
 
 def add_arguments(parser: Parser) -> None:
@@ -33,12 +35,15 @@ def add_arguments(parser: Parser) -> None:
     add_config_flags(parser, EngineConfig, ServerConfig)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Serve until a signal ends it."""
+def run(args: argparse.Namespace, spawned: Spawned | None = None) -> int:
+    """Serve until a signal ends it. `spawned` is an engine's process that waits to be told what to be; None: one is started
+    when that is known.
+    """
     entered = process_age_s()
     parsed = configs(args)
     injections(parsed.engine.inject)  # for its error, before a process is started
     # lazy: asyncio and messages, a tenth of a second that a mistyped flag should not cost
+    from octavo.engine.child import EngineProcess
     from octavo.engine.client import EngineClient
 
     log.configure(style=parsed.engine.log_format)
@@ -49,9 +54,15 @@ def run(args: argparse.Namespace) -> int:
         from octavo.meter.trace import check
 
         check(parsed.server.otlp_traces_endpoint, env.otlp_protocol())
-    client = EngineClient(parsed.engine)
+    waiting = [] if spawned is None else [spawned]
+    client = EngineClient(
+        parsed.engine, lambda: EngineProcess(spawned=waiting.pop() if waiting else None)
+    )
     client.launch()  # the engine loads torch while the server's libraries are loaded here
     launched = process_age_s()
+    if spawned is not None:
+        launched -= time.monotonic() - spawned.started_at
+        entered = launched
     try:
         _serve(parsed, client, entered, launched)
     except BaseException:
@@ -128,21 +139,22 @@ def announcing(
 ) -> Callable[[], Awaitable[None]]:
     """Start an engine, then print all that an operator wants to know.
 
-    `entered` and `launched`: age of this process at `run`, and when the engine's was started. `chosen`: what was
-    decided here, beside the engine's decisions.
+    `entered` and `launched`: age of this process at `run`, and when the engine was started, equal if that was first.
+    `chosen`: what was decided here, beside the engine's decisions.
     """
 
     async def start_and_tell() -> None:
         ready = await start()
         total = process_age_s()
-        before = (
-            Phase(name="python", seconds=entered, detail="interpreter and command line"),
-            Phase(
-                name="launch",
-                seconds=launched - entered,
-                detail="what it takes to start the engine",
-            ),
-        )
+        before = [Phase(name="python", seconds=entered, detail="interpreter and command line")]
+        if launched > entered:
+            before.append(
+                Phase(
+                    name="launch",
+                    seconds=launched - entered,
+                    detail="what it takes to start the engine",
+                )
+            )
         parts = (
             startup.memory_text(ready),
             startup.decisions_text(ready, chosen),

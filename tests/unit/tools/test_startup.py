@@ -126,8 +126,24 @@ def test_announcing(capsys):
 
     asyncio.run(serve.announcing(start, ADDRESS, entered=0.1, launched=0.2)())
     out = capsys.readouterr().out
-    for part in ("kv cache", "what there is", "unexplained", "ready: m on cpu", "curl -s"):
+    for part in (
+        "kv cache",
+        "what there is",
+        "\nlaunch",
+        "unexplained",
+        "ready: m on cpu",
+        "curl -s",
+    ):
         assert part in out
+
+
+def test_announcing_of_an_engine_that_was_started_first(capsys):
+    async def start() -> Ready:
+        return READY
+
+    asyncio.run(serve.announcing(start, ADDRESS, entered=0.1, launched=0.1)())
+    out = capsys.readouterr().out
+    assert "python" in out and "\nlaunch" not in out
 
 
 def test_announcing_passes_the_cause_on(capsys):

@@ -31,6 +31,8 @@ class EngineProcess:
         self._popen = self._spawned.popen
         self.started_at = self._spawned.started_at
         self.pulse = self._spawned.pulse
+        self.folder = self._spawned.folder
+        """In which its socket lies."""
         self._ended: asyncio.Future[int] | None = None
 
     @property

@@ -36,8 +36,8 @@ class Spawned:
         self.started_at = time.monotonic()
         self.is_taken = False
         """Whether a `child.EngineProcess` answers for it."""
-        self._folder = tempfile.mkdtemp(prefix="octavo-", dir=_socket_home())  # mode 0700
-        path = str(Path(self._folder) / "engine.sock")
+        self.folder = tempfile.mkdtemp(prefix="octavo-", dir=_socket_home())  # mode 0700
+        path = str(Path(self.folder) / "engine.sock")
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(path)
         os.chmod(path, 0o600)
@@ -57,7 +57,7 @@ class Spawned:
         """Close the listener and delete the socket's folder."""
         self.listener.close()
         self.pulse.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def abandon(self) -> None:
         """Kill it, wait for its end, and remove: for a caller that will not get as far as an event loop."""

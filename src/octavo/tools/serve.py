@@ -7,6 +7,7 @@ engine cannot start, the server stops and the last line printed is the cause.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import time
 from collections.abc import Awaitable, Callable
@@ -17,7 +18,7 @@ from msgspec.structs import replace
 
 from octavo.core import env, log
 from octavo.core.config import EngineConfig, ServerConfig
-from octavo.core.errors import ConfigError
+from octavo.core.errors import ConfigError, EngineDeadError
 from octavo.core.inject import injections
 from octavo.engine.ipc import Phase, Ready
 from octavo.tools import startup
@@ -27,7 +28,11 @@ from octavo.tools.startup import Address, process_age_s
 
 if TYPE_CHECKING:
     from octavo.engine.client import EngineClient
+    from octavo.engine.frontend import Frontend
     from octavo.engine.spawn import Spawned
+
+QUIET_S = 1.0
+"""Without a step, after which the engine may be kept busy with what nobody has asked for yet."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -92,6 +97,8 @@ def _check_security(server: ServerConfig) -> None:
 
 def _serve(parsed: Configs, client: EngineClient, entered: float, launched: float) -> None:
     # lazy: the server's libraries take a quarter of a second, during which the engine loads its own
+    import asyncio
+
     from octavo.server.app import create_app
     from octavo.server.listen.exposure import check_exposure
     from octavo.server.listen.handover import Takeover
@@ -120,14 +127,43 @@ def _serve(parsed: Configs, client: EngineClient, entered: float, launched: floa
     async def start() -> Ready:
         await client.start()
         ready = await client.wait_ready()
-        await state.frontend.prepare_grammars()
+        learning.append(asyncio.ensure_future(learn_when_quiet(client, state.frontend)))
         await state.costs.opened()
         return ready
 
+    async def stop() -> None:
+        for task in learning:
+            task.cancel()
+        await client.close()
+
+    learning: list[asyncio.Future[None]] = []
+
     chosen = choose_formats(parsed.server, state.chat_template).decisions
     state.on_start = announcing(start, address, entered, launched, chosen)
-    state.on_stop = client.close
+    state.on_stop = stop
     run_server(create_app(state), parsed.server, sock, takeover)
+
+
+async def learn_when_quiet(
+    client: EngineClient, frontend: Frontend, quiet_s: float = QUIET_S
+) -> None:
+    """Have the engine read the vocabulary that grammars are for in its first pause of `quiet_s`.
+
+    With 150k tokens it can do nothing else for up to a second, for which the first answer would wait. A grammar that somebody
+    asks for before that brings the vocabulary along.
+    """
+    # lazy: loaded where there is an event loop
+    import asyncio
+
+    num_steps = client.stats.num_steps
+    while True:
+        await asyncio.sleep(quiet_s)
+        stats = client.stats
+        if stats.num_steps == num_steps and not (stats.num_running or stats.num_waiting):
+            break
+        num_steps = stats.num_steps
+    with contextlib.suppress(EngineDeadError):  # the next request says so
+        await frontend.prepare_grammars()
 
 
 def announcing(

@@ -99,6 +99,7 @@ def _serve(parsed: Configs, client: EngineClient, entered: float, launched: floa
     # lazy: the server's libraries take a quarter of a second, during which the engine loads its own
     import asyncio
 
+    # lazy: as above
     from octavo.server.app import create_app
     from octavo.server.listen.exposure import check_exposure
     from octavo.server.listen.handover import Takeover

@@ -35,7 +35,7 @@ from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.client import EngineStatus, aborted
 from octavo.engine.frontend import Frontend
 from octavo.engine.ipc import Phase, Ready, Steps
-from octavo.engine.pulse import Reading
+from octavo.engine.page import Reading
 from octavo.engine.streams import Stage
 from octavo.meter.metrics import Metrics
 from octavo.server.admission.desk import Bounds

@@ -86,7 +86,7 @@ async def test_closing_a_stream_frees_its_blocks(client: EngineClient) -> None:
 async def test_the_socket_is_private(client: EngineClient) -> None:
     process = client._supervisor.process
     assert isinstance(process, EngineProcess)
-    path = Path(process._folder)
+    path = Path(process.folder)
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     sockets = [item for item in path.iterdir() if item.is_socket()]
     assert all(stat.S_IMODE(item.stat().st_mode) == 0o600 for item in sockets)
@@ -136,7 +136,7 @@ async def test_a_long_temporary_folder_leaves_the_socket_room(
         await client.wait_ready()
         process = client._supervisor.process
         assert isinstance(process, EngineProcess)
-        folder = Path(process._folder)
+        folder = Path(process.folder)
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert not folder.exists()
     with pytest.raises(EngineDeadError, match=r"^the engine is dead\.$"):
@@ -183,7 +183,7 @@ def test_a_launched_engine_can_be_abandoned(tmp_path: Path) -> None:
     client.launch()
     process = client._supervisor.process
     assert isinstance(process, EngineProcess) and client.pid is not None
-    folder = Path(process._folder)
+    folder = Path(process.folder)
     assert folder.is_dir()
     client.abandon()
     assert not folder.exists()

@@ -4,53 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from octavo.engine.pulse import Page
-
-WORKER = (sys.executable, "-m", "octavo.engine.worker")
+from octavo.engine.spawn import WORKER, Spawned
 
 
 class EngineProcess:
-    """A process that connects to `listener`. The socket lies in a private folder (0700) and is 0600.
+    """A process that connects to its parent's socket.
 
-    It is started by the constructor, so that it loads its libraries while the caller loads its own; it waits for what
-    `foretell` tells it, and then for its first frame. Dies with its parent; `remove` takes away what it leaves on disk.
+    It is started by the constructor, if not before, so that it loads its libraries while the caller loads its own; it waits
+    for what `foretell` tells it, and then for its first frame. Dies with its parent; `remove` takes away what it leaves on
+    disk.
     """
 
-    def __init__(self, command: Sequence[str] = WORKER) -> None:
-        """`command` gets two words more: the socket's path, and the number of the pulse's file.
+    def __init__(self, command: Sequence[str] = WORKER, spawned: Spawned | None = None) -> None:
+        """`spawned` is a process that was started for this; None: `command` is started (`spawn.Spawned`).
 
         Raises:
             OSError: there is no room for a socket, or for a process.
         """
-        self.started_at = time.monotonic()
-        self._folder = tempfile.mkdtemp(prefix="octavo-", dir=_socket_home())  # mode 0700
-        path = str(Path(self._folder) / "engine.sock")
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(path)
-        os.chmod(path, 0o600)
-        self.listener.listen(1)
-        self.pulse = Page.create()
-        try:
-            self._popen = subprocess.Popen(
-                [*command, path, str(self.pulse.fd)],
-                stdin=subprocess.PIPE,
-                pass_fds=(self.pulse.fd,),
-            )
-        except OSError:
-            self.remove()
-            raise
+        self._spawned = Spawned(command) if spawned is None else spawned
+        self._spawned.is_taken = True
+        self._popen = self._spawned.popen
+        self.started_at = self._spawned.started_at
+        self.pulse = self._spawned.pulse
+        self.folder = self._spawned.folder
+        """In which its socket lies."""
         self._ended: asyncio.Future[int] | None = None
 
     @property
@@ -81,7 +63,7 @@ class EngineProcess:
             else:
                 connected.set_result((reader, writer))
 
-        server = await asyncio.start_unix_server(on_connect, sock=self.listener)
+        server = await asyncio.start_unix_server(on_connect, sock=self._spawned.listener)
         exited = asyncio.create_task(self.wait())
         either: set[asyncio.Future[Any]] = {connected, exited}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -113,22 +95,11 @@ class EngineProcess:
 
     def remove(self) -> None:
         """Close the listener and delete the socket's folder."""
-        self.listener.close()
-        self.pulse.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._spawned.remove()
 
     def abandon(self) -> None:
         """Kill it, wait for its end, and remove: for a caller that will not get as far as an event loop."""
-        self.kill()
-        self._popen.wait()
-        self.remove()
-
-
-def _socket_home() -> str:
-    """Where the socket's folder goes: the temporary folder, unless its name leaves a socket's path no room."""
-    home = tempfile.gettempdir()
-    longest = 107 - len("/octavo-12345678/engine.sock")  # sun_path, unix(7), less the final zero
-    return home if len(os.fsencode(home)) <= longest else "/tmp"
+        self._spawned.abandon()
 
 
 def oom_kills() -> int:

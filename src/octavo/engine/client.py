@@ -20,7 +20,7 @@ from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.child import EngineProcess
 from octavo.engine.ipc import Ready, Steps
 from octavo.engine.life import Process
-from octavo.engine.pulse import Reading
+from octavo.engine.page import Reading
 from octavo.engine.streams import Stage
 from octavo.engine.supervise import Payer, State, Supervisor, unavailable
 

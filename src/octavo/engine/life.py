@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from octavo.core.errors import EngineError, ErrorInfo
 from octavo.engine.child import oom_kills
 from octavo.engine.ipc import Fatal, FromEngine, ToEngine, decode_from_engine, frame, read_frame
-from octavo.engine.pulse import Page
+from octavo.engine.page import Page
 
 Kind = Literal["signal", "exit", "fatal", "connection", "asked", "launch", "stuck"]
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)

@@ -8,10 +8,6 @@ that is stopped or loops for ever is seen without its help. Knows nothing of HTT
 
 from __future__ import annotations
 
-import mmap
-import os
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -20,10 +16,9 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
-
 from octavo.core.plan import Decodes, StepPlan
 from octavo.core.steptime import attended
+from octavo.engine.page import ALLOWED, BEAT, FIELDS, MOVED, STEPS, Page
 
 BEAT_S = 0.2
 """Between signs of life; what ten of them cost is below the resolution of an idle process's CPU clock."""
@@ -37,85 +32,25 @@ GRAMMAR_S = 60.0
 """The loop may wait so long for a grammar when there is nothing else to do; building one is limited to a few seconds,
 what it needs of the vocabulary is made before the first."""
 
-_BEAT, _MOVED, _ALLOWED, _STEPS, _FIELDS = range(5)
-_PAGE_BYTES = 8 * _FIELDS
 _start = attrgetter("start")
 _count = attrgetter("count")
 _CONTEXT_PER_TOKEN = 512
 """Tokens of context whose reading costs no more than one token through the model; in truth it is thousands."""
 
 
-class Reading(msgspec.Struct, frozen=True, kw_only=True):
-    """What the page says now."""
-
-    beat_age_s: float
-    """Since the last sign of life."""
-    step_age_s: float
-    """Since the loop last got on; 0 while it has nothing to do."""
-    allowed_s: float
-    """What that may come to before the loop is said to hang."""
-    num_steps: int
-    """Steps done, in the life of the process."""
-
-
-class Page:
-    """The memory itself: five doubles that two processes map. Owner: the client; its engine writes."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self._map = mmap.mmap(fd, _PAGE_BYTES)
-        self.fields = memoryview(self._map).cast("d")
-
-    @classmethod
-    def create(cls) -> Page:
-        """A fresh one; `fd` is what a child process is to inherit.
-
-        Memory and no file on disk: a page of a file is locked while it is written back, and would stop the engine as
-        long as a disk is slow.
-        """
-        if sys.platform == "linux":
-            fd = os.memfd_create("octavo-pulse")
-        else:
-            with tempfile.TemporaryFile() as file:
-                fd = os.dup(file.fileno())
-        os.ftruncate(fd, _PAGE_BYTES)
-        return cls(fd)
-
-    def read(self, now: float) -> Reading:
-        """What it says, `now` being `time.monotonic()`."""
-        fields = self.fields
-        # The writer sets the limit last: read first, it is never that of a later moment than the one below.
-        allowed = fields[_ALLOWED]
-        moved = fields[_MOVED]
-        return Reading(
-            beat_age_s=max(0.0, now - fields[_BEAT]),
-            step_age_s=max(0.0, now - moved) if moved else 0.0,
-            allowed_s=allowed,
-            num_steps=int(fields[_STEPS]),
-        )
-
-    def close(self) -> None:
-        """Give the memory back, once."""
-        if self._map.closed:
-            return  # by then the number may be another file's
-        self.fields.release()
-        self._map.close()
-        os.close(self.fd)
-
-
 class Pulse:
     """The engine's hand on the page. Owner: the engine's loop; without a page it writes to its own memory."""
 
     def __init__(self, page: Page | None = None) -> None:
-        self._fields: Any = page.fields if page is not None else [0.0] * _FIELDS
+        self._fields: Any = page.fields if page is not None else [0.0] * FIELDS
         self._pace = Pace()
         self._work: Work | None = None
         self._begun = 0.0
         self._last = 0.0
         self._longest = 0.0
         self.rest()
-        self._fields[_ALLOWED] = TURN_S
-        self._fields[_BEAT] = time.monotonic()
+        self._fields[ALLOWED] = TURN_S
+        self._fields[BEAT] = time.monotonic()
 
     @contextmanager
     def beating(self) -> Iterator[None]:
@@ -125,7 +60,7 @@ class Pulse:
         def beat() -> None:
             fields = self._fields
             while True:
-                fields[_BEAT] = time.monotonic()
+                fields[BEAT] = time.monotonic()
                 if is_over.wait(BEAT_S):
                     return
 
@@ -139,12 +74,12 @@ class Pulse:
 
     def rest(self) -> None:
         """There is nothing to do, for as long as it may take."""
-        self._fields[_MOVED] = 0.0
+        self._fields[MOVED] = 0.0
 
     def turn(self, allowed_s: float = TURN_S) -> None:
         """There is something to do, and it takes at most so long to get on with it."""
-        self._fields[_MOVED] = time.monotonic()
-        self._fields[_ALLOWED] = allowed_s
+        self._fields[MOVED] = time.monotonic()
+        self._fields[ALLOWED] = allowed_s
 
     def begin(self, plan: StepPlan) -> None:
         """A step begins."""
@@ -152,13 +87,13 @@ class Pulse:
         allowed = self._pace.allowed(work)
         now = self._begun = self._last = time.monotonic()
         self._longest = 0.0
-        self._fields[_MOVED] = now
-        self._fields[_ALLOWED] = allowed
+        self._fields[MOVED] = now
+        self._fields[ALLOWED] = allowed
 
     def tick(self) -> None:
         """The step got on: its next layer begins."""
         now = time.monotonic()
-        self._fields[_MOVED] = now
+        self._fields[MOVED] = now
         gap = now - self._last
         self._longest = max(self._longest, gap)
         self._last = now
@@ -166,15 +101,15 @@ class Pulse:
     def end(self, *, is_whole: bool = True) -> None:
         """The step is done. Later ones are measured by it if it `is_whole`: one that threw took less than it should."""
         self.tick()
-        self._fields[_ALLOWED] = TURN_S
-        self._fields[_STEPS] += 1.0
+        self._fields[ALLOWED] = TURN_S
+        self._fields[STEPS] += 1.0
         if self._work is not None and is_whole:
             self._pace.learn(self._work, longest_s=self._longest, total_s=self._last - self._begun)
 
     def landed(self, plan: StepPlan, elapsed_s: float, *, is_whole: bool) -> None:
         """The results of a step came while the next one, which has begun, runs."""
         self.tick()
-        self._fields[_STEPS] += 1.0
+        self._fields[STEPS] += 1.0
         if is_whole:
             self._pace.learn(Work.of(plan), longest_s=elapsed_s, total_s=elapsed_s)
 

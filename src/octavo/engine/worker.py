@@ -23,7 +23,8 @@ from octavo.core import log  # noqa: E402  # the clock starts before the imports
 from octavo.core.errors import ErrorInfo, OctavoError  # noqa: E402
 from octavo.engine.ipc import Fatal, FrameBuffer, StartEngine, decode_to_engine  # noqa: E402
 from octavo.engine.link import SocketLink  # noqa: E402
-from octavo.engine.pulse import Page, Pulse  # noqa: E402
+from octavo.engine.page import Page  # noqa: E402
+from octavo.engine.pulse import Pulse  # noqa: E402
 
 logger = log.get_logger(__name__)
 

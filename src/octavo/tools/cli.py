@@ -8,6 +8,7 @@ to be instant.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import select
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, cast
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from octavo.engine.spawn import Spawned
     from octavo.tools.parser import Parser
 
 
@@ -26,10 +28,13 @@ class Verb(NamedTuple):
 
     module: str
     help: str
+    has_engine: bool = False
+    """Whether it runs an engine and nothing else, so that the process is started before flags are read: `run` gets it,
+    too, and it ends with a flag that is refused."""
 
 
 VERBS: dict[str, Verb] = {
-    "serve": Verb("octavo.tools.serve", "Serve a model over an OpenAI-compatible HTTP API."),
+    "serve": Verb("octavo.tools.serve", "Serve a model over an OpenAI-compatible HTTP API.", True),
     "generate": Verb("octavo.tools.generate", "Complete a prompt and print the text as it comes."),
     "chat": Verb("octavo.tools.chat", "Talk with a model, local or behind a URL."),
     "batch": Verb("octavo.tools.batch", "Answer a JSONL file of requests, with resume."),
@@ -151,9 +156,31 @@ def _dispatch(words: list[str]) -> int:
     name, rest = _find(words)
     if name is None:
         return 0
+    if VERBS[name].has_engine and not {"-h", "--help"}.intersection(rest):
+        return _with_engine(name, rest)
     args = parser_of(name).parse(rest)
     run = cast("Callable[[Namespace], int]", importlib.import_module(VERBS[name].module).run)
     return run(args)
+
+
+def _with_engine(name: str, rest: list[str]) -> int:
+    """Start the engine's process, which loads its libraries while this one loads its own, reads flags and runs."""
+    # lazy: no other verb starts a process here
+    from octavo.engine.spawn import Spawned
+
+    spawned: Spawned | None = None
+    with contextlib.suppress(OSError):  # `run` tries again, and says why it cannot be
+        spawned = Spawned()
+    try:
+        args = parser_of(name).parse(rest)
+        run = cast(
+            "Callable[[Namespace, Spawned | None], int]",
+            importlib.import_module(VERBS[name].module).run,
+        )
+        return run(args, spawned)
+    finally:
+        if spawned is not None and not spawned.is_taken:
+            spawned.abandon()
 
 
 def _find(words: list[str]) -> tuple[str | None, list[str]]:

@@ -13,13 +13,13 @@ import pytest
 
 from local_engine import LocalEngine, request, write_tiny
 from octavo.core.plan import Slice, StepPlan
+from octavo.engine.page import Page
 from octavo.engine.pulse import (
     BEAT_S,
     MARGIN,
     TURN_S,
     UNKNOWN_S,
     Pace,
-    Page,
     Pulse,
     WatchedCaches,
     Work,
@@ -41,7 +41,7 @@ def plan(*pieces: tuple[int, int]) -> StepPlan:
 def test_another_process_reads_what_this_one_writes() -> None:
     page = Page.create()
     code = (
-        "import sys, time; from octavo.engine.pulse import Page, Pulse\n"
+        "import sys, time; from octavo.engine.page import Page; from octavo.engine.pulse import Pulse\n"
         "pulse = Pulse(Page(int(sys.argv[1])))\n"
         "with pulse.beating():\n    pulse.turn(7.0); print('on', flush=True); sys.stdin.read()"
     )

@@ -44,7 +44,7 @@ from octavo.engine.ipc import (
     frame,
     read_frame,
 )
-from octavo.engine.pulse import Page
+from octavo.engine.page import Page
 from octavo.engine.streams import Streams
 from octavo.meter.steplog import StepRecord
 

@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 from fakes import FakeEngine, InProcess, make_state
-from octavo.engine.pulse import Reading
+from octavo.engine.page import Reading
 from octavo.server.canary import Canary
 from octavo.server.probes.trouble import Code
 from octavo.server.state import AppState

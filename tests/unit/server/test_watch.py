@@ -9,7 +9,7 @@ import time
 import pytest
 
 from fakes import FakeEngine, InProcess, ServerThread, make_state
-from octavo.engine.pulse import Reading
+from octavo.engine.page import Reading
 from octavo.server.probes.watch import Watch
 
 

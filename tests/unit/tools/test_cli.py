@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import types
 import pytest
 
 from octavo.core.errors import ModelError
+from octavo.engine import spawn
 from octavo.tools import cli
 
 
@@ -127,6 +129,77 @@ def test_interrupt_is_quiet(verb, capsys):
 def test_exit_code_of_the_verb(verb):
     verb.run = lambda args: 1
     assert cli.main(["fake"]) == 1
+
+
+class Begun:
+    """What stands for an engine's process that was started before the flags were read."""
+
+    def __init__(self):
+        self.is_taken = self.is_abandoned = False
+        self.all.append(self)
+
+    def abandon(self):
+        self.is_abandoned = True
+
+
+@pytest.fixture
+def begun(verb, monkeypatch):
+    """A verb with an engine, and the processes that were started for it."""
+    monkeypatch.setattr(Begun, "all", [], raising=False)
+    monkeypatch.setattr(spawn, "Spawned", Begun)
+    monkeypatch.setitem(cli.VERBS, "fake", cli.Verb("fake_verb", "Fake.", has_engine=True))
+    return Begun.all
+
+
+def test_an_engine_is_started_before_flags_are_read(verb, begun):
+    seen = []
+
+    def add_arguments(parser):
+        seen.append(len(begun))
+
+    def take(args, spawned):
+        spawned.is_taken = True
+        return 0
+
+    verb.add_arguments, verb.run = add_arguments, take
+    assert cli.main(["fake"]) == 0
+    assert seen == [1] and not begun[0].is_abandoned
+    assert cli.main(["fake", "--help"]) == 0 and len(begun) == 1
+
+
+def test_an_engine_that_nobody_wants_ends(verb, begun):
+    def fail(args, spawned):
+        raise ModelError("no model 'x'.")
+
+    verb.run = fail
+    assert cli.main(["fake"]) == 2
+    assert cli.main(["fake", "--unknown"]) == 2
+    assert [one.is_abandoned for one in begun] == [True, True]
+
+
+def test_no_process_to_start_ahead_is_for_the_verb_to_say(verb, begun, monkeypatch):
+    def no_room():
+        raise OSError("no room")
+
+    monkeypatch.setattr(spawn, "Spawned", no_room)
+    verb.run = lambda args, spawned: 7 if spawned is None else 0
+    assert cli.main(["fake"]) == 7
+
+
+def test_a_refused_flag_leaves_nothing_behind(tmp_path):
+    script = (
+        "import os, sys; from octavo.tools import cli; code = cli.main(['serve', '--max-num-seqs', '0'])\n"
+        "try: os.waitpid(-1, os.WNOHANG); sys.exit('a child is left')\n"
+        "except ChildProcessError: sys.exit(code)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("flags", ["-u", ""])

@@ -9,8 +9,9 @@ import sys
 import msgspec
 import pytest
 
-from octavo.core.errors import ModelError
+from octavo.core.errors import EngineDeadError, ModelError
 from octavo.core.pooling import PoolingFacts
+from octavo.core.result import EngineStats
 from octavo.engine.ipc import Phase, Ready
 from octavo.tools import serve, startup
 from octavo.tools.startup import Address
@@ -126,8 +127,52 @@ def test_announcing(capsys):
 
     asyncio.run(serve.announcing(start, ADDRESS, entered=0.1, launched=0.2)())
     out = capsys.readouterr().out
-    for part in ("kv cache", "what there is", "unexplained", "ready: m on cpu", "curl -s"):
+    for part in (
+        "kv cache",
+        "what there is",
+        "\nlaunch",
+        "unexplained",
+        "ready: m on cpu",
+        "curl -s",
+    ):
         assert part in out
+
+
+def test_announcing_of_an_engine_that_was_started_first(capsys):
+    async def start() -> Ready:
+        return READY
+
+    asyncio.run(serve.announcing(start, ADDRESS, entered=0.1, launched=0.1)())
+    out = capsys.readouterr().out
+    assert "python" in out and "\nlaunch" not in out
+
+
+def test_the_vocabulary_waits_for_a_pause():
+    """A first request that comes at once is not kept waiting for it."""
+    told = []
+
+    class Client:
+        seen = iter(
+            [
+                EngineStats(),
+                EngineStats(num_waiting=1),
+                EngineStats(num_running=1),
+                EngineStats(num_steps=3),
+                EngineStats(num_steps=3),
+            ]
+        )
+
+        @property
+        def stats(self) -> EngineStats:
+            return next(self.seen)
+
+    class Frontend:
+        async def prepare_grammars(self) -> None:
+            told.append(next(Client.seen, None))
+            raise EngineDeadError("it has ended meanwhile.")
+
+    asyncio.run(serve.learn_when_quiet(Client(), Frontend(), 0.0))
+    assert told == [None], "not at the first moment without a step"
 
 
 def test_announcing_passes_the_cause_on(capsys):

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from octavo.core.errors import RequestError
 from octavo.engine.ipc import Ready
-from octavo.engine.pulse import Reading
+from octavo.engine.page import Reading
 from octavo.meter.metrics import CONTENT_TYPE
 from octavo.server.call import Call, json_response
 from octavo.server.canary import Canary

@@ -16,6 +16,7 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from peers import ceilings
@@ -39,6 +40,8 @@ RATES = (
     "of products",
     "decode tok/s",
     "decode GB/s",
+    "of reading",
+    "layers' products GB/s",
     "of reading",
 )
 
@@ -82,14 +85,22 @@ class Subject:
         self.engine: Engine = boot(config, self.link, asked_at=now, process_at=now)
         runner = self.engine.runner
         assert isinstance(runner, Runner)
+        self.runner = runner
         self.facts: ModelFacts = runner.model.facts  # type: ignore[attr-defined]
         made = [e for e in gc.get_objects() if isinstance(e, Weight) and id(e) not in before]
         self.weight_bytes = sum(weight.num_bytes for weight in made)
+        self.layer_bytes = sum(w.num_bytes for w in made if w.num_outputs < self.facts.vocab_size)
         self.head_size = self.facts.vocab_size * self.facts.hidden_size
         self.linear_size = sum(w.num_inputs * w.num_outputs for w in made) - self.head_size
         per_block = sum(group.bytes_per_block for group in runner.pool.groups)
         self.kv_bytes_per_token = per_block / 16
         self.count = 0
+
+    def products(self) -> float:
+        """Seconds of the layers' products in one more replay of the last decoding step."""
+        steps: Any = self.runner.graphs
+        calls = steps._recordings[1][1]._calls.profile()
+        return sum(seconds for name, seconds in calls if name in ("linear", "quant_linear"))
 
     def run(self, prompt: int, output: int) -> tuple[float, float]:
         """Seconds of the prompt and, per step, of decoding (its first two steps left out)."""
@@ -113,6 +124,7 @@ class Subject:
     def rates(self, args: argparse.Namespace, gb_per_s: float, gflop_per_s: float) -> list[float]:
         """As `RATES` names them."""
         seconds, step = self.run(args.prompt, args.output)
+        layers_gb_per_s = 1e-9 * self.layer_bytes / self.products()
         pairs = args.prompt * (args.prompt + 1) / 2 * self.facts.num_layers
         attention = 4.0 * pairs * self.facts.num_heads * self.facts.head_dim
         gflop = 2e-9 * (self.linear_size * args.prompt + self.head_size) + 1e-9 * attention
@@ -125,6 +137,8 @@ class Subject:
             1 / step,
             gbytes / step,
             gbytes / step / gb_per_s,
+            layers_gb_per_s,
+            layers_gb_per_s / gb_per_s,
         ]
 
 

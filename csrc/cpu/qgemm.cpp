@@ -26,6 +26,8 @@ struct Quantized {
 
   int num_tiles() const { return (num_rows + tile_rows - 1) / tile_rows; }
 
+  bool has_only_row() const { return num_rows == 1 && kernels->multiply_row != nullptr; }
+
   QuantRows tile(int index) const {
     QuantRows rows;
     rows.num_rows = std::min(tile_rows, num_rows - index * tile_rows);
@@ -38,7 +40,8 @@ struct Quantized {
 };
 
 Quantized plan_rows(const QuantWeight& weight, const float* x, int num_rows, const QuantKernels& kernels) {
-  Quantized q{&weight, x, num_rows, &kernels, 0, weight.type == QuantType::int8 ? kernels.bytes_int8 : 1, 0, nullptr};
+  Quantized q{&weight, x, num_rows, &kernels, 0, 1, 0, nullptr};
+  if (weight.type == QuantType::int8 && !q.has_only_row()) q.bytes = kernels.bytes_int8;
   // As even as can be, so that no tile is left with one row.
   const int tiles = (num_rows + kernels.max_rows - 1) / kernels.max_rows;
   q.tile_rows = (num_rows + tiles - 1) / tiles;
@@ -76,6 +79,20 @@ void finish(const Product& p, const float* chains, int first_row, int rows, int 
   }
 }
 
+// One row: an item is as many runs of memory as panels go together, each read from its begin to its end.
+void run_row(const Product& p, int first_panel, int last_panel, float* chains) {
+  const Quantized& q = *p.rows;
+  const int step = (last_panel - first_panel) / kPanelsOfRow;
+  for (int panel = first_panel; panel < first_panel + step; ++panel) {
+    q.kernels->multiply_row({q.tile(0), q.weight, panel, step, chains});
+    for (int i = 0; i < kPanelsOfRow; ++i) finish(p, chains + i * kPanel, 0, 1, panel + i * step);
+  }
+  for (int panel = first_panel + step * kPanelsOfRow; panel < last_panel; ++panel) {
+    q.kernels->multiply_row({q.tile(0), q.weight, panel, 0, chains});
+    finish(p, chains, 0, 1, panel);
+  }
+}
+
 void run_item(void* context, int item, int /*worker*/) {
   const Product& p = *static_cast<const Product*>(context);
   const Quantized& q = *p.rows;
@@ -84,10 +101,11 @@ void run_item(void* context, int item, int /*worker*/) {
   const int first_panel = item % p.panel_items * p.panels_per_item;
   const int last_panel = std::min(first_panel + p.panels_per_item, num_panels(q.weight->num_outputs));
   alignas(64) float chains[kMaxTile * kPanel];
+  if (q.has_only_row()) return run_row(p, first_panel, last_panel, chains);
   for (int panel = first_panel; panel < last_panel; ++panel) {
     for (int tile = first_tile; tile < last_tile; ++tile) {
       const QuantRows rows = q.tile(tile);
-      q.kernels->multiply({rows, q.weight, panel, chains});
+      q.kernels->multiply({rows, q.weight, panel, 0, chains});
       finish(p, chains, tile * q.tile_rows, rows.num_rows, panel);
     }
   }
@@ -123,6 +141,9 @@ void quant_gemm(const QuantWeight& weight, const float* x, int num_rows, const f
   // Four items per thread and block of rows, so that a thread that is held up for a while does not hold up the others.
   const int items = num_threads == 1 ? 1 : num_threads * 4;
   product.panels_per_item = std::max(2, (panels + items - 1) / items);
+  if (rows.has_only_row()) {
+    product.panels_per_item = (product.panels_per_item + kPanelsOfRow - 1) / kPanelsOfRow * kPanelsOfRow;
+  }
   product.panel_items = (panels + product.panels_per_item - 1) / product.panels_per_item;
   const int blocks = (tiles + product.tiles_per_item - 1) / product.tiles_per_item;
   parallel_for(blocks * product.panel_items, num_threads, run_item, &product);

@@ -24,7 +24,7 @@ constexpr int kQuad = 4;               // inputs that lie together
 constexpr int kActivationGroup = 128;  // inputs that share a scale of x beside int8 weights
 
 // Weights as [P, Q, ...], the rest of the last panel and quad filled with zeros.
-// int8: [kPanel, kQuad] bytes, value + 128. int4: 32 bytes, byte 4 i + j holds value + zero point of output i, input j in
+// int8: [kPanel, kQuad] bytes, value + 128, which is no 0 where there is a value. int4: 32 bytes, byte 4 i + j holds value + zero point of output i, input j in
 // its low half and of output i + 8 in its high half.
 struct QuantWeight {
   QuantType type;
@@ -50,13 +50,16 @@ struct QuantRows {
   int num_rows;
 };
 
-// One tile of rows times one panel.
+// One tile of rows times one panel, or one row times kPanelsOfRow panels; a step of 0: times one.
 struct QuantTile {
   QuantRows x;
   const QuantWeight* weight;
-  int panel;
-  float* out;  // [num_rows, kPanel]: the chains, without channel scales and bias
+  int panel;       // the first
+  int panel_step;  // from one to the next
+  float* out;      // [num_rows, kPanel] or [kPanelsOfRow, kPanel]: the chains, without channel scales and bias
 };
+
+constexpr int kPanelsOfRow = 4;
 
 // What one instruction set brings.
 struct QuantKernels {
@@ -64,6 +67,7 @@ struct QuantKernels {
   int bytes_int8;    // of one quantized value of x beside int8 weights; beside int4 weights it is 1
   void (*quantize)(const float* x, int64_t row_stride, int num_inputs, int group, int bytes, const QuantRows& to);
   void (*multiply)(const QuantTile& tile);
+  void (*multiply_row)(const QuantTile& tile);  // for a product's only row, x as int8; null: `multiply`
 };
 
 // The kernels compiled for `isa`, or null if there are none in this build.

@@ -256,12 +256,137 @@ void multiply(const QuantTile& t) {
   }
 }
 
+// One row: B panels side by side, because of one run of memory the hardware reads too little ahead; asking for lines
+// early is worse than several runs. Sums begin and end in registers.
+template <int B>
+struct Row {
+  const QuantTile& t;
+  const QuantWeight& w = *t.weight;
+  const int quads = num_quads(w.num_inputs);
+  const int64_t stride = t.panel_step * quads * quad_bytes(w.type);
+  const uint8_t* values = w.values + t.panel * quads * quad_bytes(w.type);
+  __m256 chains[B][2];
+
+  explicit Row(const QuantTile& tile) : t(tile) {
+    OCTAVO_UNROLL
+    for (int b = 0; b < B; ++b) chains[b][0] = chains[b][1] = _mm256_setzero_ps();
+  }
+
+  __m256i input(int quad) const { return quad_bytes4(static_cast<const int8_t*>(t.x.values) + int64_t(quad) * kQuad); }
+
+  __m256i load(int b, int64_t byte) const {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + b * stride + byte));
+  }
+
+  void store() const {
+    OCTAVO_UNROLL
+    for (int b = 0; b < B; ++b) {
+      _mm256_storeu_ps(t.out + b * kPanel, chains[b][0]);
+      _mm256_storeu_ps(t.out + b * kPanel + 8, chains[b][1]);
+    }
+  }
+};
+
+template <int B>
+inline void clear(__m256i (&sums)[B][2]) {
+  OCTAVO_UNROLL
+  for (int b = 0; b < B; ++b) sums[b][0] = sums[b][1] = _mm256_setzero_si256();
+}
+
+// The sign of x goes to the weights, so that bytes can be multiplied: a pair's sum is at most 2 x 127 x 127.
+template <int B>
+void row_int8(const QuantTile& t) {
+  Row<B> row(t);
+  const int groups = num_groups(row.w), group_quads = row.w.group / kQuad;
+  const __m256i ones = _mm256_set1_epi16(1), middle = _mm256_set1_epi8(-128);
+  for (int g = 0; g < groups; ++g) {
+    const int last = least((g + 1) * group_quads, row.quads);
+    __m256i sums[B][2];
+    clear(sums);
+    for (int q = g * group_quads; q < last; ++q) {
+      const __m256i input = row.input(q), size = _mm256_abs_epi8(input);
+      OCTAVO_UNROLL
+      for (int b = 0; b < B; ++b) {
+        OCTAVO_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          const __m256i weights = _mm256_xor_si256(row.load(b, int64_t(q) * 64 + half * 32), middle);
+          const __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(weights, input));
+          add32(sums[b][half], _mm256_madd_epi16(pairs, ones));
+        }
+      }
+    }
+    const __m256 factor = _mm256_set1_ps(t.x.scales[g]);
+    OCTAVO_UNROLL
+    for (int b = 0; b < B; ++b) {
+      OCTAVO_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        row.chains[b][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[b][half]), factor, row.chains[b][half]);
+      }
+    }
+  }
+  row.store();
+}
+
+// Adds the integer sums of quads first .. last, at most kSumQuads.
+template <int B>
+inline void sum_row_int4(const Row<B>& row, int first, int last, __m256i (&totals)[B][2]) {
+  const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+  __m256i sums[B][2];
+  clear(sums);
+  for (int q = first; q < last; ++q) {
+    const __m256i input = row.input(q);
+    OCTAVO_UNROLL
+    for (int b = 0; b < B; ++b) {
+      const __m256i both = row.load(b, int64_t(q) * 32);
+      const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
+      add16(sums[b][0], _mm256_maddubs_epi16(_mm256_and_si256(both, nibble), input));
+      add16(sums[b][1], _mm256_maddubs_epi16(high, input));
+    }
+  }
+  OCTAVO_UNROLL
+  for (int b = 0; b < B; ++b) {
+    add32(totals[b][0], _mm256_madd_epi16(sums[b][0], ones));
+    add32(totals[b][1], _mm256_madd_epi16(sums[b][1], ones));
+  }
+}
+
+template <int B>
+void row_int4(const QuantTile& t) {
+  Row<B> row(t);
+  const QuantWeight& w = row.w;
+  const int groups = num_groups(w), group_quads = w.group / kQuad;
+  for (int g = 0; g < groups; ++g) {
+    const int last = least((g + 1) * group_quads, row.quads);
+    __m256i totals[B][2];
+    clear(totals);
+    for (int q = g * group_quads; q < last; q += kSumQuads) sum_row_int4(row, q, least(q + kSumQuads, last), totals);
+    const __m256 x_sum = _mm256_set1_ps(t.x.sums[g]), x_scale = _mm256_set1_ps(t.x.scales[g]);
+    OCTAVO_UNROLL
+    for (int b = 0; b < B; ++b) {
+      const int64_t at = (int64_t(t.panel + b * t.panel_step) * groups + g) * kPanel;
+      OCTAVO_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const __m256 zero = w.zeros == nullptr ? _mm256_set1_ps(8.0f) : widen_u8(w.zeros + at + half * 8);
+        const __m256 factor = _mm256_mul_ps(x_scale, widen_bf16(w.scales + at + half * 8));
+        const __m256 exact = _mm256_fnmadd_ps(zero, x_sum, _mm256_cvtepi32_ps(totals[b][half]));
+        row.chains[b][half] = _mm256_fmadd_ps(exact, factor, row.chains[b][half]);
+      }
+    }
+  }
+  row.store();
+}
+
+void multiply_row(const QuantTile& t) {
+  if (t.weight->type == QuantType::int8) return t.panel_step == 0 ? row_int8<1>(t) : row_int8<kPanelsOfRow>(t);
+  t.panel_step == 0 ? row_int4<1>(t) : row_int4<kPanelsOfRow>(t);
+}
+
 }  // namespace
 
 void quantize_avx2(const float* x, int64_t row_stride, int num_inputs, int group, int bytes, const QuantRows& to) {
   bytes == 1 ? quantize_as<1>(x, row_stride, num_inputs, group, to) : quantize_as<2>(x, row_stride, num_inputs, group, to);
 }
 
-const QuantKernels kQuantAvx2{kMaxRows, 2, quantize_avx2, multiply};
+const QuantKernels kQuantAvx2{kMaxRows, 2, quantize_avx2, multiply, multiply_row};
 
 }  // namespace octavo

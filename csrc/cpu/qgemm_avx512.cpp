@@ -101,6 +101,6 @@ void multiply(const QuantTile& t) {
 
 }  // namespace
 
-const QuantKernels kQuantAvx512{kMaxRows, 1, quantize_avx2, multiply};
+const QuantKernels kQuantAvx512{kMaxRows, 1, quantize_avx2, multiply, nullptr};
 
 }  // namespace octavo

@@ -101,6 +101,6 @@ void multiply(const QuantTile& t) {
 
 }  // namespace
 
-const QuantKernels kQuantScalar{4, 1, quantize, multiply};
+const QuantKernels kQuantScalar{4, 1, quantize, multiply, nullptr};
 
 }  // namespace octavo

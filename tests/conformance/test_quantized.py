@@ -13,8 +13,8 @@ from octavo.kernels.gemm.formats import FORMATS, WeightFormat, check_device, qua
 from octavo.kernels.gemm.quantized import TorchQuantized
 from octavo.kernels.gemm.registry import LINEAR
 
-SIZES = ((1, 1), (16, 8), (17, 5), (33, 64), (48, 513), (130, 1027), (16, 0))
-"""(O, D): whole panels, one output more, one fewer, groups with a rest, no inputs."""
+SIZES = ((1, 1), (16, 8), (17, 5), (33, 64), (48, 513), (130, 1027), (300, 70), (16, 0))
+"""(O, D): whole panels, one output more, one fewer, groups with a rest, many panels, no inputs."""
 ROWS = (0, 1, 2, 5, 6, 7, 13, 40)
 ISAS = extension.runnable_isas()
 ERROR = {8: 0.012, 4: 0.13}
@@ -85,12 +85,29 @@ def test_wider_and_smaller_weights_keep_their_relative_error() -> None:
 def test_every_instruction_set_gives_the_same_bits(form: str, isa: str) -> None:
     for outputs, inputs in SIZES:
         packed = packed_as(form, random(outputs, inputs))
-        for rows in (1, 4, 7, 50):
+        for rows in (1, 4, 7, 31, 50):
             x_ND, bias_O = random(rows, inputs), random(outputs)
             wanted, got = torch.empty(rows, outputs), torch.empty(rows, outputs)
             packed.multiply(x_ND, wanted, bias_O, isa="scalar")
             packed.multiply(x_ND, got, bias_O, isa=isa, num_threads=3)
             assert torch.equal(got, wanted), (rows, outputs, inputs)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("form", list(CPU_FORMATS))
+def test_sums_of_the_largest_numbers_are_exact(form: str, isa: str) -> None:
+    """Weights and inputs of one size, so that all quantize to the largest number, in every combination of signs."""
+    weight_OD, x_ND = random(80, 256).sign(), random(3, 256).sign()
+    weight_OD[:16] = 1.0
+    x_ND[0] = -1.0
+    packed = packed_as(form, weight_OD)
+    wanted, got = torch.empty(3, 80), torch.empty(3, 80)
+    packed.multiply(x_ND, wanted, isa="scalar")
+    for row in range(3):
+        packed.multiply(x_ND[row : row + 1], got[row : row + 1], isa=isa)
+    assert torch.equal(got, wanted)
+    if form == "int8":
+        torch.testing.assert_close(got, x_ND @ weight_OD.T)
 
 
 @pytest.mark.parametrize("form", ["int8", "int4", "int4_g32", "int4_g128"])

@@ -21,7 +21,7 @@ struct Format {
 
 constexpr Shape kShapes[] = {{0, 16, 8},   {1, 15, 7},   {1, 16, 1},   {1, 17, 9},  {2, 1, 3},   {3, 40, 257}, {5, 63, 31},
                              {6, 64, 32},  {7, 65, 33},  {12, 33, 128}, {13, 31, 65}, {4, 0, 5},  {4, 5, 0},    {40, 50, 130},
-                             {8, 16, 96},  {9, 16, 64},  {10, 7, 36},  {11, 9, 129}};
+                             {8, 16, 96},  {9, 16, 64},  {10, 7, 36},  {11, 9, 129}, {1, 215, 130}, {1, 64, 41},  {31, 20, 36}};
 constexpr Format kFormats[] = {{"int8", octavo::QuantType::int8, 128, false}, {"int4 32", octavo::QuantType::int4, 32, false},
                                {"int4 64 zeros", octavo::QuantType::int4, 64, true},
                                {"int4 128", octavo::QuantType::int4, 128, false},

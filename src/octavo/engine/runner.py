@@ -31,6 +31,7 @@ from octavo.engine.graphs import RecordedSteps, StepGraphs
 from octavo.engine.prepare import IntArray, Rows, Spans, probe_batch
 from octavo.engine.pulse import Pulse, WatchedCaches
 from octavo.engine.staging import Staging
+from octavo.layers.attention import Parts
 from octavo.models.base import Model
 
 _NOTHING = Taken()
@@ -123,7 +124,7 @@ class Runner:
         self.state.grammars.begin(rows_N)
         batch, rows_on_device = self._pack(spans, last_N, rows_N, is_ahead=is_ahead)
         self.phase = "forward"
-        hidden_TD = self.graphs.run(self._forward, batch)
+        hidden_TD = self.graphs.run(self, batch)
         self.pulse.tick()
         # Where every token wants its logits, as in most steps, nothing has to be picked.
         wanted_ND = (
@@ -156,6 +157,7 @@ class Runner:
 
     def _landed(self, pending: Pending) -> Sequence[SliceResult]:
         self.phase = "forward"
+        self.graphs.go_on(self)  # in place of waiting
         sampled, rows_N = pending.read(), pending.rows_N
         # From here on tokens are kept, and what throws is one row's.
         self.phase = "take"
@@ -199,14 +201,24 @@ class Runner:
             Exception: they do not.
         """
         self._order.mark().synchronize()  # whatever is wrong with what runs shows here
-        hidden_1D = self._forward(probe_batch(len(self.pool.groups), self.device))
+        hidden_1D = self.forward(probe_batch(len(self.pool.groups), self.device))
         self.pool.clear(NULL_BLOCK)
         self.sampler.chooser_for(self.device).choose(
             self.model.logits(hidden_1D).float(), greedy_batch()
         )
 
-    def _forward(self, batch: ForwardBatch) -> torch.Tensor:
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """The model over the pool."""
         return self.model.forward(batch, self.caches)
+
+    def parts(self, batch: ForwardBatch) -> Parts:
+        """As `forward`, in parts."""
+        return self.model.parts(batch, self.caches)
+
+    @torch.inference_mode()
+    def rest(self) -> bool:
+        """There is nothing to compute: prepare for later steps, for some milliseconds; whether there is more to prepare."""
+        return self.graphs.go_on(self, is_idle=True)
 
     def _sample(
         self, hidden_ND: torch.Tensor, rows_N: IntArray, positions_N: IntArray

@@ -11,7 +11,8 @@ import pytest
 from fake_device import FakeDevice, FakeGraph, Refillable
 from local_engine import LocalEngine, request, write_tiny
 from octavo.engine import buckets
-from octavo.engine.captured import CapturedSteps, Room
+from octavo.engine.captured import CapturedSteps
+from octavo.engine.kept import Room
 from octavo.engine.runner import Runner
 
 
@@ -20,18 +21,22 @@ def capture_steps(
     device: FakeDevice,
     num_bytes: int = 1 << 40,
     clock: Callable[[], float] = lambda: 0.0,
+    piece_tokens: int = 0,
 ) -> CapturedSteps:
     """Have the engine replay padded steps. By the clock of this default captures take no time."""
     runner = local.engine.runner
     assert isinstance(runner, Runner)
     for block in runner.model.blocks:  # type: ignore[attr-defined]
         block.attention.backend = Refillable(block.attention.backend)
+    layers = [runner.pool.layer(i) for i in range(len(runner.model.kv_specs()))]
+    device.untouched = [tensor for layer in layers for tensor in layer.tensors()]
     limits = local.engine.scheduler.limits
     room = Room(
         max_num_seqs=limits.max_num_seqs,
         max_model_len=limits.max_model_len,
         num_blocks=tuple(group.num_blocks for group in runner.pool.groups),
         num_bytes=num_bytes,
+        piece_tokens=piece_tokens,
     )
     steps = CapturedSteps(device, room, clock=clock)
     runner.graphs = steps
@@ -77,7 +82,7 @@ def test_a_padded_row_writes_to_the_null_block_alone(tmp_path: Path) -> None:
     held = {block for s in local.engine.scheduler.running for block in s.blocks[0]}
     before = [pool.layer(i).k.clone() for i in range(2)]
     local.step()
-    assert steps._steps[12].graph is not None  # nine rows, padded to twelve
+    assert steps._whole[12].program is not None  # nine rows, padded to twelve
     for i in range(2):
         changed = (pool.layer(i).k != before[i]).flatten(1).any(1).nonzero().flatten().tolist()
         assert set(changed) <= held | {0}
@@ -130,7 +135,7 @@ def test_captures_come_one_at_a_time_and_far_apart(tmp_path: Path) -> None:
     assert len(made) >= 3
     gaps = [after - before for before, after in zip(made, made[1:], strict=False)]
     assert min(gaps) > 20 * 0.1
-    assert all(step.graph is None or step.num_runs >= 2 for step in steps._steps.values())
+    assert all(step.program is None or step.num_runs >= 2 for step in steps._whole.values())
 
 
 def test_a_capture_that_fails_leaves_steps_eager(tmp_path: Path) -> None:
@@ -149,13 +154,13 @@ def test_a_replay_that_fails_fails_nobody(tmp_path: Path) -> None:
     local = LocalEngine(folder, enforce_eager=True)
     steps = capture_steps(local, FakeDevice())
     local.submit(request("a", [3, 4], max_tokens=12))
-    while 1 not in steps._steps or steps._steps[1].graph is None:
+    while 1 not in steps._whole or steps._whole[1].program is None:
         local.step()
 
     def broken() -> None:
         raise RuntimeError("a graph that cannot be launched")
 
-    steps._steps[1].graph.replay = broken  # type: ignore[union-attr,method-assign]
+    steps._whole[1].program.graphs[0].replay = broken  # type: ignore[union-attr,method-assign]
     assert local.run() == wanted
 
 

@@ -99,12 +99,18 @@ class _Noting(TorchDispatchMode):
 
 
 def _flat(result: Any) -> list[torch.Tensor]:
-    return [r for r in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(r, torch.Tensor)]
+    return [
+        r
+        for r in (result if isinstance(result, (tuple, list)) else [result])
+        if isinstance(r, torch.Tensor)
+    ]
 
 
 def _is_part_of(tensor: torch.Tensor, given: Any) -> bool:
     args, kwargs = given
-    places = {t.untyped_storage().data_ptr() for each in (*args, *kwargs.values()) for t in _flat(each)}
+    places = {
+        t.untyped_storage().data_ptr() for each in (*args, *kwargs.values()) for t in _flat(each)
+    }
     return tensor.untyped_storage().data_ptr() in places
 
 
@@ -128,6 +134,10 @@ class FakeDevice(Host):
 
     def mark(self) -> FakeMark:
         return FakeMark(self)
+
+    @property
+    def is_capturing(self) -> bool:
+        return _Noting.current is not None
 
     def held(self) -> int:
         return self.num_captures * self.graph_bytes

@@ -129,7 +129,9 @@ class CapturedSteps:
         before = making.num_bytes
         try:
             program = making.go_on(lambda: self._clock() >= begun + SLICE_S)
-        except Exception as error:  # edge of the device: the steps themselves run, these and later ones eagerly
+        except (
+            Exception
+        ) as error:  # edge of the device: the steps themselves run, these and later ones eagerly
             self._refuse(f"capturing a step of {step.size} failed: {error}")
             return False
         ended = self._clock()
@@ -228,6 +230,13 @@ class CapturedSteps:
     def _done(self, step: _Size, making: Making, program: Program | PieceProgram) -> None:
         step.program, step.batch, self._making = program, None, None
         self.num_captured += 1
+        if not self._wanted and self.num_captured >= len(self._whole_sizes):
+            logger.info(
+                "captured %d sizes of steps: %d MiB planned, %d taken",
+                self.num_captured,
+                self._room.num_bytes >> 20,
+                self.num_bytes >> 20,
+            )
         self._most_each = max(self._most_each, making.num_bytes)
         what = "sequences" if step.plans is not None else "tokens in pieces"
         logger.debug("captured steps of up to %d %s: %d bytes", step.size, what, making.num_bytes)

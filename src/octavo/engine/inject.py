@@ -23,6 +23,7 @@ from octavo.core.result import SliceResult
 from octavo.engine.pooling import PoolingRunner
 from octavo.engine.runner import Runner
 from octavo.kernels.rounded import Rounded
+from octavo.layers.attention import Parts, Step
 
 Span = tuple[int, int]
 IN_MODEL = ("nan", "kernel", "hang", "exit")
@@ -153,7 +154,7 @@ class _InModel(_Watch):
         return super().is_victim(request, piece)
 
     def _with_nan(self, x_TM: torch.Tensor | Rounded, step: Step) -> Parts:
-        out_TM = yield from self._parts(x_TM, step)
+        out_TM: torch.Tensor = yield from self._parts(x_TM, step)
         for begin, end in self.spans:
             if self.aim.strikes():
                 out_TM[begin:end] = torch.nan

@@ -127,12 +127,16 @@ class Making:
             Exception: something cannot be captured.
         """
         before = self._device.held()
-        while self._hidden_TD is None:
-            if self._bridges is None:
-                self._graphs.append(self._device.capture(lambda: self._layers(is_late)))
+        bridges = self._bridges
+
+        def some() -> None:
+            if bridges is None:
+                self._layers(is_late)
             else:
-                bridges = self._bridges
-                self._graphs.append(self._device.capture(lambda: self._piece(bridges)))
+                self._piece(bridges)
+
+        while self._hidden_TD is None:
+            self._graphs.append(self._device.capture(some))
             if is_late():
                 break
         self.num_bytes += max(0, self._device.held() - before)

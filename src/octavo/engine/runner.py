@@ -17,6 +17,8 @@ import torch
 from octavo.cache.blocks import NULL_BLOCK
 from octavo.cache.pool import KVPool
 from octavo.core.batch import ForwardBatch
+from octavo.core.errors import EngineError
+from octavo.core.log import get_logger
 from octavo.core.plan import Decodes, SequenceStart, Slice, StepPlan
 from octavo.core.request import Request
 from octavo.core.result import Chosen, SliceResult, TokenLogprobs
@@ -34,6 +36,7 @@ from octavo.engine.staging import Staging
 from octavo.layers.attention import Parts
 from octavo.models.base import Model
 
+logger = get_logger(__name__)
 _NOTHING = Taken()
 _HOST = torch.device("cpu")
 _PROMPT_LOGITS_ROWS = 64
@@ -109,8 +112,10 @@ class Runner:
     def _begun(self, slices: Sequence[Slice], *, is_ahead: bool) -> Pending:
         try:
             return self._launch(slices, is_ahead=is_ahead)
-        except BaseException:
+        except BaseException as error:
             self.state.grammars.settle()  # masks of this run must not be computed beside those of the next
+            if self._order.is_exceeded(error):
+                raise _beyond_plan(len(slices), error) from error
             raise
 
     def _launch(self, slices: Sequence[Slice], *, is_ahead: bool) -> Pending:
@@ -335,6 +340,17 @@ class Runner:
             return None
         found = self._prompt_logprobs.pop(row, None)
         return None if found is None else tuple(found)
+
+
+def _beyond_plan(num_slices: int, error: BaseException) -> EngineError:
+    """A step found no memory, which the plan should have had for it. Halves of it may fit."""
+    wrong = EngineError(
+        f"E-GPU-09: a step of {num_slices} slices needs more of the GPU's memory than was planned: {error}",
+        fix="This is a defect worth reporting; meanwhile start with a lower --gpu-memory-utilization or fewer "
+        "--max-num-batched-tokens.",
+    )
+    logger.error("%s %s", wrong.message, wrong.fix)
+    return wrong
 
 
 def _only(sampled: SampledTokens, is_kept_N: npt.NDArray[np.bool_]) -> SampledTokens:

@@ -121,18 +121,18 @@ class CapturedSteps:
         begun = self._clock()
         if self.refusal is not None or (not is_idle and begun < self._not_before):
             return False
-        if self._making is None and not self._begin(network, is_idle=is_idle):
-            return False
-        if self._making is None:  # a size was run, which may have taken long enough
-            return True
-        step, making = self._making
-        before = making.num_bytes
         try:
+            if self._making is None and not self._begin(network, is_idle=is_idle):
+                return False
+            if self._making is None:  # a size was run, which may have taken long enough
+                return True
+            step, making = self._making
+            before = making.num_bytes
             program = making.go_on(lambda: self._clock() >= begun + SLICE_S)
         except (
             Exception
-        ) as error:  # edge of the device: the steps themselves run, these and later ones eagerly
-            self._refuse(f"capturing a step of {step.size} failed: {error}")
+        ) as error:  # edge of the device: steps themselves run, these and later ones eagerly
+            self._refuse(f"a capture failed: {error}")
             return False
         ended = self._clock()
         self._not_before = ended + _REST * (ended - begun)

@@ -122,6 +122,7 @@ class Cuda:
 
     def __init__(self) -> None:
         self.torch_device = torch.device("cuda", torch.cuda.current_device())
+        torch.cuda.set_per_process_memory_fraction(1.0)  # whatever an engine before this one had
         self._pool: Any = None
         self._side: torch.cuda.Stream | None = None
 

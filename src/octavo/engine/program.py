@@ -38,7 +38,7 @@ class Program:
         try:
             for graph in self.graphs:
                 graph.replay()
-        except Exception as error:
+        except RuntimeError as error:
             raise ReplayError(str(error)) from error
         return self.hidden_TD
 
@@ -82,7 +82,7 @@ class PieceProgram:
 def _launch(graph: Replayable) -> None:
     try:
         graph.replay()
-    except Exception as error:
+    except RuntimeError as error:
         raise ReplayError(str(error)) from error
 
 

@@ -35,7 +35,7 @@ def warm_up(runner: Runner, limits: Limits, memory: MemoryPlan, device: Device) 
     """
     try:
         _run_all(runner, limits, device)
-    except Exception as error:
+    except RuntimeError as error:
         if device.is_exceeded(error):
             raise exceeded(memory, error) from error
         raise

@@ -223,7 +223,7 @@ def test_steps_in_pieces_are_the_eager_ones(tmp_path: Path, changes: dict, ahead
     assert local.run(mixed(random.Random(3), 30)) == wanted
     assert steps.refusal is None
     made = [step.program for step in steps._pieces.values() if step.program is not None]
-    assert len(made) >= 2
+    assert made
     num_layers = len(first(local).model.kv_specs())
     assert all(len(program.graphs) == num_layers + 1 for program in made)
 

@@ -129,9 +129,7 @@ class CapturedSteps:
             step, making = self._making
             before = making.num_bytes
             program = making.go_on(lambda: self._clock() >= begun + SLICE_S)
-        except (
-            Exception
-        ) as error:  # edge of the device: steps themselves run, these and later ones eagerly
+        except Exception as error:  # edge of the device: steps run eagerly then
             self._refuse(f"a capture failed: {error}")
             return False
         ended = self._clock()

@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,6 +213,41 @@ def memory(setting: Setting) -> dict[str, Any]:
     }
 
 
+def pieces(setting: Setting) -> dict[str, Any]:
+    """Mixed steps of few tokens at the 0.6B shape: short prompts beside short outputs, in pieces and eagerly. And captures:
+    the longest slice of one, and what all sizes take with nothing else to do.
+    """
+    count, rows = (6, 4) if setting.is_dry else (512, 64)
+    runs: dict[str, Any] = {}
+    for name, has_pieces in (("pieces", True), ("eager", False)):
+        ours = setting.engine(
+            setting.small,
+            max_num_seqs=rows,
+            max_model_len=128,
+            max_num_batched_tokens=64 if setting.is_dry else 256,
+        )
+        runner: Any = ours.engine.runner
+        if not has_pieces and not setting.is_dry:
+            runner.graphs._piece_sizes = ()
+        slices, begun = [], time.perf_counter()
+        while runner.rest():
+            slices.append(time.perf_counter() - begun)
+            begun = time.perf_counter()
+        for _ in range(2):  # captures what comes up
+            ours.run([(48, 6)] * count)
+        run = ours.run([(48, 6)] * count)
+        runs[name] = {
+            "seconds": run.seconds,
+            "output_tokens_per_s": run.num_output / run.seconds,
+            "longest_slice_s": max(slices, default=0.0),
+            "all_slices_s": sum(slices),
+            "captured": getattr(runner.graphs, "num_captured", 0),
+            "about": ours.about(),
+        }
+        ours.close()
+    return {"runs": runs, "speedup": runs["eager"]["seconds"] / runs["pieces"]["seconds"]}
+
+
 def prefill(setting: Setting) -> dict[str, Any]:
     """(d) One prompt of 8,192 tokens: FLOP of products and attention per second of its one step."""
     count = 64 if setting.is_dry else 8192
@@ -350,6 +386,7 @@ PARTS = {
     "g": Part(first_token, 240),
     "idle": Part(idle, 120),
     "memory": Part(memory, 150),
+    "pieces": Part(pieces, 150),
     "a_peers": Part(beside_one_stream, 240),
     "b_vllm": Part(vllm_public, 400),
     "c_vllm": Part(vllm_large, 400),

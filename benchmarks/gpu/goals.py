@@ -65,5 +65,7 @@ GOALS = (
     Goal("(g) first token, 0.6B", "g", lambda p: p["g"]["0.6b"]["first_token_s"], 4, "s", is_most=True),
     Goal("(g) first token, 8B", "g", lambda p: p["g"]["8b"]["first_token_s"], 12, "s", is_most=True),
     Goal("device idle, decode at batch 64", "idle", lambda p: p["idle"]["idle_share"], 0.03, "%", is_most=True),
+    Goal("mixed steps in pieces, 0.6B, beside eager", "pieces", lambda p: p["pieces"]["speedup"], 1.2, "x"),
+    Goal("longest slice of a capture", "pieces", lambda p: p["pieces"]["runs"]["pieces"]["longest_slice_s"], 0.03, "s", is_most=True),
     Goal("memory beyond the plan", "memory", lambda p: p["memory"]["off"], 0.03, "%", is_most=True),
 )  # fmt: skip

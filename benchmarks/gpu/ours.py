@@ -93,6 +93,8 @@ class Ours:
             while self.link.inbox or self.engine.scheduler.has_work:
                 self.engine.step()
         ended = time.perf_counter()
+        while self.engine.rest():  # what came up and is not captured yet
+            pass
         first: dict[str, float] = {}
         last: dict[str, float] = {}
         count = 0

@@ -41,12 +41,21 @@ class SamplingBatch:
     """Of the entries that have a grammar; None when none has."""
 
 
-def greedy_batch() -> SamplingBatch:
-    """One entry of nobody's that takes the most likely token."""
+def greedy_batch(num_entries: int = 1) -> SamplingBatch:
+    """Entries of nobody's that take the most likely token."""
+    return _nobodys((1.0, NO_TOP_K, 0, 0, 0.0, -math.inf), num_entries)
+
+
+def random_batch(num_entries: int) -> SamplingBatch:
+    """Entries of nobody's that draw from the most likely tokens."""
+    return _nobodys((0.9, NO_TOP_K, 0, 0, 1.0, -math.inf), num_entries)
+
+
+def _nobodys(row: tuple[float, ...], num_entries: int) -> SamplingBatch:
     return SamplingBatch(
-        params_R=np.array([(1.0, NO_TOP_K, 0, 0, 0.0, -math.inf)], ROW),
-        rows_N=np.zeros(1, np.int64),
-        positions_N=np.ones(1, np.int64),
+        params_R=np.array([row], ROW),
+        rows_N=np.zeros(num_entries, np.int64),
+        positions_N=np.ones(num_entries, np.int64),
         num_logprobs={},
         edits=(),
     )

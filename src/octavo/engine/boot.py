@@ -25,9 +25,9 @@ from octavo.core.resolve import Decision
 from octavo.decoding.grammar.rows import GrammarRows
 from octavo.decoding.state import SamplerState
 from octavo.engine import inject, machine
-from octavo.engine.captured import CapturedSteps, Room
+from octavo.engine.captured import CapturedSteps
 from octavo.engine.carrier import WeightCarrier
-from octavo.engine.decide import Machine, Resolved, resolve_start
+from octavo.engine.decide import Machine, Resolved, piece_tokens, resolve_start
 from octavo.engine.device import Device, device_for, holders
 from octavo.engine.device import choose as choose_device
 from octavo.engine.early import Early
@@ -35,6 +35,7 @@ from octavo.engine.engine import Engine, Link
 from octavo.engine.grammars import GrammarDesk
 from octavo.engine.graphs import RecordedSteps, StepGraphs
 from octavo.engine.ipc import Loading, Phase, Ready
+from octavo.engine.kept import Room
 from octavo.engine.measure import activation_bytes, measured_text
 from octavo.engine.memory import available_bytes, with_measured
 from octavo.engine.pooling import PoolingRunner
@@ -43,6 +44,7 @@ from octavo.engine.pulse import Pulse
 from octavo.engine.record import Recorder, machine_of
 from octavo.engine.repro import Repros
 from octavo.engine.runner import Runner
+from octavo.engine.warm import settle, warm_up
 from octavo.kernels import recording
 from octavo.kernels.attention.registry import ATTENTION
 from octavo.kernels.cpu import extension
@@ -121,13 +123,17 @@ def boot(
     if device.torch_device.type != "cpu":
         begin("activations", 0.9)
         resolved, details["activations"] = _measure_activations(resolved, loaded, device)
+        settle(device, resolved.memory)
     begin("kv cache", 0.95)
     if resolved.storage.is_repacked:
         extension.take_over()
     engine = _build(resolved, loaded, link, pulse or Pulse(), device)
-    timeline.stop()
     kv = measured_text(resolved.memory.kv, device.allocated() - weights if weights else 0)
     details["kv cache"] = f"{kv} of {resolved.kv_dtype}"
+    if device.torch_device.type != "cpu" and isinstance(engine.runner, Runner):
+        begin("graphs", 0.97)
+        details["graphs"] = _warm_up(engine, engine.runner, resolved, device)
+    timeline.stop()
     phases = tuple(
         Phase(name=part.name, seconds=part.seconds, detail=details.get(part.name, ""))
         for part in timeline.parts()
@@ -148,6 +154,16 @@ def _measure_activations(
         memory, found, max_model_len=limits.max_model_len, chunk=limits.max_num_batched_tokens
     )
     return resolved._replace(memory=memory), measured_text(resolved.memory.activations, found)
+
+
+def _warm_up(engine: Engine, runner: Runner, resolved: Resolved, device: Device) -> str:
+    """Run what requests will, and let later captures be made when there is nothing to do; memory of graphs, in words."""
+    taken = warm_up(runner, resolved.limits, resolved.memory, device)
+    engine.rest = runner.rest
+    planned = resolved.memory.graphs
+    if not planned:
+        return "none"
+    return f"{planned / MIB:.0f} MiB planned, {taken / MIB:.0f} taken by what captured steps share"
 
 
 def _machine(config: EngineConfig) -> tuple[Decision, ...]:
@@ -252,6 +268,7 @@ def _graphs(resolved: Resolved, loaded: LoadedModel, device: Device) -> StepGrap
         max_model_len=limits.max_model_len,
         num_blocks=tuple(group.num_blocks for group in memory.groups),
         num_bytes=memory.graphs,
+        piece_tokens=piece_tokens(resolved.facts, limits.max_num_batched_tokens),
     )
     return CapturedSteps(device, room, refusal)
 

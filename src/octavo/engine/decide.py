@@ -13,10 +13,11 @@ from octavo.core.assets import model_folder
 from octavo.core.config import EngineConfig
 from octavo.core.errors import ConfigError
 from octavo.core.inject import injections
-from octavo.core.kvspec import KV_DTYPES, group_layers
+from octavo.core.kvspec import BLOCK_SIZE, DTYPE_BYTES, KV_DTYPES, group_layers
 from octavo.core.resolve import Decision
 from octavo.engine import buckets
 from octavo.engine.memory import MemoryPlan, Needs, plan
+from octavo.kernels.attention.work import Cut, max_work
 from octavo.kernels.gemm.format_table import head_format
 from octavo.kernels.gemm.storage import packed_refusal
 from octavo.kernels.gpu_facts import FP8_CAPABILITY
@@ -105,7 +106,7 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
             is_len_explicit=asked_len is not None,
             max_num_seqs=config.max_num_seqs,
             chunk=tokens,
-            graphs=_graph_bytes(config, facts, dtype.dtype, device),
+            graphs=_graph_bytes(config, facts, dtype.dtype, machine, (tokens, wanted_len)),
         ),
         available=machine.available,
         total=machine.total,
@@ -230,13 +231,39 @@ def _not_ahead(config: EngineConfig, facts: ModelFacts) -> str | None:
     return "--inject orders faults by the step" if config.inject else None
 
 
-def _graph_bytes(config: EngineConfig, facts: ModelFacts, dtype: str, device: str) -> int:
-    """What captured steps may take of a GPU: one pool of temporaries, of the largest of them, and each its nodes."""
-    if device == "cpu" or config.enforce_eager or facts.pooling is not None:
+def piece_tokens(facts: ModelFacts, most: int) -> int:
+    """Most tokens of a mixed step whose layers are captured one by one, of at most `most` in a step."""
+    return buckets.piece_tokens(facts.num_layers, facts.weight_bytes("bfloat16"), most)
+
+
+def _graph_bytes(
+    config: EngineConfig, facts: ModelFacts, dtype: str, machine: Machine, step: tuple[int, int]
+) -> int:
+    """What captured steps may take of a GPU: one pool of temporaries, of the largest of them; what they share; and each its
+    nodes. `step`: most tokens of a step and of a sequence.
+    """
+    if machine.device == "cpu" or config.enforce_eager or facts.pooling is not None:
         return 0
+    most, length = step
     sizes = buckets.sizes(config.max_num_seqs)
-    nodes = len(sizes) * facts.num_layers * buckets.LAYER_BYTES
-    return facts.activation_bytes(sizes[-1], dtype, num_logits=0) + nodes
+    pieces = buckets.token_sizes(piece_tokens(facts, most))
+    nodes = (len(sizes) + len(pieces)) * facts.num_layers * buckets.LAYER_BYTES
+    rows = max(sizes[-1], *pieces, 1)
+    groups = group_layers(facts.kv_specs(dtype))
+    tables = sizes[-1] * -(-length // BLOCK_SIZE) * 4 + rows * 8
+    inputs = rows * 3 * 8 + len(groups) * tables
+    bridges = 0
+    if pieces:
+        width = 2 * facts.num_heads * facts.head_dim + facts.hidden_size
+        bridges = rows * width * DTYPE_BYTES[dtype]
+    # Contexts that are split leave partial results; no more of them than the cache holds tokens.
+    per_token = sum(group.bytes_per_block for group in groups) / BLOCK_SIZE
+    tokens = int(machine.available / per_token)
+    cut = Cut(1, max(1, facts.num_heads // facts.num_kv_heads), None, 0, 0)
+    partials = max_work(sizes[-1], length, tokens, cut)[1] * facts.num_kv_heads
+    scratch = len(groups) * partials * (facts.head_dim + 2) * 4
+    temporaries = facts.activation_bytes(rows, dtype, num_logits=0)
+    return temporaries + nodes + inputs + bridges + scratch
 
 
 def _deterministic(config: EngineConfig, device: str) -> tuple[Decision, ...]:

@@ -6,7 +6,9 @@ Tests put a device of their own in their place.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import os
 import subprocess
 import warnings
@@ -32,9 +34,6 @@ class Mark(Protocol):
 
 class Replayable(Protocol):
     """A computation that was captured."""
-
-    num_bytes: int
-    """Of the device's memory that it took."""
 
     def replay(self) -> None:
         """Do it again, on the same buffers."""
@@ -62,6 +61,18 @@ class Device(Protocol):
 
     def allocated(self, *, peak: bool = False) -> int:
         """Bytes of tensors now, or at most since this was last asked with `peak`."""
+        ...
+
+    def held(self) -> int:
+        """Bytes of the device that are not free: whoever holds them, and whatever they are."""
+        ...
+
+    def settle(self, most_bytes: int) -> None:
+        """What is allocated and not in use goes back; from now on tensors take at most so much, or are refused."""
+        ...
+
+    def is_exceeded(self, error: BaseException) -> bool:
+        """Whether an error says that there was no memory for a tensor."""
         ...
 
 
@@ -94,13 +105,16 @@ class Host:
         """Not counted: a host's memory is what its pages are."""
         return 0
 
+    def held(self) -> int:
+        """Not counted."""
+        return 0
 
-class _Graph:
-    """A CUDA graph."""
+    def settle(self, most_bytes: int) -> None:
+        """The system has its own bounds."""
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, num_bytes: int) -> None:
-        self.num_bytes = num_bytes
-        self.replay = graph.replay
+    def is_exceeded(self, error: BaseException) -> bool:
+        """A host's memory ends otherwise."""
+        return False
 
 
 class Cuda:
@@ -108,6 +122,7 @@ class Cuda:
 
     def __init__(self) -> None:
         self.torch_device = torch.device("cuda", torch.cuda.current_device())
+        torch.cuda.set_per_process_memory_fraction(1.0)  # whatever an engine before this one had
         self._pool: Any = None
         self._side: torch.cuda.Stream | None = None
 
@@ -127,19 +142,38 @@ class Cuda:
         Without `torch.cuda.graph`, which waits for the device and empties the allocator: what runs goes on meanwhile.
 
         Raises:
-            RuntimeError: something in `compute` cannot be captured; the device is as before.
+            Exception: something in `compute` cannot be captured; the device is as before.
         """
         if self._side is None:
-            self._pool, self._side = torch.cuda.graph_pool_handle(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        graph, free = torch.cuda.CUDAGraph(), torch.cuda.mem_get_info()[0]
-        with torch.cuda.stream(self._side):
-            # Other threads (staging, grammars) may call the driver meanwhile.
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                compute()
-            finally:
+            self._begin_captures()
+        graph = torch.cuda.CUDAGraph()
+        # What the collector frees may ask the driver for something that must not be asked for during a capture.
+        was_collecting = gc.isenabled()
+        gc.disable()
+        try:
+            with torch.cuda.stream(self._side):
+                # Other threads (staging, grammars) may call the driver meanwhile.
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    compute()
+                except BaseException:
+                    with contextlib.suppress(RuntimeError):
+                        graph.capture_end()  # which says less of the cause
+                    raise
                 graph.capture_end()
-        return _Graph(graph, max(0, free - torch.cuda.mem_get_info()[0]))
+        finally:
+            if was_collecting:
+                gc.enable()
+        return graph
+
+    def _begin_captures(self) -> None:
+        """The stream that captures are made on, with the library's workspace for it, which would else be of the pool."""
+        self._pool, side = torch.cuda.graph_pool_handle(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(side):
+            one_11 = torch.ones(1, 1, device=self.torch_device, dtype=torch.bfloat16)
+            torch.mm(one_11, one_11)
+        side.synchronize()
+        self._side = side
 
     def allocated(self, *, peak: bool = False) -> int:
         """Of torch's allocator: of live tensors, or their most since the last such question."""
@@ -148,6 +182,21 @@ class Cuda:
         most = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         return most
+
+    def held(self) -> int:
+        """As the driver counts."""
+        free, total = torch.cuda.mem_get_info()
+        return total - free
+
+    def settle(self, most_bytes: int) -> None:
+        """Torch's allocator keeps what it has had; beyond its bound it gives that back before it refuses."""
+        torch.cuda.empty_cache()
+        total = torch.cuda.mem_get_info()[1]
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most_bytes / total))
+
+    def is_exceeded(self, error: BaseException) -> bool:
+        """Torch's own error for it."""
+        return isinstance(error, torch.OutOfMemoryError)
 
 
 def device_for(name: str) -> Device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
@@ -105,6 +106,8 @@ class Engine:
         self.ahead: AheadRunner | None = None
         """Set: a step is planned and launched while the one before it runs."""
         self._flight: _Flight | None = None
+        self.rest: Callable[[], bool] = lambda: False
+        """What is done with nothing else to do, for some milliseconds; whether there is more of it."""
 
     def serve(self) -> None:
         """Run until told to stop.
@@ -123,7 +126,7 @@ class Engine:
             self.feed.say(self.link.send, at_once=True)
             self.steps.flush()
             self.pulse.rest()
-        events = self._drain(wait=is_idle)
+        events = self._drain(wait=is_idle and not self.rest())
         if is_idle:
             self.pulse.turn()
             self.ledger.wake(time.monotonic())

@@ -7,7 +7,6 @@ of that size is run for the first time. Results are the same bits either way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -15,17 +14,32 @@ import torch
 from octavo.core import log
 from octavo.core.batch import ForwardBatch
 from octavo.kernels.recording import Arena, Recording
+from octavo.layers.attention import Parts
 
 logger = log.get_logger(__name__)
 
-Forward = Callable[[ForwardBatch], torch.Tensor]
+
+class Network(Protocol):
+    """A network over the caches of its engine."""
+
+    def forward(self, batch: ForwardBatch, /) -> torch.Tensor:
+        """Hidden states [T, D]."""
+        ...
+
+    def parts(self, batch: ForwardBatch, /) -> Parts:
+        """As `forward`, stopping wherever it looks at other rows."""
+        ...
 
 
 class StepGraphs(Protocol):
     """Runs forward passes, replaying those that it can."""
 
-    def run(self, forward: Forward, batch: ForwardBatch, /) -> torch.Tensor:
-        """`forward(batch)`, hidden states [T, D]. The result is good until the next call."""
+    def run(self, network: Network, batch: ForwardBatch, /) -> torch.Tensor:
+        """`network.forward(batch)`, hidden states [T, D]. The result is good until the next call."""
+        ...
+
+    def go_on(self, network: Network, /, *, is_idle: bool = False) -> bool:
+        """Prepare later replays for a moment, while the host is about to wait; whether there is more to do."""
         ...
 
 
@@ -41,12 +55,16 @@ class RecordedSteps:
         self._arena = Arena()
         self._recordings: dict[int, tuple[torch.Tensor, Recording]] = {}
 
-    def run(self, forward: Forward, batch: ForwardBatch) -> torch.Tensor:
-        """`forward(batch)`, replayed where it was recorded. The result is good until the next call."""
+    def go_on(self, network: Network, *, is_idle: bool = False) -> bool:
+        """Recordings are written as steps run."""
+        return False
+
+    def run(self, network: Network, batch: ForwardBatch) -> torch.Tensor:
+        """`network.forward(batch)`, replayed where it was recorded. The result is good until the next call."""
         num_rows = batch.num_slices
         is_alike = batch.num_tokens == num_rows and batch.type_ids_T is None
         if self.refusal is not None or not is_alike:
-            return forward(batch)
+            return network.forward(batch)
         token_ids_T, recording = self._recordings.get(num_rows, (None, None))
         if recording is not None and token_ids_T is batch.token_ids_T:
             try:
@@ -55,7 +73,7 @@ class RecordedSteps:
                 del self._recordings[num_rows]  # who knows what its buffers hold
                 raise
         recording = Recording(self._arena)
-        hidden_TD = recording.write(lambda: forward(batch))
+        hidden_TD = recording.write(lambda: network.forward(batch))
         if recording.refusal is None:
             self._recordings[num_rows] = (batch.token_ids_T, recording)
         else:

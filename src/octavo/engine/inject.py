@@ -22,6 +22,8 @@ from octavo.core.request import Request
 from octavo.core.result import SliceResult
 from octavo.engine.pooling import PoolingRunner
 from octavo.engine.runner import Runner
+from octavo.kernels.rounded import Rounded
+from octavo.layers.attention import Parts, Step
 
 Span = tuple[int, int]
 IN_MODEL = ("nan", "kernel", "hang", "exit")
@@ -139,7 +141,8 @@ class _InModel(_Watch):
         block = blocks[(len(blocks) - 1) // 2]
         self._attention: Attention = block.attention
         if aim.injection.kind == "nan":
-            block.attention = self._with_nan
+            self._parts = self._attention.parts
+            self._attention.parts = self._with_nan
         else:
             self._attention.backend = _Backend(self._attention.backend, self.in_kernel)
 
@@ -150,8 +153,8 @@ class _InModel(_Watch):
             return not is_fresh and super().is_victim(request, piece)
         return super().is_victim(request, piece)
 
-    def _with_nan(self, x_TM: torch.Tensor, step: Any) -> torch.Tensor:
-        out_TM = self._attention(x_TM, step)
+    def _with_nan(self, x_TM: torch.Tensor | Rounded, step: Step) -> Parts:
+        out_TM: torch.Tensor = yield from self._parts(x_TM, step)
         for begin, end in self.spans:
             if self.aim.strikes():
                 out_TM[begin:end] = torch.nan

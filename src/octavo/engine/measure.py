@@ -5,6 +5,8 @@ The largest step that limits allow is run once on the null block: nobody's token
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from octavo.cache.pool import KVPool
@@ -50,6 +52,14 @@ def largest_step(limits: Limits, num_groups: int, device: torch.device) -> Forwa
     total, longest = limits.max_num_batched_tokens, limits.max_model_len
     counts = [longest] * (total // longest) + ([total % longest] if total % longest else [])
     counts = counts[: limits.max_num_seqs]
+    rows = min(sum(counts), limits.max_num_seqs)
+    return replace(
+        null_step(counts, num_groups, device), logits_rows_N=torch.arange(rows, device=device)
+    )
+
+
+def null_step(counts: list[int], num_groups: int, device: torch.device) -> ForwardBatch:
+    """A step of sequences from their beginnings, so many tokens of each, all on the null block. No logits are wanted."""
     total = sum(counts)
     positions_T = torch.cat([torch.arange(count) for count in counts]).to(device)
     width = -(-max(counts) // BLOCK_SIZE)
@@ -66,5 +76,5 @@ def largest_step(limits: Limits, num_groups: int, device: torch.device) -> Forwa
         query_starts=tuple(starts),
         context_lens=tuple(counts),
         groups=(group,) * num_groups,
-        logits_rows_N=torch.arange(min(total, limits.max_num_seqs), device=device),
+        logits_rows_N=torch.empty(0, dtype=torch.int64, device=device),
     )

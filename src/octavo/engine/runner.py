@@ -17,6 +17,8 @@ import torch
 from octavo.cache.blocks import NULL_BLOCK
 from octavo.cache.pool import KVPool
 from octavo.core.batch import ForwardBatch
+from octavo.core.errors import EngineError
+from octavo.core.log import get_logger
 from octavo.core.plan import Decodes, SequenceStart, Slice, StepPlan
 from octavo.core.request import Request
 from octavo.core.result import Chosen, SliceResult, TokenLogprobs
@@ -31,8 +33,10 @@ from octavo.engine.graphs import RecordedSteps, StepGraphs
 from octavo.engine.prepare import IntArray, Rows, Spans, probe_batch
 from octavo.engine.pulse import Pulse, WatchedCaches
 from octavo.engine.staging import Staging
+from octavo.layers.attention import Parts
 from octavo.models.base import Model
 
+logger = get_logger(__name__)
 _NOTHING = Taken()
 _HOST = torch.device("cpu")
 _PROMPT_LOGITS_ROWS = 64
@@ -108,8 +112,10 @@ class Runner:
     def _begun(self, slices: Sequence[Slice], *, is_ahead: bool) -> Pending:
         try:
             return self._launch(slices, is_ahead=is_ahead)
-        except BaseException:
+        except BaseException as error:
             self.state.grammars.settle()  # masks of this run must not be computed beside those of the next
+            if self._order.is_exceeded(error):
+                raise _beyond_plan(len(slices), error) from error
             raise
 
     def _launch(self, slices: Sequence[Slice], *, is_ahead: bool) -> Pending:
@@ -123,7 +129,7 @@ class Runner:
         self.state.grammars.begin(rows_N)
         batch, rows_on_device = self._pack(spans, last_N, rows_N, is_ahead=is_ahead)
         self.phase = "forward"
-        hidden_TD = self.graphs.run(self._forward, batch)
+        hidden_TD = self.graphs.run(self, batch)
         self.pulse.tick()
         # Where every token wants its logits, as in most steps, nothing has to be picked.
         wanted_ND = (
@@ -156,6 +162,7 @@ class Runner:
 
     def _landed(self, pending: Pending) -> Sequence[SliceResult]:
         self.phase = "forward"
+        self.graphs.go_on(self)  # in place of waiting
         sampled, rows_N = pending.read(), pending.rows_N
         # From here on tokens are kept, and what throws is one row's.
         self.phase = "take"
@@ -199,14 +206,24 @@ class Runner:
             Exception: they do not.
         """
         self._order.mark().synchronize()  # whatever is wrong with what runs shows here
-        hidden_1D = self._forward(probe_batch(len(self.pool.groups), self.device))
+        hidden_1D = self.forward(probe_batch(len(self.pool.groups), self.device))
         self.pool.clear(NULL_BLOCK)
         self.sampler.chooser_for(self.device).choose(
             self.model.logits(hidden_1D).float(), greedy_batch()
         )
 
-    def _forward(self, batch: ForwardBatch) -> torch.Tensor:
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """The model over the pool."""
         return self.model.forward(batch, self.caches)
+
+    def parts(self, batch: ForwardBatch) -> Parts:
+        """As `forward`, in parts."""
+        return self.model.parts(batch, self.caches)
+
+    @torch.inference_mode()
+    def rest(self) -> bool:
+        """There is nothing to compute: prepare for later steps, for some milliseconds; whether there is more to prepare."""
+        return self.graphs.go_on(self, is_idle=True)
 
     def _sample(
         self, hidden_ND: torch.Tensor, rows_N: IntArray, positions_N: IntArray
@@ -323,6 +340,17 @@ class Runner:
             return None
         found = self._prompt_logprobs.pop(row, None)
         return None if found is None else tuple(found)
+
+
+def _beyond_plan(num_slices: int, error: BaseException) -> EngineError:
+    """A step found no memory, which the plan should have had for it. Halves of it may fit."""
+    wrong = EngineError(
+        f"E-GPU-09: a step of {num_slices} slices needs more of the GPU's memory than was planned: {error}",
+        fix="This is a defect worth reporting; meanwhile start with a lower --gpu-memory-utilization or fewer "
+        "--max-num-batched-tokens.",
+    )
+    logger.error("%s %s", wrong.message, wrong.fix)
+    return wrong
 
 
 def _only(sampled: SampledTokens, is_kept_N: npt.NDArray[np.bool_]) -> SampledTokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -45,6 +46,61 @@ class Step:
             plan = backend.plan(self.batch, group, spec) if kept is None else None
             self._plans[key] = plan if kept is None else kept.plan(backend, group, spec)
         return self._plans[key]
+
+
+class Look:
+    """Where a network stops being row by row: one layer's queries, and what they find in the cache.
+
+    Each is held only as long as it is needed, so that the parts around it take no more memory than without it.
+    """
+
+    __slots__ = ("_cache", "_out_THD", "_q_THD", "attention", "step")
+
+    def __init__(
+        self, attention: Attention, q_THD: torch.Tensor, cache: KVTensors, step: Step
+    ) -> None:
+        self.attention = attention
+        self.step = step
+        self._cache = cache
+        self._q_THD: torch.Tensor | None = q_THD
+        self._out_THD: torch.Tensor | None = None
+
+    def queries(self) -> torch.Tensor:
+        """[T, H, D]; to be asked for once."""
+        q_THD, self._q_THD = self._q_THD, None
+        assert q_THD is not None, "they were asked for"
+        return q_THD
+
+    def make(self) -> None:
+        """Look, as the step's plan says."""
+        attention, step = self.attention, self.step
+        plan = step.plan(attention.backend, attention.group, attention.spec)
+        self.give(attention.backend.run(self.queries(), self._cache, plan))
+
+    def give(self, out_THD: torch.Tensor) -> None:
+        """What was found, [T, H, D]."""
+        self._out_THD = out_THD
+
+    def taken(self) -> torch.Tensor:
+        """What was given; to be asked for once."""
+        out_THD, self._out_THD = self._out_THD, None
+        assert out_THD is not None, "nobody has looked"
+        return out_THD
+
+
+Parts = Generator[Look, None, torch.Tensor]
+"""A network that stops at every `Look`, which is made before it goes on. Between them each row is computed by itself."""
+
+
+def through(parts: Parts) -> torch.Tensor:
+    """All of it, one part after the other."""
+    while True:
+        try:
+            look = next(parts)
+        except StopIteration as end:
+            result: torch.Tensor = end.value
+            return result
+        look.make()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +159,19 @@ class Attention:
 
     def __call__(self, x_TM: torch.Tensor | Rounded, step: Step) -> torch.Tensor:
         """[T, M] -> [T, M]; the tokens' keys and values are in the cache afterwards."""
+        return through(self.parts(x_TM, step))
+
+    def parts(self, x_TM: torch.Tensor | Rounded, step: Step) -> Parts:
+        """As a call, but whoever goes through the parts makes the look at other rows."""
         cache = step.kv.layer(self.layer)
         slots_T = step.batch.groups[self.group].slots_T
         angles = (step.cos_TK, step.sin_TK)
         q_THD = self._prepare(self.qkv(x_TM), self.norms, angles, slots_T, cache)
-        plan = step.plan(self.backend, self.group, self.spec)
-        return self.out(self.backend.run(q_THD, cache, plan).flatten(1))
+        look = Look(self, q_THD, cache, step)
+        del x_TM, q_THD
+        yield look
+        return self.out(look.taken().flatten(1))
+
+    def look(self, q_THD: torch.Tensor, kv: LayerCaches, plan: Any) -> torch.Tensor:
+        """What a `Look` finds: queries [T, H, D] -> outputs [T, H, D]."""
+        return self.backend.run(q_THD, kv.layer(self.layer), plan)

@@ -9,7 +9,7 @@ import torch
 
 from octavo.core.batch import ForwardBatch
 from octavo.core.kvspec import KVSpec
-from octavo.layers.attention import LayerCaches
+from octavo.layers.attention import LayerCaches, Parts
 from octavo.layers.build import Weight
 
 
@@ -31,6 +31,9 @@ class Trunk(Protocol):
 
 class Model(Trunk, Protocol):
     """A decoder over a paged cache."""
+
+    def parts(self, batch: ForwardBatch, kv: LayerCaches) -> Parts:
+        """As `forward`, stopping at each layer's look at other rows."""
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """[N, D] -> float32 [N, V]."""

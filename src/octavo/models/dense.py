@@ -6,13 +6,21 @@ T tokens, N rows, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 
 import torch
 
 from octavo.core.batch import ForwardBatch
 from octavo.core.kvspec import KVSpec, group_layers
-from octavo.layers.attention import Attention, AttentionShape, LayerCaches, Step
+from octavo.layers.attention import (
+    Attention,
+    AttentionShape,
+    LayerCaches,
+    Look,
+    Parts,
+    Step,
+    through,
+)
 from octavo.layers.build import Build, Weight
 from octavo.layers.embedding import Embedding
 from octavo.layers.head import Head
@@ -44,12 +52,12 @@ class Block:
         self.attention_norm.feed(build, self.attention.qkv.rounds_rows)
         self.mlp_norm.feed(build, self.mlp.gate_up.rounds_rows)
 
-    def __call__(
+    def parts(
         self, x_TD: torch.Tensor, residual_TD: torch.Tensor | None, step: Step
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> Generator[Look, None, tuple[torch.Tensor, torch.Tensor]]:
         """(x, residual) -> (x, residual), all [T, D]; the hidden state is their sum."""
         normed_TD, residual_TD = self.attention_norm.add_for(x_TD, residual_TD)
-        x_TD = self.attention(normed_TD, step)
+        x_TD = yield from self.attention.parts(normed_TD, step)
         normed_TD, residual_TD = self.mlp_norm.add_for(x_TD, residual_TD)
         return self.mlp(normed_TD), residual_TD
 
@@ -81,12 +89,16 @@ class DenseTrunk:
 
     def forward(self, batch: ForwardBatch, kv: LayerCaches) -> torch.Tensor:
         """Hidden states [T, D] after the last norm."""
+        return through(self.parts(batch, kv))
+
+    def parts(self, batch: ForwardBatch, kv: LayerCaches) -> Parts:
+        """As `forward`, in parts."""
         cos_TK, sin_TK = self.rope(batch.positions_T)
         step = Step(batch=batch, kv=kv, cos_TK=cos_TK, sin_TK=sin_TK)
         x_TD: torch.Tensor = self.embed(batch.token_ids_T)
         residual_TD: torch.Tensor | None = None
         for block in self.blocks:
-            x_TD, residual_TD = block(x_TD, residual_TD, step)
+            x_TD, residual_TD = yield from block.parts(x_TD, residual_TD, step)
         return self.norm.add(x_TD, residual_TD)[0]
 
 

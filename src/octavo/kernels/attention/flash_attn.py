@@ -72,7 +72,14 @@ class FlashAttention:
             max((b - a for a, b in zip(begins, begins[1:], strict=False)), default=0),
         )
 
-    def reserve(self, tables_SB: torch.Tensor, *, max_len: int, max_tokens: int) -> FlashPlan:
+    def reserve(
+        self,
+        tables_SB: torch.Tensor,
+        *,
+        max_len: int,
+        max_tokens: int,
+        beside: FlashPlan | None = None,
+    ) -> FlashPlan:
         """A plan of steps of one token for each of S sequences, to be filled before each: what a graph captures."""
         size, device = len(tables_SB), tables_SB.device
         lens_S = torch.ones(size, dtype=torch.int32, device=device)

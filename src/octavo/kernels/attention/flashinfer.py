@@ -79,7 +79,14 @@ class FlashInferAttention:
         self._tell(wrapper, batch, tables_SB, starts)
         return InferPlan(wrapper, tables_SB)
 
-    def reserve(self, tables_SB: torch.Tensor, *, max_len: int, max_tokens: int) -> InferPlan:
+    def reserve(
+        self,
+        tables_SB: torch.Tensor,
+        *,
+        max_len: int,
+        max_tokens: int,
+        beside: InferPlan | None = None,
+    ) -> InferPlan:
         """A plan of steps of one token for each of S sequences, to be filled before each: what a graph captures."""
         size, device = len(tables_SB), tables_SB.device
 

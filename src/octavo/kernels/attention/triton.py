@@ -122,20 +122,40 @@ class TritonAttention:
         room = (len(work.items), len(work.merges))
         return TritonPlan(tiling, sent, tables_SB, room, partials, stats, work.num_partials)
 
-    def reserve(self, tables_SB: torch.Tensor, *, max_len: int, max_tokens: int) -> TritonPlan:
+    def reserve(
+        self,
+        tables_SB: torch.Tensor,
+        *,
+        max_len: int,
+        max_tokens: int,
+        beside: TritonPlan | None = None,
+    ) -> TritonPlan:
         """A plan for any step of one token for each of S sequences, to be filled before each: what a graph captures.
 
         `tables_SB` is where the tables of those steps will lie; no sequence has more than `max_len` tokens, and all of
         them together at most `max_tokens`, which is what the cache holds. Those that share a prefix may be longer: their
-        contexts are split into fewer parts then.
+        contexts are split into fewer parts then. `beside`: a plan for more sequences whose steps are others, so that
+        both may keep partial results in the same place.
         """
         cut = self._cut(self._single_tiling)
         num_items, num_partials = max_work(len(tables_SB), max_len, max_tokens, cut)
         room = (num_items, len(tables_SB))
         words = HEADER + num_items * ITEM_WORDS + len(tables_SB) * MERGE_WORDS
         sent = torch.zeros(words, dtype=torch.int32, device=tables_SB.device)
-        partials, stats = self._make_partials(num_partials, tables_SB.device)
-        return TritonPlan(self._single_tiling, sent, tables_SB, room, partials, stats, num_partials)
+        if beside is not None and beside.num_partials >= num_partials > 0:
+            partials, stats = beside.partials, beside.stats
+        else:
+            partials, stats = self._make_partials(num_partials, tables_SB.device)
+        return TritonPlan(
+            self._single_tiling,
+            sent,
+            tables_SB,
+            room,
+            partials,
+            stats,
+            num_partials,
+            has_room=True,
+        )
 
     def fill(self, plan: TritonPlan, batch: ForwardBatch, group_index: int) -> None:
         """Write a step of one token per sequence into a plan from `reserve`; its tables, too, unless they lie there.
@@ -167,8 +187,10 @@ class TritonAttention:
         if num_items == 0:
             return out_THD
         items_at, merges_at = HEADER, HEADER + num_items * ITEM_WORDS
-        partials = out_THD if plan.partials is None else plan.partials
-        stats = out_THD if plan.stats is None else plan.stats
+        # Steps without partial results name a place of the same type, so that they run the same compiled kernel.
+        nowhere = plan.sent.view(torch.float32)
+        partials = nowhere if plan.partials is None else plan.partials
+        stats = nowhere if plan.stats is None else plan.stats
         scale = case.scale * LOG2E if case.soft_cap is None else case.scale / case.soft_cap
         programs = num_items * case.num_kv_heads
         self._kernels.attend[(min(programs, MAX_PROGRAMS) if plan.has_room else programs,)](

@@ -26,7 +26,7 @@ MIN_SHARE = 512
 BAND = 8
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def linear_dense(
     x,
     weight,

@@ -67,7 +67,7 @@ def finish(
     tl.store(out + at_ON, acc_ON.to(out.dtype.element_ty), mask=is_inside_ON)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def linear_w4(
     x,
     levels,
@@ -136,7 +136,7 @@ def linear_w4(
     finish(out, bias, acc_ON, n_N, o_O, num_rows, outputs, HAS_BIAS, IS_SHARE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def linear_w8(
     x,
     levels,
@@ -191,7 +191,7 @@ def linear_w8(
     finish(out, bias, acc_ON, n_N, o_O, num_rows, outputs, HAS_BIAS, IS_SHARE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def add_shares(
     shares,
     scales,

@@ -52,7 +52,7 @@ def _float_parameter(table, column, entries):
     return tl.load(table + column * entries + tl.program_id(0)).to(tl.float64, bitcast=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["entries"])
 def block_maxima(
     logits, words, table, maxima, tile_maxima, vocab, num_words, entries, blocks, tiles,
     HAS_MASKS: tl.constexpr, TILE: tl.constexpr,
@@ -68,7 +68,7 @@ def block_maxima(
     tl.store(tile_maxima + row * tiles + tl.program_id(1), tl.max(max_T, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["entries"])
 def block_sums(
     logits, words, table, tile_maxima, sums, vocab, num_words, entries, blocks, tiles,
     HAS_MASKS: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
@@ -90,7 +90,7 @@ def block_sums(
         tl.store(sums + row * blocks + x_T, sum_T, mask=x_T < blocks)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["entries"])
 def choose(
     logits, words, table, maxima, sums, tokens, vocab, num_words, entries, blocks,
     HAS_MASKS: tl.constexpr, X: tl.constexpr,
@@ -151,7 +151,7 @@ def _gather(
     return count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["entries"])
 def choose_of_largest(
     logits, words, table, maxima, sums, tokens, listed, values, ids,
     vocab, num_words, entries, blocks,
@@ -250,7 +250,7 @@ def _search(
     return found
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["entries"])
 def choose_of_all(
     logits, words, table, maxima, tokens, vocab, num_words, entries, blocks,
     HAS_MASKS: tl.constexpr, X: tl.constexpr, SPAN: tl.constexpr,

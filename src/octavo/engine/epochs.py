@@ -56,6 +56,14 @@ class BlockEpochs:
         self._given_GRB[group, row, at : at + len(blocks)] = epochs
         last_B[list(blocks)] = np.maximum(last_B[list(blocks)], epochs)
 
+    def give_each(
+        self, group: int, at: tuple[IntArray, IntArray], blocks_P: IntArray, epochs_P: IntArray
+    ) -> None:
+        """`give` of one block to each of some rows; `at`: rows and indices. No block twice."""
+        last_B = self._last_GB[group]
+        self._given_GRB[group][at] = epochs_P
+        last_B[blocks_P] = np.maximum(last_B[blocks_P], epochs_P)
+
     def check(
         self,
         tables_GSB: list[npt.NDArray[np.int32]],

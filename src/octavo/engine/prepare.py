@@ -122,7 +122,10 @@ class Rows:
             self.end(row)
         for one in plan.starts:
             faults.guard(one.row, "start", start, one)
-        for piece in plan.grown.values():
+        pieces = list(plan.grown.values())
+        if isinstance(plan.slices, Decodes) and self._extend_each(pieces):
+            return
+        for piece in pieces:
             faults.guard(piece.row, "start", self.extend, piece)
 
     def end(self, row: int) -> None:
@@ -154,6 +157,24 @@ class Rows:
     def extend(self, piece: Slice) -> None:
         """Take over the blocks that a sequence was given since its last slice."""
         self._append_blocks(piece.row, piece.new_blocks, piece.new_epochs)
+
+    def _extend_each(self, pieces: list[Slice]) -> bool:
+        """`extend` for pieces with one new block in each group. False, with nothing done, where that is not so or does not fit."""
+        row_P = np.array([piece.row for piece in pieces], np.int64)
+        have_GP = self.num_blocks_GR[:, row_P]
+        counts = {len(new) for piece in pieces for new in piece.new_blocks}
+        if counts != {1} or have_GP.max() >= self.tables_GRB.shape[2]:
+            return False
+        self.changed()
+        new_GP = np.array([piece.new_blocks for piece in pieces], np.int64)[:, :, 0].T
+        given_GP = np.array([piece.new_epochs for piece in pieces], np.int64)[:, :, 0].T
+        for group, (have_P, new_P, given_P) in enumerate(
+            zip(have_GP, new_GP, given_GP, strict=True)
+        ):
+            self.tables_GRB[group, row_P, have_P] = new_P
+            self._epochs.give_each(group, (row_P, have_P), new_P, given_P)
+        self.num_blocks_GR[:, row_P] += 1
+        return True
 
     def _append_blocks(
         self, row: int, blocks: tuple[tuple[int, ...], ...], epochs: tuple[tuple[int, ...], ...]

@@ -61,32 +61,34 @@ class Cohort:
 
     def plan(self, cache: KVCache, room: Room) -> Decodes | None:
         """A token for each; None where blocks might not suffice for all."""
-        start_S = self._start_S
         grown: dict[int, Slice] = {}
         if self._is_at_border:
-            needy = np.flatnonzero(start_S >= self._room_S).tolist()
+            needy = np.flatnonzero(self._start_S >= self._room_S).tolist()
             if needy and (
                 room.reserved or any([pool.num_free < len(needy) for pool in cache.pools])
             ):
                 return None
-            for index in needy:
-                grown[index] = self._grow(index, cache)
-        self.decodes = Decodes(self._rows, self._row_S, start_S, self._context, grown)
+            if needy and cache.pools:
+                grown = self._grow(needy, cache)
+        self.decodes = Decodes(self._rows, self._row_S, self._start_S, self._context, grown)
         return self.decodes
 
-    def _grow(self, index: int, cache: KVCache) -> Slice:
-        sequence = self.sequences[index]
-        start = sequence.num_computed
-        blocks = cache.extend(sequence, start + 1)
-        self._room_S[index] = sequence.room
-        return Slice(
-            row=sequence.row,
-            start=start,
-            count=1,
-            sample=True,
-            new_blocks=blocks,
-            new_epochs=cache.epochs(blocks),
-        )
+    def _grow(self, needy: list[int], cache: KVCache) -> dict[int, Slice]:
+        """The slices of those whose last block is full, with another block of each group."""
+        sequences = [self.sequences[index] for index in needy]
+        found = cache.extend_each(sequences)
+        self._room_S[needy] += BLOCK_SIZE
+        return {
+            index: Slice(
+                row=sequence.row,
+                start=sequence.num_computed,
+                count=1,
+                sample=True,
+                new_blocks=blocks,
+                new_epochs=epochs,
+            )
+            for index, sequence, (blocks, epochs) in zip(needy, sequences, found, strict=True)
+        }
 
     def take(
         self, results: Ordered[SliceResult], cache: KVCache, now: float

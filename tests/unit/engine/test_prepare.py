@@ -11,7 +11,7 @@ import torch
 
 from octavo.core.kvspec import BLOCK_SIZE, KVGroup, KVSpec
 from octavo.core.params import SamplingParams
-from octavo.core.plan import Decodes, SequenceStart, Slice, StepPlan
+from octavo.core.plan import Decodes, Growth, SequenceStart, Slice, StepPlan
 from octavo.core.request import Request
 from octavo.engine.epochs import ForeignBlocks
 from octavo.engine.faults import Faults
@@ -110,6 +110,14 @@ def take_over(rows: Rows, slices: Decodes | tuple[Slice, ...]) -> Faults:
     return faults
 
 
+def growth(pieces: dict[int, Slice]) -> Growth:
+    """What these slices say of new blocks, of which each has one per group, as columns."""
+    blocks = [piece.new_blocks for piece in pieces.values()]
+    epochs = [piece.new_epochs for piece in pieces.values()]
+    rows = np.array([piece.row for piece in pieces.values()])
+    return Growth(list(pieces), rows, np.array(blocks)[:, :, 0].T, np.array(epochs)[:, :, 0].T)
+
+
 def test_blocks_given_together_are_those_given_one_by_one() -> None:
     order = (2, 0, 3)
     pieces = {
@@ -125,7 +133,8 @@ def test_blocks_given_together_are_those_given_one_by_one() -> None:
         if row != 0
     }
     starts = np.array([BLOCK_SIZE, 3, BLOCK_SIZE])
-    decodes = Decodes(order, np.array(order), starts, int(starts.sum()) + 3, pieces)
+    decodes = Decodes(order, np.array(order), starts, int(starts.sum()) + 3, growth(pieces))
+    assert decodes.grown == pieces and tuple(decodes)[0] == pieces[0]
     together, singly = started(4), started(4)
     assert not take_over(together, decodes) and not take_over(singly, tuple(decodes))
     assert together.tables_GRB[:, 2, :2].tolist() == [[3, 52], [103, 152]]
@@ -155,7 +164,7 @@ def test_a_full_table_is_its_own_rows_fault() -> None:
         for row in range(3)
     }
     starts = np.full(3, BLOCK_SIZE)
-    assert set(take_over(rows, Decodes((0, 1, 2), np.arange(3), starts, 51, pieces))) == {1}
+    assert set(take_over(rows, Decodes((0, 1, 2), np.arange(3), starts, 51, growth(pieces)))) == {1}
     assert rows.tables_GRB[:, 0, 1].tolist() == [50, 150]
 
 

@@ -8,11 +8,10 @@ Shape letters: N entries of the step, V vocabulary.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import isfinite
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -37,7 +36,8 @@ NOT_FINITE = ErrorInfo(
 )
 
 
-class SampledTokens(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledTokens:
     """What one call chose, entry by entry."""
 
     token_ids: tuple[int, ...]
@@ -50,8 +50,6 @@ class SampledTokens(msgspec.Struct, frozen=True, kw_only=True):
     """Entries whose output was complete before this step."""
     has_logprobs: bool = False
     """Whether any entry has them."""
-    token_ids_N: npt.NDArray[np.int64] | None = None
-    """`token_ids`, where they are at hand like this, too."""
 
 
 class Sampler:
@@ -164,15 +162,6 @@ def _report(
     logprobs_of: Callable[[Sequence[int | None]], Sequence[TokenLogprobs | None]],
 ) -> SampledTokens:
     """What was chosen, and why entries have no token. `are_sound` says it of raw logits of some entries."""
-    if not (batch.masks or batch.edits or batch.num_logprobs):
-        plain = tuple(token_ids_N.tolist())
-        if min(plain) >= 0:
-            return SampledTokens(
-                token_ids=plain,
-                logprobs=_no_logprobs(len(plain)),
-                bad_rows={},
-                token_ids_N=token_ids_N,
-            )
     masks = batch.masks or StepMasks()
     bad_rows: dict[int, ErrorInfo] = {}
     if batch.edits or token_ids_N.min() < 0:
@@ -200,11 +189,6 @@ def _report(
         ended=masks.ended,
         has_logprobs=bool(batch.num_logprobs),
     )
-
-
-@functools.lru_cache
-def _no_logprobs(count: int) -> tuple[None, ...]:
-    return (None,) * count
 
 
 def _failures(

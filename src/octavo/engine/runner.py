@@ -7,12 +7,12 @@ once (`update`) is apart from what is computed of its slices (`run`): that may b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isnan
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from msgspec.structs import replace
 
 from octavo.cache.blocks import NULL_BLOCK
 from octavo.cache.pool import KVPool
@@ -237,10 +237,7 @@ class Runner:
     def _keep(self, rows_N: IntArray, sampled: SampledTokens, *, is_whole: bool) -> None:
         """Take note of the tokens, and of rows that have none by the model's fault."""
         is_each = is_whole and not sampled.bad_rows and not sampled.ended
-        token_ids_N = sampled.token_ids_N
-        if token_ids_N is None:
-            token_ids_N = np.array(sampled.token_ids, np.int64)
-        self.rows.append_tokens(rows_N, token_ids_N, is_each=is_each)
+        self.rows.append_tokens(rows_N, np.array(sampled.token_ids, np.int64), is_each=is_each)
         self.state.append(rows_N, sampled.token_ids)
         for n, error in sampled.bad_rows.items():
             if error.status >= 500:
@@ -337,7 +334,6 @@ def _only(sampled: SampledTokens, is_kept_N: npt.NDArray[np.bool_]) -> SampledTo
             token_id if keep else -1 for token_id, keep in zip(sampled.token_ids, kept, strict=True)
         ),
         bad_rows={n: error for n, error in sampled.bad_rows.items() if kept[n]},
-        token_ids_N=None,
     )
 
 

@@ -21,7 +21,15 @@ from octavo.core.params import SamplingParams
 from octavo.core.request import Request
 from octavo.core.result import Finished, TokenOut
 from octavo.engine.boot import boot
-from octavo.engine.ipc import Events, FrameBuffer, Submit, decode_from_engine, frame
+from octavo.engine.ipc import (
+    Abbreviation,
+    Events,
+    FrameBuffer,
+    Submit,
+    Went,
+    decode_from_engine,
+    frame,
+)
 from octavo.engine.link import SocketLink
 from octavo.engine.worker import calm_collector
 from octavo.tools.bench.environment import environment
@@ -58,6 +66,7 @@ class Run:
         now = time.monotonic()
         self.engine = boot(config, SocketLink(ours), asked_at=now, process_at=now)
         self.buffer = FrameBuffer()
+        self.abbreviation = Abbreviation()
         self.args = args
         self.gaps: list[float] = []
         self.firsts: list[float] = []
@@ -113,8 +122,8 @@ class Run:
             except BlockingIOError:
                 return
             for body in self.buffer.feed(data):
-                message = decode_from_engine(body)
-                for event in message.events if isinstance(message, Events) else ():
+                message = self.abbreviation.complete(decode_from_engine(body))
+                for event in message.events if isinstance(message, Events | Went) else ():
                     self._take(event, now, again=again)
 
     def _take(self, event: Any, now: float, *, again: bool) -> None:

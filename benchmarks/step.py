@@ -25,7 +25,15 @@ from octavo.core.params import SamplingParams
 from octavo.core.request import Request
 from octavo.engine.boot import boot
 from octavo.engine.engine import Engine
-from octavo.engine.ipc import Cancel, Events, FrameBuffer, Submit, decode_from_engine, frame
+from octavo.engine.ipc import (
+    Abbreviation,
+    Cancel,
+    Events,
+    FrameBuffer,
+    Submit,
+    decode_from_engine,
+    frame,
+)
 from octavo.engine.link import SocketLink
 from octavo.engine.worker import calm_collector
 from octavo.tools.bench.environment import environment
@@ -111,6 +119,7 @@ class LocalEngine:
         now = time.monotonic()
         self.engine = boot(config, SocketLink(ours), asked_at=now, process_at=now)
         self.buffer = FrameBuffer()
+        self.abbreviation = Abbreviation()
         self.watch = Stopwatch()
         self._wrap()
         self.read()
@@ -142,7 +151,7 @@ class LocalEngine:
             except BlockingIOError:
                 return
             for body in self.buffer.feed(data):
-                message = decode_from_engine(body)
+                message = self.abbreviation.complete(decode_from_engine(body))
                 failed = isinstance(message, Events) and [
                     event for event in message.events if hasattr(event, "error")
                 ]

@@ -15,7 +15,7 @@ from octavo.core.sequence import SequenceState
 from octavo.decoding.grammar.base import Vocabulary
 from octavo.engine.client import EngineStatus, aborted
 from octavo.engine.frontend import Frontend
-from octavo.engine.ipc import Events, Ready
+from octavo.engine.ipc import Events, Ready, Went
 from octavo.engine.streams import Stage
 from octavo.meter.metrics import Metrics
 from octavo.server.state import AppState
@@ -45,7 +45,7 @@ class DirectEngine:
 
     def tell(self) -> None:
         """Say what the engine said of itself last."""
-        stats = [each.stats for each in self.local.link.sent if isinstance(each, Events)]
+        stats = [each.stats for each in self.local.link.sent if isinstance(each, Events | Went)]
         for each in stats:
             if each.num_steps > self.num_steps and each.last_step_tokens:
                 self.num_steps = each.num_steps

@@ -26,6 +26,7 @@ from octavo.engine.ipc import (
     Steps,
     Submit,
     ToEngine,
+    Went,
 )
 from octavo.scheduler import invariants
 from overcommit import overcommit
@@ -131,7 +132,7 @@ class LocalEngine:
             if isinstance(message, Charged):
                 self.charges.append(message.charges)
                 continue
-            assert isinstance(message, Events)
+            assert isinstance(message, Events | Went)
             for event in message.events:
                 assert event.id not in self.ends, "an event after the end"
                 if isinstance(event, TokenOut):

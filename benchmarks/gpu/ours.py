@@ -15,7 +15,7 @@ from octavo.core.params import SamplingParams
 from octavo.core.request import Request
 from octavo.core.result import Failed, Finished, TokenOut
 from octavo.engine.boot import boot
-from octavo.engine.ipc import Events, FromEngine, Ready, Submit, ToEngine
+from octavo.engine.ipc import Events, FromEngine, Ready, Submit, ToEngine, Went
 from octavo.engine.worker import calm_collector
 
 
@@ -47,7 +47,7 @@ class _Link:
     def send(self, message: FromEngine) -> None:
         if isinstance(message, Ready):
             self.ready = message
-        elif isinstance(message, Events):
+        elif isinstance(message, Events | Went):
             now = time.perf_counter()
             self.events += [(now, event) for event in message.events]
 

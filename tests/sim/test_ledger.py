@@ -57,7 +57,7 @@ class Machine:
             self.pass_time(result.elapsed_s)
             fit = scheduler.step_time
             self.ledger.add(plan, result, fit.line if fit.is_fitted else None, self.now)
-            events = events + scheduler.apply(plan, result, self.now)
+            events = [*events, *scheduler.apply(plan, result, self.now)]
         self.pass_time(rng.random() * 1e-3)
         if events or plan is not None:
             charges = self.ledger.due(events, self.now, is_idle=not scheduler.has_work)

@@ -177,6 +177,22 @@ class KVCache:
         sequence.room = len(sequence.blocks[0]) * BLOCK_SIZE if sequence.blocks else num_tokens
         return tuple(grown)
 
+    def extend_each(self, sequences: list[Sequence]) -> tuple[list[list[int]], list[list[int]]]:
+        """`extend` by one block per group for each, in order: per group the blocks, and their epochs. The caller has checked
+        that there are so many.
+        """
+        new: list[list[int]] = []
+        given: list[list[int]] = []
+        for at, pool in enumerate(self.pools):
+            blocks = pool.allocate(len(sequences))
+            for sequence, block in zip(sequences, blocks, strict=True):
+                sequence.blocks[at].append(block)
+            new.append(blocks)
+            given.append([pool.epoch(block) for block in blocks])
+        for sequence in sequences:
+            sequence.room += BLOCK_SIZE
+        return new, given
+
     def epochs(self, tables: Iterable[Iterable[int]]) -> tuple[tuple[int, ...], ...]:
         """Beside blocks per group: which handing out of each block this is."""
         return tuple(

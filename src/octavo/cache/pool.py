@@ -44,12 +44,15 @@ class KVPool:
         """Take over what a plan says of blocks: copies, and which are handed out."""
         for copy in plan.copies:
             self.copy(copy)
-        grown = plan.grown
-        if not grown and not plan.starts:
+        growth = plan.growth
+        grown = plan.grown.values() if growth is None else ()
+        if growth is None and not grown and not plan.starts:
             return
         for at, pages in enumerate(self.pages):
-            new = [max(piece.new_blocks[at], default=0) for piece in grown.values()]
+            new = [max(piece.new_blocks[at], default=0) for piece in grown]
             new += [max(start.blocks[at], default=0) for start in plan.starts]
+            if growth is not None:
+                new.append(int(growth.blocks_GP[at].max()))
             if new:
                 pages.reach(max(new))
 

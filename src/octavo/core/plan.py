@@ -8,7 +8,7 @@ only what changed, so that its size depends on the work of the step and not on t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import msgspec
 
@@ -53,13 +53,24 @@ class Slice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Proposed tokens after the last known one, verified in this step. `count` does not include them."""
 
 
+class Growth(NamedTuple):
+    """Slices of a step that have one new block in each KV group, as columns."""
+
+    indices: Sequence[int]
+    """Of the slices, [P]."""
+    row_P: IntArray
+    blocks_GP: IntArray
+    epochs_GP: IntArray
+    """Beside the blocks: which handing out of each this is."""
+
+
 class Decodes(Sequence[Slice]):
     """The slices of a step in which each has one token, which samples: as columns, and as objects to those who ask.
 
     Most steps of a busy engine are of this kind, and hundreds of objects per step are what such a step would cost.
     """
 
-    __slots__ = ("_slices", "context", "grown", "row_S", "rows", "start_S")
+    __slots__ = ("_grown", "_slices", "context", "growth", "row_S", "rows", "start_S")
 
     def __init__(
         self,
@@ -67,16 +78,18 @@ class Decodes(Sequence[Slice]):
         row_S: IntArray,
         start_S: IntArray,
         context: int,
-        grown: Mapping[int, Slice] = {},  # noqa: B006  # never written
+        growth: Growth | None = None,
     ) -> None:
         """`rows` and `row_S` (int64) are the same objects for as long as the same sequences run in the same order, so that
-        what was made of them can be used again. `context`: tokens that all attend to together. `grown`: by index, the slices with new blocks. Nothing may be written.
+        what was made of them can be used again. `context`: tokens that all attend to together. `growth`: who has new blocks.
+        Nothing may be written.
         """
         self.rows = rows
         self.row_S = row_S
         self.start_S = start_S
         self.context = context
-        self.grown = grown
+        self.growth = growth
+        self._grown: Mapping[int, Slice] | None = None
         self._slices: tuple[Slice, ...] | None = None
 
     @property
@@ -92,6 +105,35 @@ class Decodes(Sequence[Slice]):
                 slices[index] = piece
             self._slices = tuple(slices)
         return self._slices
+
+    @property
+    def grown(self) -> Mapping[int, Slice]:
+        """By index, the slices with new blocks."""
+        if self._grown is None:
+            self._grown = {} if self.growth is None else self._with_blocks(self.growth)
+        return self._grown
+
+    def _with_blocks(self, growth: Growth) -> Mapping[int, Slice]:
+        starts = self.start_S[growth.indices].tolist()
+        told = zip(
+            growth.indices,
+            growth.row_P.tolist(),
+            starts,
+            growth.blocks_GP.T.tolist(),
+            growth.epochs_GP.T.tolist(),
+            strict=True,
+        )
+        return {
+            index: Slice(
+                row=row,
+                start=start,
+                count=1,
+                sample=True,
+                new_blocks=tuple(zip(blocks, strict=True)),
+                new_epochs=tuple(zip(epochs, strict=True)),
+            )
+            for index, row, start, blocks, epochs in told
+        }
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -139,6 +181,11 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(self.slices, Decodes):
             return len(self.slices)
         return sum([piece.count + len(piece.draft) for piece in self.slices])
+
+    @property
+    def growth(self) -> Growth | None:
+        """The slices with new blocks where they are columns; then `grown` need not be asked."""
+        return self.slices.growth if isinstance(self.slices, Decodes) else None
 
     @property
     def grown(self) -> Mapping[int, Slice]:

@@ -6,6 +6,7 @@ Every accepted request ends in exactly one `Finished` or `Failed`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Literal, overload
 
 import msgspec
@@ -122,6 +123,58 @@ class TokenOut(msgspec.Struct, frozen=True, tag="token", gc=False, omit_defaults
     """Sent with the first tokens: when it first ran, in seconds of `time.monotonic()`."""
     num_preemptions: int = 0
     """How often it gave way until now."""
+
+
+class Advanced(Sequence[TokenOut]):
+    """What a step says in which each sequence got one token and nothing else happened: as columns, and as objects to those
+    who ask.
+    """
+
+    __slots__ = ("_outs", "ids", "num_preemptions", "token_ids")
+
+    def __init__(
+        self, ids: tuple[str, ...], token_ids: Sequence[int], num_preemptions: tuple[int, ...] = ()
+    ) -> None:
+        """`ids` are the same object for as long as it is the same sequences in the same order. `num_preemptions`: beside
+        them; empty where nobody gave way.
+        """
+        self.ids = ids
+        self.token_ids = token_ids
+        self.num_preemptions = num_preemptions
+        self._outs: tuple[TokenOut, ...] | None = None
+
+    @property
+    def outs(self) -> tuple[TokenOut, ...]:
+        """As objects."""
+        if self._outs is None:
+            rest = (*_nothing_more, self.num_preemptions) if self.num_preemptions else ()
+            self._outs = tuple(map(TokenOut, self.ids, zip(self.token_ids, strict=True), *rest))
+        return self._outs
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[TokenOut]:
+        return iter(self.outs)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenOut: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[TokenOut, ...]: ...
+    def __getitem__(self, index: int | slice) -> TokenOut | tuple[TokenOut, ...]:
+        return self.outs[index]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Advanced | tuple | list):
+            return NotImplemented
+        return self.outs == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self.outs)
+
+
+_nothing_more = (repeat(None), repeat(None), repeat(0), repeat(None))
+"""Of a `TokenOut`: log-probabilities twice, what its first tokens say."""
 
 
 class Pooled(msgspec.Struct, frozen=True, kw_only=True, tag="pooled", gc=False):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 from msgspec.structs import replace
 
 from octavo.core.errors import OctavoError
 from octavo.core.plan import StepPlan
 from octavo.core.request import Request
-from octavo.core.result import EngineStats, Event, Failed, FinishReason, StepResult
-from octavo.core.sequence import Sequence
+from octavo.core.result import Advanced, EngineStats, Event, Failed, FinishReason, StepResult
+from octavo.core.sequence import Sequence as Progress
 from octavo.core.waits import GRAMMAR
 from octavo.engine.following import StepFeed
 from octavo.engine.grammars import GrammarDesk
@@ -29,6 +29,7 @@ from octavo.engine.ipc import (
     Submit,
     ToEngine,
     UseVocabulary,
+    Went,
 )
 from octavo.engine.isolate import AheadRunner, Flight, Isolator, StepRunner
 from octavo.engine.pulse import GRAMMAR_S, Pulse
@@ -38,6 +39,8 @@ from octavo.meter.frames import How
 from octavo.meter.ledger import Ledger
 from octavo.meter.steplog import NO_WAITS, StepLog, Waits
 from octavo.scheduler.scheduler import Scheduler
+
+E = TypeVar("E", bound=Sequence[Event])
 
 
 class Link(Protocol):
@@ -67,7 +70,7 @@ class _Flight(NamedTuple):
     """A step that was launched and has no results yet."""
 
     step: Flight
-    sequences: list[Sequence]
+    sequences: list[Progress]
     """Slice by slice."""
     planned: float
     begun: float
@@ -138,6 +141,7 @@ class Engine:
         if before is not None:
             self.scheduler.foresee(before.step.plan, before.sequences)
         plan = self.scheduler.schedule(now)
+        of_step: Sequence[Event] = ()
         if self.recorder is not None and (plan is not None or before is not None):
             self.recorder.planned(plan, now, is_ahead=self.ahead is not None)
         if plan is not None:
@@ -146,7 +150,7 @@ class Engine:
                 self.link.send(Started(ids=ids, at=now))
             self.pulse.begin(plan)
         if self.ahead is not None:
-            events += self._run_ahead(plan, self.ahead, now)
+            of_step = self._run_ahead(plan, self.ahead, now)
         elif plan is not None:
             begun = time.monotonic()
             result = self.isolator.run(plan)
@@ -154,16 +158,26 @@ class Engine:
             self._log(plan, result, now, begun, self._seen())
             self._account(plan, result)
             ended = time.monotonic()
-            events += self._recorded("step", self.scheduler.apply(plan, result, ended), ended)
-        self.grammars.forget_ended(events)
-        if events or plan is not None or self.grammars.num_waiting != self._num_deferred:
-            self._tell_charges(events)
-            self.link.send(Events(events=tuple(events), stats=self._stats()))
+            of_step = self._recorded("step", self.scheduler.apply(plan, result, ended), ended)
+        self._tell(events, of_step, is_step=plan is not None)
         self.feed.say(self.link.send, at_once=self.is_stopping)
         if self.is_stopping:
             self.steps.close()
 
-    def _recorded(self, how: How, events: list[Event], now: float) -> list[Event]:
+    def _tell(self, events: list[Event], of_step: Sequence[Event], *, is_step: bool) -> None:
+        """Say what happened before a step, and in it: as columns, where each got a token and that is all."""
+        if isinstance(of_step, Advanced) and not events:
+            self._tell_charges(())
+            went = Went(of_step.token_ids, self._stats(), of_step.ids, of_step.num_preemptions)
+            self.link.send(went)
+            return
+        events += of_step
+        self.grammars.forget_ended(events)
+        if events or is_step or self.grammars.num_waiting != self._num_deferred:
+            self._tell_charges(events)
+            self.link.send(Events(events=tuple(events), stats=self._stats()))
+
+    def _recorded(self, how: How, events: E, now: float) -> E:
         """What the scheduler said, written down where a record is kept."""
         if self.recorder is not None:
             self.recorder.ended(how, events, now)
@@ -209,7 +223,7 @@ class Engine:
         fit = self.scheduler.step_time
         self.ledger.add(plan, result, fit.line if fit.is_fitted else None, time.monotonic())
 
-    def _tell_charges(self, events: list[Event]) -> None:
+    def _tell_charges(self, events: Sequence[Event]) -> None:
         charges = self.ledger.due(events, time.monotonic(), is_idle=self._is_idle)
         if charges is not None:
             self.link.send(Charged(charges))
@@ -238,7 +252,7 @@ class Engine:
         self._account(plan, result)
         now = time.monotonic()
         events = self.scheduler.apply(plan, result, now, flight.sequences)
-        return self._recorded("step", events, now)
+        return [*self._recorded("step", events, now)]
 
     def _drain(self, *, wait: bool) -> list[Event]:
         events: list[Event] = []

@@ -56,14 +56,27 @@ class BlockEpochs:
         self._given_GRB[group, row, at : at + len(blocks)] = epochs
         last_B[list(blocks)] = np.maximum(last_B[list(blocks)], epochs)
 
+    def give_each(
+        self, group: int, at: tuple[IntArray, IntArray], blocks_P: IntArray, epochs_P: IntArray
+    ) -> None:
+        """`give` of one block to each of some rows; `at`: rows and indices. No block twice."""
+        last_B = self._last_GB[group]
+        self._given_GRB[group][at] = epochs_P
+        last_B[blocks_P] = np.maximum(last_B[blocks_P], epochs_P)
+
+    def given(self, row_S: IntArray, width: int) -> list[IntArray]:
+        """Beside the first `width` entries of these rows' tables: the epochs under which they were given."""
+        return [given_RB[row_S, :width] for given_RB in self._given_GRB]
+
     def check(
         self,
         tables_GSB: list[npt.NDArray[np.int32]],
         tables_GRB: npt.NDArray[np.int32],
         row_S: IntArray,
         start_S: IntArray,
+        given_GSB: list[IntArray] | None = None,
     ) -> None:
-        """Compare the tables of a step, about to be read.
+        """Compare the tables of a step, about to be read. `given_GSB`: what `given` says of them, where that is at hand.
 
         Entries that a window has passed are freed while they stand; they become null here, once they are met.
 
@@ -71,10 +84,10 @@ class BlockEpochs:
             ForeignBlocks: rows that would read what is not theirs.
         """
         wrong: dict[int, str] = {}
-        for group, tables_SB in enumerate(tables_GSB):
+        given_GSB = given_GSB or self.given(row_S, tables_GSB[0].shape[1] if tables_GSB else 0)
+        for group, (tables_SB, given_SB) in enumerate(zip(tables_GSB, given_GSB, strict=True)):
             given_RB, last_B = self._given_GRB[group], self._last_GB[group]
-            width = tables_SB.shape[1]
-            differs_SB = last_B.take(tables_SB, mode="clip") != given_RB[row_S, :width]
+            differs_SB = last_B.take(tables_SB, mode="clip") != given_SB
             if not np.count_nonzero(
                 differs_SB
             ):  # half the time of any() where there is little to look at
@@ -83,7 +96,7 @@ class BlockEpochs:
                 row, window = int(row_S[s]), self._windows[group]
                 if window is not None and index < max(0, start_S[s] - window + 1) // BLOCK_SIZE:
                     tables_SB[s, index] = tables_GRB[group, row, index] = 0
-                    given_RB[row, index] = 0
+                    given_RB[row, index] = given_SB[s, index] = 0
                     continue
                 block = int(tables_SB[s, index])
                 now = last_B.take(block, mode="clip")

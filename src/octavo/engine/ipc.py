@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections.abc import Sequence
 
 import msgspec
 
@@ -15,7 +16,7 @@ from octavo.core.config import EngineConfig
 from octavo.core.errors import EngineError, ErrorInfo
 from octavo.core.pooling import PoolingFacts
 from octavo.core.request import Request
-from octavo.core.result import EngineStats, Event, FinishReason
+from octavo.core.result import Advanced, EngineStats, Event, FinishReason
 from octavo.decoding.grammar.base import Vocabulary
 from octavo.meter.steplog import StepRecord
 
@@ -128,6 +129,60 @@ class Events(msgspec.Struct, frozen=True, tag="events"):
     stats: EngineStats
 
 
+class Went(msgspec.Struct, frozen=True, tag="went"):
+    """Engine -> client: a step in which each sequence got one token and nothing else happened, as columns.
+
+    Over a socket, names are said once (`Abbreviation`).
+    """
+
+    token_ids: Sequence[int]
+    stats: EngineStats
+    ids: tuple[str, ...] | None = None
+    """None: those of the last such message that had any."""
+    num_preemptions: tuple[int, ...] = ()
+    """Beside `ids`; empty where nobody gave way."""
+
+    @property
+    def events(self) -> Advanced:
+        """What it says of each."""
+        assert self.ids is not None, "a shortened message, which has to be completed"
+        return Advanced(self.ids, self.token_ids, self.num_preemptions)
+
+
+class Abbreviation:
+    """What one end of a connection leaves out of messages and the other puts back. Each has its own."""
+
+    def __init__(self) -> None:
+        self._ids: tuple[str, ...] = ()
+        self._num_preemptions: tuple[int, ...] = ()
+
+    def shorten(self, message: FromEngine) -> FromEngine:
+        """Before it is sent: without names that are the same object as last time."""
+        if not isinstance(message, Went) or message.ids is None:
+            return message
+        if message.ids is self._ids:
+            return Went(message.token_ids, message.stats)
+        self._ids = message.ids
+        return message
+
+    def complete(self, message: FromEngine) -> FromEngine:
+        """After it was received.
+
+        Raises:
+            EngineError: it leaves out what was never said, or has more tokens than names.
+        """
+        if not isinstance(message, Went):
+            return message
+        if message.ids is not None:
+            self._ids, self._num_preemptions = message.ids, message.num_preemptions
+        if len(message.token_ids) != len(self._ids):
+            raise EngineError(
+                f"{len(message.token_ids)} tokens from the engine for {len(self._ids)} requests",
+                code="bad_frame",
+            )
+        return Went(message.token_ids, message.stats, self._ids, self._num_preemptions)
+
+
 class Steps(msgspec.Struct, frozen=True, tag="steps"):
     """Engine -> client, while it follows: what the steps since the last message were."""
 
@@ -158,7 +213,7 @@ ToEngine = (
     | ChargeEvery
     | Shutdown
 )
-FromEngine = Loading | Ready | Started | Charged | Events | Steps | Fatal
+FromEngine = Loading | Ready | Started | Charged | Events | Went | Steps | Fatal
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine = msgspec.msgpack.Decoder(ToEngine)

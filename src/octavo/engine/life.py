@@ -10,7 +10,15 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from octavo.core.errors import EngineError, ErrorInfo
 from octavo.engine.child import oom_kills
-from octavo.engine.ipc import Fatal, FromEngine, ToEngine, decode_from_engine, frame, read_frame
+from octavo.engine.ipc import (
+    Abbreviation,
+    Fatal,
+    FromEngine,
+    ToEngine,
+    decode_from_engine,
+    frame,
+    read_frame,
+)
 from octavo.engine.page import Page
 
 Kind = Literal["signal", "exit", "fatal", "connection", "asked", "launch", "stuck"]
@@ -101,10 +109,10 @@ class Life:
         reader, self._writer = streams
         self._flush()
         connected()
-        broken, fatal = "", None
+        broken, fatal, abbreviation = "", None, Abbreviation()
         try:
             while fatal is None:
-                message = decode_from_engine(await read_frame(reader))
+                message = abbreviation.complete(decode_from_engine(await read_frame(reader)))
                 if isinstance(message, Fatal):
                     fatal = message.error
                 else:

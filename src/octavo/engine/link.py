@@ -6,7 +6,14 @@ import contextlib
 import select
 import socket
 
-from octavo.engine.ipc import FrameBuffer, FromEngine, ToEngine, decode_to_engine, frame
+from octavo.engine.ipc import (
+    Abbreviation,
+    FrameBuffer,
+    FromEngine,
+    ToEngine,
+    decode_to_engine,
+    frame,
+)
 
 _CHUNK = 1 << 18
 
@@ -25,6 +32,7 @@ class SocketLink:
         self._poller.register(self._bell, select.POLLIN)
         self._buffer = FrameBuffer()
         self._unsent = bytearray()
+        self._abbreviation = Abbreviation()
 
     def receive(self, *, wait: bool) -> list[ToEngine]:
         """Messages that have come; with `wait`, sleeps until there is at least one, or somebody wakes it.
@@ -63,7 +71,7 @@ class SocketLink:
 
     def send(self, message: FromEngine) -> None:
         """Queue a message and send what the socket takes; the rest goes out with later calls."""
-        self._unsent += frame(message)
+        self._unsent += frame(self._abbreviation.shorten(message))
         self._flush()
 
     def flush(self) -> None:

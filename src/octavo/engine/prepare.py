@@ -19,12 +19,15 @@ import torch
 
 from octavo.core.batch import ForwardBatch, GroupBatch
 from octavo.core.kvspec import BLOCK_SIZE, KVGroup
-from octavo.core.plan import Decodes, SequenceStart, Slice, StepPlan
+from octavo.core.plan import Decodes, Growth, SequenceStart, Slice, StepPlan
 from octavo.core.request import Request
 from octavo.engine.epochs import BlockEpochs
 from octavo.engine.faults import Faults
 
 IntArray = npt.NDArray[np.int64]
+
+_BLOCK_BITS = BLOCK_SIZE.bit_length() - 1
+"""A power of two, so that thousands of positions need no division."""
 
 
 class Spans(NamedTuple):
@@ -72,11 +75,15 @@ class _Inputs:
 
 
 class _Packed(NamedTuple):
-    """Tables that were gathered and found to be their rows'. None once any row's table may have changed."""
+    """Tables that were gathered, and are written as their rows get blocks. None once any row's may have changed otherwise."""
 
     row_S: IntArray
     width: int
-    tables_GSB: list[torch.Tensor]
+    tables_GSB: list[npt.NDArray[np.int32]]
+    given_GSB: list[IntArray]
+    """Beside them: epochs."""
+    there_GSB: list[torch.Tensor] | None
+    """The tables where the model runs, once they were found to be their rows'; on the CPU the same memory."""
 
 
 class Rows:
@@ -122,6 +129,14 @@ class Rows:
             self.end(row)
         for one in plan.starts:
             faults.guard(one.row, "start", start, one)
+        growth, slices = plan.growth, plan.slices
+        is_done = (
+            isinstance(slices, Decodes)
+            and growth is not None
+            and self._extend_each(slices.row_S, growth)
+        )
+        if is_done:
+            return
         for piece in plan.grown.values():
             faults.guard(piece.row, "start", self.extend, piece)
 
@@ -154,6 +169,27 @@ class Rows:
     def extend(self, piece: Slice) -> None:
         """Take over the blocks that a sequence was given since its last slice."""
         self._append_blocks(piece.row, piece.new_blocks, piece.new_epochs)
+
+    def _extend_each(self, row_S: IntArray, growth: Growth) -> bool:
+        """`extend` for slices with one new block in each group. False, with nothing done, where some table is full."""
+        row_P, packed = growth.row_P, self._packed
+        have_GP = self.num_blocks_GR[:, row_P]
+        most = int(have_GP.max())
+        if most >= self.tables_GRB.shape[2]:
+            return False
+        if packed is not None and (packed.row_S is not row_S or most >= packed.width):
+            self._packed = packed = None
+        told = zip(have_GP, growth.blocks_GP, growth.epochs_GP, strict=True)
+        for group, (have_P, new_P, given_P) in enumerate(told):
+            self.tables_GRB[group][row_P, have_P] = new_P
+            self._epochs.give_each(group, (row_P, have_P), new_P, given_P)
+            if packed is not None:
+                at = growth.indices, have_P
+                packed.tables_GSB[group][at], packed.given_GSB[group][at] = new_P, given_P
+        self.num_blocks_GR[:, row_P] += 1
+        if packed is not None:
+            self._packed = packed._replace(there_GSB=None)
+        return True
 
     def _append_blocks(
         self, row: int, blocks: tuple[tuple[int, ...], ...], epochs: tuple[tuple[int, ...], ...]
@@ -236,7 +272,10 @@ class Rows:
         n = len(spans.row_S)
         self._token_ids_R[:n] = self.tokens_RL[spans.row_S, spans.start_S]
         self._positions_R[:n] = spans.start_S
-        self._slots_GR[:, :n] = self._slots(spans.row_S, spans.start_S)
+        for slots_R, slots_T in zip(
+            self._slots_GR, self._slots(spans.row_S, spans.start_S), strict=True
+        ):
+            slots_R[:n] = slots_T
         inputs = self._inputs.get(n) or self._single_inputs(n, device)
         context_lens = tuple((spans.start_S + 1).tolist())
         return ForwardBatch(
@@ -261,10 +300,13 @@ class Rows:
             self._inputs[n] = inputs
         return inputs
 
-    def _slots(self, row_T: IntArray, position_T: IntArray) -> IntArray:
-        """Where keys and values go, int64 [G, T]."""
-        blocks_GT = self.tables_GRB[:, row_T, position_T // BLOCK_SIZE].astype(np.int64)
-        return blocks_GT * BLOCK_SIZE + position_T % BLOCK_SIZE
+    def _slots(self, row_T: IntArray, position_T: IntArray) -> list[IntArray]:
+        """Where keys and values go, int64 [T] per group."""
+        at_T, used_T = position_T >> _BLOCK_BITS, position_T & (BLOCK_SIZE - 1)
+        return [
+            (table_RB[row_T, at_T].astype(np.int64) << _BLOCK_BITS) + used_T
+            for table_RB in self.tables_GRB
+        ]
 
     def _groups(
         self,
@@ -276,17 +318,29 @@ class Rows:
         width = -(-max(context_lens) // BLOCK_SIZE)
         packed = self._packed
         if packed is None or packed.row_S is not spans.row_S or packed.width != width:
+            packed = None
+        there_GSB = None if packed is None else packed.there_GSB
+        if there_GSB is None:
             self._packed = None
-            tables_GSB = [table_RB[spans.row_S, :width] for table_RB in self.tables_GRB]
-            self._epochs.check(tables_GSB, self.tables_GRB, spans.row_S, spans.start_S)
-            there = [_tensor(tables_SB, device) for tables_SB in tables_GSB]
-            self._packed = packed = _Packed(spans.row_S, width, there)
+            packed = packed or self._gathered(spans.row_S, width)
+            there_GSB = self._check(packed, spans, device)
+            self._packed = packed._replace(there_GSB=there_GSB)
         return tuple(
             [
                 GroupBatch(slots_T=slots_T, block_tables_SB=tables_SB)
-                for slots_T, tables_SB in zip(slots_GT, packed.tables_GSB, strict=True)
+                for slots_T, tables_SB in zip(slots_GT, there_GSB, strict=True)
             ]
         )
+
+    def _gathered(self, row_S: IntArray, width: int) -> _Packed:
+        tables_GSB = [np.ascontiguousarray(table_RB[row_S, :width]) for table_RB in self.tables_GRB]
+        return _Packed(row_S, width, tables_GSB, self._epochs.given(row_S, width), None)
+
+    def _check(self, packed: _Packed, spans: Spans, device: torch.device) -> list[torch.Tensor]:
+        """The tables as they may be read."""
+        tables_GSB, given_GSB = packed.tables_GSB, packed.given_GSB
+        self._epochs.check(tables_GSB, self.tables_GRB, spans.row_S, spans.start_S, given_GSB)
+        return [_tensor(tables_SB, device) for tables_SB in tables_GSB]
 
     def _type_ids(
         self, row_S: IntArray, row_T: IntArray, position_T: IntArray, device: torch.device

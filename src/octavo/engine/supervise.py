@@ -42,6 +42,7 @@ from octavo.engine.ipc import (
     Steps,
     Submit,
     UseVocabulary,
+    Went,
     frame,
 )
 from octavo.engine.life import Ending, Life, Process
@@ -377,7 +378,7 @@ class Supervisor:
     def _handle(self, message: FromEngine) -> None:
         now = time.monotonic()
         match message:
-            case Events(events, stats):
+            case Events(events=events, stats=stats) | Went(events=events, stats=stats):
                 self.stats = stats if self._base is None else _onto(self._base, stats)
                 if self.on_stats is not None:
                     self.on_stats(self.stats)

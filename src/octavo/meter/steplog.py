@@ -263,7 +263,13 @@ class StepLog:
         ended = tuple([names.pop(row) for row in plan.ended if row in names])
         for start in plan.starts:
             names[start.row] = start.request.id
-        blocks = {i: piece.new_blocks[0] for i, piece in plan.grown.items() if piece.new_blocks}
+        growth = plan.growth
+        if growth is not None:
+            new = zip(growth.blocks_GP[0].tolist(), strict=True)
+            blocks: dict[int, tuple[int, ...]] = dict(zip(growth.indices, new, strict=True))
+        else:
+            grown = plan.grown.items()
+            blocks = {i: piece.new_blocks[0] for i, piece in grown if piece.new_blocks}
         if plan.starts:
             tables = {start.row: start.blocks[0] for start in plan.starts if start.blocks}
             blocks |= {i: tables[each.row] for i, each in enumerate(slices) if each.row in tables}

@@ -3,24 +3,26 @@
 What it plans and what it makes of results is what `Scheduler` does sequence by sequence; where that would be anything
 but the plain case (blocks do not suffice, someone ends, someone's prompt is still being booked) it declines, having
 changed nothing, and the sequences are gone through one by one. `tests/sim` compares the two.
+
+Tokens are kept here, step by step, and a sequence is told of its own when it fills a block, or when anybody is about to
+look at it (`catch_up`): to write into hundreds of sequences in every step takes longer than all else about them.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from collections.abc import Sequence as Ordered
-from itertools import repeat
+from itertools import islice
 
 import numpy as np
 
 from octavo.cache.groups import KVCache
 from octavo.core.kvspec import BLOCK_SIZE
-from octavo.core.plan import Decodes, Slice
-from octavo.core.result import Chosen, SliceResult, TokenOut
+from octavo.core.plan import Decodes, Growth
+from octavo.core.result import Advanced, Chosen, SliceResult
 from octavo.core.sequence import Sequence
 from octavo.scheduler.room import Room
-
-_no_more = (repeat(None), repeat(None), repeat(0), repeat(None))
-"""Of a `TokenOut`: log-probabilities twice, what its first tokens say."""
 
 
 class Cohort:
@@ -36,7 +38,11 @@ class Cohort:
         self._row_S = np.array(self._rows, np.int64)
         self._start_S = np.array([s.num_computed for s in sequences], np.int64)
         self._room_S = np.array([s.room for s in sequences], np.int64)
-        self._ids = [s.request.id for s in sequences]
+        self._ids = tuple([s.request.id for s in sequences])
+        self._taken: deque[Ordered[int]] = deque(maxlen=BLOCK_SIZE)
+        """Tokens of the last steps, beside `sequences`; who fills a block catches up, so that nobody lacks more."""
+        self._taken_at = 0.0
+        self._is_behind = False
         self._context = int(self._start_S.sum()) + len(sequences)
         self._to_border = BLOCK_SIZE - int((self._start_S % BLOCK_SIZE).max())
         """Tokens until the first of them fills a block."""
@@ -49,8 +55,8 @@ class Cohort:
             [s.first_token_at is None or s.num_computed < s.counted_to for s in sequences]
         )
         """Whether all are past their prompts, their first tokens, and what a preemption has thrown away."""
-        gave_way = [s.num_preemptions for s in sequences]
-        self._told = (*_no_more, gave_way) if any(gave_way) else ()
+        gave_way = tuple([s.num_preemptions for s in sequences])
+        self._gave_way = gave_way if any(gave_way) else ()
 
     @classmethod
     def of(cls, running: list[Sequence], num_moves: int) -> Cohort | None:
@@ -61,36 +67,27 @@ class Cohort:
 
     def plan(self, cache: KVCache, room: Room) -> Decodes | None:
         """A token for each; None where blocks might not suffice for all."""
-        start_S = self._start_S
-        grown: dict[int, Slice] = {}
+        growth = None
         if self._is_at_border:
-            needy = np.flatnonzero(start_S >= self._room_S).tolist()
+            needy = np.flatnonzero(self._start_S >= self._room_S).tolist()
             if needy and (
                 room.reserved or any([pool.num_free < len(needy) for pool in cache.pools])
             ):
                 return None
-            for index in needy:
-                grown[index] = self._grow(index, cache)
-        self.decodes = Decodes(self._rows, self._row_S, start_S, self._context, grown)
+            if needy and cache.pools:
+                growth = self._grow(needy, cache)
+        self.decodes = Decodes(self._rows, self._row_S, self._start_S, self._context, growth)
         return self.decodes
 
-    def _grow(self, index: int, cache: KVCache) -> Slice:
-        sequence = self.sequences[index]
-        start = sequence.num_computed
-        blocks = cache.extend(sequence, start + 1)
-        self._room_S[index] = sequence.room
-        return Slice(
-            row=sequence.row,
-            start=start,
-            count=1,
-            sample=True,
-            new_blocks=blocks,
-            new_epochs=cache.epochs(blocks),
+    def _grow(self, needy: list[int], cache: KVCache) -> Growth:
+        """Another block of each group for those whose last block is full."""
+        blocks, epochs = cache.extend_each([self.sequences[index] for index in needy])
+        self._room_S[needy] += BLOCK_SIZE
+        return Growth(
+            needy, self._row_S[needy], np.array(blocks, np.int64), np.array(epochs, np.int64)
         )
 
-    def take(
-        self, results: Ordered[SliceResult], cache: KVCache, now: float
-    ) -> list[TokenOut] | None:
+    def take(self, results: Ordered[SliceResult], cache: KVCache, now: float) -> Advanced | None:
         """Results of the step planned last: everyone goes on by a token. None where that is not so."""
         if not isinstance(results, Chosen) or not self._is_booked or self._left <= 1:
             return None
@@ -101,20 +98,38 @@ class Cohort:
         self._left -= 1
         self._context += len(token_ids)
         self._start_S = start_S = self._start_S + 1
-        for sequence, start, token_id in zip(
-            self.sequences, start_S.tolist(), token_ids, strict=True
-        ):
-            sequence.token_ids.append(token_id)
-            sequence.num_computed = start
-            sequence.last_token_at = now
+        self._taken.append(token_ids)
+        self._taken_at, self._is_behind = now, True
         self._to_border -= 1
         self._is_at_border = self._to_border == 0
         if self._is_at_border:
             used_S = start_S % BLOCK_SIZE
             self._to_border = BLOCK_SIZE - int(used_S.max())
             for index in np.flatnonzero(used_S == 0).tolist():
+                self._tell((index,))
                 cache.publish(self.sequences[index])
         if cache.has_windows:
+            self.catch_up()
             for sequence in self.sequences:
                 cache.slide(sequence)
-        return list(map(TokenOut, self._ids, zip(token_ids, strict=True), *self._told))
+        return Advanced(self._ids, token_ids, self._gave_way)
+
+    def lag(self, index: int) -> int:
+        """Tokens that a sequence has and does not know of yet."""
+        return int(self._start_S[index]) - self.sequences[index].num_computed
+
+    def catch_up(self) -> None:
+        """Tell every sequence what it does not know yet; before anybody else looks at any."""
+        if self._is_behind:
+            self._is_behind = False
+            self._tell(range(len(self.sequences)))
+
+    def _tell(self, indices: Iterable[int]) -> None:
+        taken = self._taken
+        for index in indices:
+            lag = self.lag(index)
+            if lag:
+                sequence = self.sequences[index]
+                sequence.token_ids += [ids[index] for ids in islice(taken, len(taken) - lag, None)]
+                sequence.num_computed += lag
+                sequence.last_token_at = self._taken_at

@@ -21,6 +21,8 @@ request ends. `tests/sim` drives this against `invariants.check`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Ordered
+
 from octavo.cache.groups import KVCache
 from octavo.core.errors import ContextLengthError, ErrorInfo, OverloadError
 from octavo.core.plan import Decodes, SequenceStart, Slice, StepPlan
@@ -64,10 +66,8 @@ class Scheduler:
         self.room = Room(cache, limits)
         self.counters = Counters()
         self.places = Places(limits.max_num_seqs, cache, self.accounts, self.room, self.counters)
-        self.running = self.places.running
-        self.by_id = self.places.by_id
         self.step_time = StepTimeFit()
-        self._deadlines = Deadlines(self.by_id)
+        self._deadlines = Deadlines(self.places.by_id)
         self.waits = Waits()
         """Why those who wait did not start in the last step."""
         self._stuck = Stuck()
@@ -78,9 +78,26 @@ class Scheduler:
         self._cohort: Cohort | None = None
 
     @property
+    def running(self) -> list[Sequence]:
+        """Everyone who runs, in the policy's order, as they are now."""
+        self._catch_up()
+        return self.places.running
+
+    @property
+    def by_id(self) -> dict[str, Sequence]:
+        """Everyone who waits or runs, as they are now."""
+        self._catch_up()
+        return self.places.by_id
+
+    def _catch_up(self) -> None:
+        """Before anyone looks at what sequences that run know of themselves, or at their tokens."""
+        if self._cohort is not None:
+            self._cohort.catch_up()
+
+    @property
     def has_work(self) -> bool:
         """Whether `schedule` could run something."""
-        return bool(self.accounts.num_waiting or self.running)
+        return bool(self.accounts.num_waiting or self.places.running)
 
     @property
     def waiting(self) -> list[Sequence]:
@@ -118,6 +135,7 @@ class Scheduler:
         """End what is worth nothing any more, waiting or running. O(1) when nothing is; call it before `schedule`."""
         events: list[Event] = []
         for sequence in self._deadlines.passed(now):
+            self._catch_up()
             late = expired(sequence, now)
             self.places.drop(sequence)  # no fault: what it computed stays good
             events.append(Failed(id=sequence.id, error=late))
@@ -128,9 +146,10 @@ class Scheduler:
 
         `reason` is "stop" where its caller has all that was asked for: a stop string is found in text, which is not here.
         """
-        sequence = self.by_id.get(request_id)
+        sequence = self.places.by_id.get(request_id)
         if sequence is None:
             return []
+        self._catch_up()
         if reason == "abort":
             computed = max(sequence.num_computed, sequence.num_computed_before)
             self.counters.aborted_tokens += max(0, computed - sequence.num_cached)
@@ -166,7 +185,7 @@ class Scheduler:
     def _schedule_cohort(self) -> Decodes | None:
         """The slices of everyone who runs, where each has one token pending and there are blocks for all."""
         if not self._is_same():
-            self._cohort = Cohort.of(self.running, self.places.num_moves)
+            self._cohort = Cohort.of(self.places.running, self.places.num_moves)
         return None if self._cohort is None else self._cohort.plan(self.cache, self.room)
 
     def _is_same(self) -> bool:
@@ -177,8 +196,9 @@ class Scheduler:
     def _schedule_decodes(self, slices: dict[int, Slice], chunks: list[Sequence]) -> bool:
         """Give every running sequence with one token its slice and note the others; True when one stalled or gave way."""
         stalled = False
+        self._catch_up()
         running = SequenceState.RUNNING
-        for sequence in tuple(self.running):  # a victim leaves the list
+        for sequence in tuple(self.places.running):  # a victim leaves the list
             start = sequence.num_computed
             if len(sequence.token_ids) - start != 1:
                 chunks.append(sequence)
@@ -285,7 +305,7 @@ class Scheduler:
 
     def _may_leave(self) -> list[Sequence]:
         """Who runs and did not start in this very step, which a rank would not understand."""
-        return [s for s in self.running if s.row not in self._starts]
+        return [s for s in self.places.running if s.row not in self._starts]
 
     # -- admission -----------------------------------------------------------------------------------------------
 
@@ -314,10 +334,11 @@ class Scheduler:
             return Verdict.NO_ROOM
         if self.room.has_seen_enough():
             return Verdict.NO_BUDGET
+        self._catch_up()
         num_cached = self.cache.reach(sequence)
         if not self._chunk(sequence, num_cached, budget):
             return Verdict.NO_BUDGET
-        if self.room.twin_is_computing(sequence, num_cached, self.running):
+        if self.room.twin_is_computing(sequence, num_cached, self.places.running):
             turns.hold_back(account)
             return Verdict.HELD_BACK
         if not self._is_time_for(sequence):
@@ -326,7 +347,7 @@ class Scheduler:
         count = self._chunk(sequence, match.num_tokens, budget)
         if not count:
             return Verdict.NO_BUDGET
-        if not self.room.admits(sequence, match, self.running):
+        if not self.room.admits(sequence, match, self.places.running):
             return Verdict.NO_ROOM
         start = self.places.start(sequence, match, count, now)
         self._starts[sequence.row] = start
@@ -347,7 +368,7 @@ class Scheduler:
     def _is_time_for(self, sequence: Sequence) -> bool:
         """Whether the time of a step, where it is bounded, allows one more row; an account may always have one."""
         if self.step_time.is_fitted and self.accounts.of(sequence.request).rows:
-            rows = len(self.running) + 1
+            rows = len(self.places.running) + 1
             context = self.accounts.settled_context() + sequence.num_tokens
             return fits_row(self.limits, self.step_time.line, rows, context)
         return True
@@ -359,6 +380,7 @@ class Scheduler:
             return
         if self.counters.num_steps - self._row_taken_at < victims.PAUSE_STEPS:
             return
+        self._catch_up()
         victim = victims.for_row(
             starved, self._may_leave(), self.room.reserved, self.cache, self.accounts
         )
@@ -371,6 +393,7 @@ class Scheduler:
 
     def planned(self, plan: StepPlan) -> list[Sequence]:
         """The sequences of a plan just made, slice by slice: for `foresee` and `apply`, when rows may have changed hands."""
+        self._catch_up()
         by_row = self.places.by_row
         return [by_row[piece.row] for piece in plan.slices]
 
@@ -378,6 +401,7 @@ class Scheduler:
         """Let the next plan count on a step that runs and has no results yet: whoever samples goes on from a token that is
         UNKNOWN. `schedule` and then `apply` of that step must follow, and nothing else in between.
         """
+        self._catch_up()
         self._cohort = None  # it knows nothing of this
         for piece, sequence in zip(plan.slices, sequences, strict=True):
             if sequence.state is not SequenceState.RUNNING:
@@ -400,7 +424,7 @@ class Scheduler:
         result: StepResult,
         now: float,
         sequences: list[Sequence] | None = None,
-    ) -> list[Event]:
+    ) -> Ordered[Event]:
         """Take a step's results: advance, append tokens, finish, free, publish prefixes.
 
         `sequences` is what `planned` said, where other calls came in between; those that have ended are passed over, and
@@ -417,11 +441,13 @@ class Scheduler:
         cohort, self._cohort = self._cohort, None
         if sequences is None:
             if cohort is not None and cohort.decodes is plan.slices:
-                tokens = cohort.take(result.slices, self.cache, now)
-                if tokens is not None:
-                    self.counters.generation_tokens += len(tokens)
+                advanced = cohort.take(result.slices, self.cache, now)
+                if advanced is not None:
+                    self.counters.generation_tokens += len(advanced)
                     self._cohort = cohort
-                    return [*tokens]
+                    return advanced
+            if cohort is not None:
+                cohort.catch_up()
             sequences = self.planned(plan)
         running = SequenceState.RUNNING
         for piece, outcome, sequence in zip(plan.slices, result.slices, sequences, strict=True):
@@ -470,11 +496,11 @@ class Scheduler:
     def stats(self) -> EngineStats:
         """A snapshot for the meters."""
         return self.counters.snapshot(
-            num_running=len(self.running),
+            num_running=len(self.places.running),
             num_waiting=self.accounts.num_waiting,
             num_blocks=self.cache.num_blocks,
             num_free_blocks=self.cache.num_free,
             queued_tokens=self.accounts.queued_tokens,
-            pending_tokens=len(self.running) + self._pending,
+            pending_tokens=len(self.places.running) + self._pending,
             step_time=self.step_time.line,
         )

@@ -17,10 +17,12 @@ from octavo.core.request import Request
 from octavo.core.result import EngineStats, TokenLogprobs, TokenOut
 from octavo.engine.ipc import (
     MAX_FRAME_BYTES,
+    Abbreviation,
     Cancel,
     Events,
     FrameBuffer,
     Submit,
+    Went,
     decode_from_engine,
     decode_to_engine,
     frame,
@@ -112,3 +114,28 @@ def test_the_prompt_logprobs_of_a_whole_long_context_fit_a_frame() -> None:
     sent = frame(Events((out,), EngineStats()))
     [body] = FrameBuffer().feed(sent)
     assert len(body) > 64 << 20
+
+
+def test_names_are_said_once_and_put_back() -> None:
+    told, heard = Abbreviation(), Abbreviation()
+    ids, stats = ("a", "b"), EngineStats(num_running=2)
+    sent = [
+        Went((1, 2), stats, ids, (0, 3)),
+        Went((3, 4), stats, ids, (0, 3)),
+        Events((), stats),
+        Went((5, 6), stats, ids, (0, 3)),
+        Went((7,), stats, ("b",)),
+        Went((8,), stats, ("b",)),
+    ]
+    frames = [frame(told.shorten(message)) for message in sent]
+    assert len(frames[1]) == len(frames[3]) < len(frames[0])
+    got = [heard.complete(decode_from_engine(each[4:])) for each in frames]
+    for one, other in zip(sent, got, strict=True):
+        assert list(one.events) == list(other.events) and one.stats == other.stats
+    assert got[1].events == [TokenOut("a", (3,)), TokenOut("b", (4,), num_preemptions=3)]
+    assert got[4].events[0] == TokenOut("b", (7,)), "a new membership brings its own counts"
+
+
+def test_tokens_of_nobody_are_refused() -> None:
+    with pytest.raises(EngineError, match="2 tokens from the engine for 0 requests"):
+        Abbreviation().complete(Went((1, 2), EngineStats()))

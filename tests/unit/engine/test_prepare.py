@@ -11,8 +11,10 @@ import torch
 
 from octavo.core.kvspec import BLOCK_SIZE, KVGroup, KVSpec
 from octavo.core.params import SamplingParams
-from octavo.core.plan import SequenceStart, Slice
+from octavo.core.plan import Decodes, Growth, SequenceStart, Slice, StepPlan
 from octavo.core.request import Request
+from octavo.engine.epochs import ForeignBlocks
+from octavo.engine.faults import Faults
 from octavo.engine.prepare import Rows, Spans
 from octavo.engine.worker import calm_collector
 
@@ -83,6 +85,107 @@ def test_packed_tensors_are_what_a_loop_says(kind: str, seed: int, has_pairs: bo
         ]
         assert group.slots_T.tolist() == slots
         assert group.block_tables_SB.tolist() == [table_RB[p.row, :width].tolist() for p in slices]
+
+
+def started(num_rows: int) -> Rows:
+    """Rows with one full block in each group, whose numbers are their epochs."""
+    rows = Rows(NUM_ROWS, MAX_LEN, groups(NUM_GROUPS))
+    for row in range(num_rows):
+        ids = tuple(range(BLOCK_SIZE))
+        request = Request(
+            id=str(row), token_ids=ids, params=SamplingParams(), max_tokens=1, seed=0, arrived=0.0
+        )
+        blocks = ((1 + row,), (101 + row,))
+        rows.start(
+            SequenceStart(row=row, request=request, token_ids=ids, blocks=blocks, epochs=blocks)
+        )
+    return rows
+
+
+def take_over(rows: Rows, slices: Decodes | tuple[Slice, ...]) -> Faults:
+    faults = Faults()
+    rows.take_over(
+        StepPlan(step=1, slices=slices), faults, begin=lambda _: None, end=lambda _: None
+    )
+    return faults
+
+
+def growth(pieces: dict[int, Slice]) -> Growth:
+    """What these slices say of new blocks, of which each has one per group, as columns."""
+    blocks = [piece.new_blocks for piece in pieces.values()]
+    epochs = [piece.new_epochs for piece in pieces.values()]
+    rows = np.array([piece.row for piece in pieces.values()])
+    return Growth(list(pieces), rows, np.array(blocks)[:, :, 0].T, np.array(epochs)[:, :, 0].T)
+
+
+def test_blocks_given_together_are_those_given_one_by_one() -> None:
+    order = (2, 0, 3)
+    pieces = {
+        index: Slice(
+            row=row,
+            start=BLOCK_SIZE,
+            count=1,
+            sample=True,
+            new_blocks=((50 + row,), (150 + row,)),
+            new_epochs=((500 + row,), (600 + row,)),
+        )
+        for index, row in enumerate(order)
+        if row != 0
+    }
+    starts = np.array([BLOCK_SIZE, 3, BLOCK_SIZE])
+    decodes = Decodes(order, np.array(order), starts, int(starts.sum()) + 3, growth(pieces))
+    assert decodes.grown == pieces and tuple(decodes)[0] == pieces[0]
+    together, singly = started(4), started(4)
+    assert not take_over(together, decodes) and not take_over(singly, tuple(decodes))
+    assert together.tables_GRB[:, 2, :2].tolist() == [[3, 52], [103, 152]]
+    assert (together.tables_GRB == singly.tables_GRB).all()
+    assert (together.num_blocks_GR == singly.num_blocks_GR).all()
+    batches = [
+        rows.pack(Spans.of(slices), np.arange(3), CPU)
+        for rows, slices in ((together, decodes), (singly, tuple(decodes)))
+    ]
+    for one, other in zip(batches[0].groups, batches[1].groups, strict=True):
+        assert one.slots_T.tolist() == other.slots_T.tolist()
+        assert one.block_tables_SB.tolist() == other.block_tables_SB.tolist()
+
+
+def test_a_full_table_is_its_own_rows_fault() -> None:
+    rows = started(3)
+    rows.num_blocks_GR[:, 1] = rows.tables_GRB.shape[2]
+    pieces = {
+        row: Slice(
+            row=row,
+            start=BLOCK_SIZE,
+            count=1,
+            sample=True,
+            new_blocks=((50 + row,), (150 + row,)),
+            new_epochs=((500 + row,), (600 + row,)),
+        )
+        for row in range(3)
+    }
+    starts = np.full(3, BLOCK_SIZE)
+    assert set(take_over(rows, Decodes((0, 1, 2), np.arange(3), starts, 51, growth(pieces)))) == {1}
+    assert rows.tables_GRB[:, 0, 1].tolist() == [50, 150]
+
+
+def test_tables_that_were_kept_are_looked_at_again_once_a_block_is_anothers() -> None:
+    rows = started(3)
+    order, starts = np.arange(2), np.array([3, 4])
+    kept = Decodes((0, 1), order, starts, 9)
+    first = rows.pack(Spans.of(kept), np.arange(2), CPU)
+    again = rows.pack(Spans.of(Decodes((0, 1), order, starts + 1, 11)), np.arange(2), CPU)
+    assert again.groups[0].block_tables_SB is first.groups[0].block_tables_SB
+    thief = Slice(
+        row=2,
+        start=16,
+        count=1,
+        sample=True,
+        new_blocks=((1,), (150,)),
+        new_epochs=((900,), (901,)),
+    )
+    assert not take_over(rows, (thief,))
+    with pytest.raises(ForeignBlocks):
+        rows.pack(Spans.of(kept), np.arange(2), CPU)
 
 
 def test_sampled_tokens_go_behind_the_known_ones_and_none_is_none() -> None:

@@ -27,6 +27,7 @@ class PrefillBudget:
         self.seconds = math.inf
         self._line = line if line is not None else StepTime()
         self._is_first = True
+        self._has_chunks = limits.enable_chunked_prefill
         if line is None or num_decodes == 0 or not limits.enable_chunked_prefill:
             return
         if limits.max_itl_s is not None:
@@ -48,6 +49,12 @@ class PrefillBudget:
             root = math.sqrt(per_token * per_token + 2 * self._line.context_s * seconds)
             count = min(count, int(2 * seconds / (per_token + root)))
         return min(self.tokens, max(count, BLOCK_SIZE)) if self._is_first else count
+
+    def first(self, num_tokens: int, num_cached: int) -> int:
+        """Tokens that a sequence would start with behind those that are cached; 0 where the step has too few."""
+        left = num_tokens - num_cached
+        count = min(left, self.most(num_cached))
+        return count if count >= 1 and (count == left or self._has_chunks) else 0
 
     def spend(self, start: int, count: int) -> None:
         """A chunk was planned."""

@@ -336,7 +336,7 @@ class Scheduler:
             return Verdict.NO_BUDGET
         self._catch_up()
         num_cached = self.cache.reach(sequence)
-        if not self._chunk(sequence, num_cached, budget):
+        if not budget.first(sequence.num_tokens, num_cached):
             return Verdict.NO_BUDGET
         if self.room.twin_is_computing(sequence, num_cached, self.places.running):
             turns.hold_back(account)
@@ -344,7 +344,7 @@ class Scheduler:
         if not self._is_time_for(sequence):
             return Verdict.NO_ROOM
         match = self.cache.match(sequence)
-        count = self._chunk(sequence, match.num_tokens, budget)
+        count = budget.first(sequence.num_tokens, match.num_tokens)
         if not count:
             return Verdict.NO_BUDGET
         if not self.room.admits(sequence, match, self.places.running):
@@ -357,13 +357,6 @@ class Scheduler:
         self.accounts.charge(account, match.num_tokens, count)
         self._stuck.note_start(sequence)
         return Verdict.STARTED
-
-    def _chunk(self, sequence: Sequence, num_cached: int, budget: PrefillBudget) -> int:
-        """Tokens that it would start with behind those that are cached; 0 where the budget is too small."""
-        left = sequence.num_tokens - num_cached
-        count = min(left, budget.most(num_cached))
-        is_enough = count >= 1 and (count == left or self.limits.enable_chunked_prefill)
-        return count if is_enough else 0
 
     def _is_time_for(self, sequence: Sequence) -> bool:
         """Whether the time of a step, where it is bounded, allows one more row; an account may always have one."""

@@ -56,7 +56,7 @@ def test_epochs_are_of_each_handing_out() -> None:
     pool = BlockPool(4)
     first = pool.allocate(3)
     assert sorted(pool.epoch(block) for block in first) == [1, 2, 3]
-    pool.share(first[0])
+    pool.share(first[:1])
     assert pool.epoch(first[0]) == 1
     pool.release(first[1:])
     assert pool.epoch(first[1]) == 2, "freed, and nobody else's yet"

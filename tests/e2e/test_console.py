@@ -240,6 +240,38 @@ CHECK_TABLES = """(async () => {
     }
     return "same";
 })()"""
+CHECK_WITHOUT = """(async () => {
+    const { RequestsView } = await import("/console/js/requests.js");
+    const feed = Object.assign(new EventTarget(), { state: "live", calls: [], steps: { requests: new Map() } });
+    const view = new RequestsView(feed);
+    const [id, other] = ["a".repeat(32), "b".repeat(32)];
+    const timing = { request_id: id, first_token_s: 0.2, parts: [{ name: "decode", seconds: 1 }], costliest: [{ id: other, seconds: 0.5 }] };
+    const button = () => [...view.detail.querySelectorAll("button")].find((one) => one.textContent.startsWith("Replay"));
+    view.chosen = id;
+    view.detailOf.set(id, { state: "generating", timing });
+    view.tellChosen();
+    const early = Boolean(button());
+    view.detailOf.set(id, { state: "ended", timing });
+    view.tellChosen();
+    const fetched = [], real = window.fetch;
+    window.fetch = async (url) => {
+        fetched.push(String(url));
+        const isFirst = fetched.length === 1;
+        const body = isFirst ? { error: { message: "another request is being replayed." } } : { what_if: { told: "Sooner." } };
+        return new Response(JSON.stringify(body), { status: isFirst ? 429 : 200, headers: { "content-type": "application/json" } });
+    };
+    const said = [];
+    for (let turn = 0; turn < 2; turn++) {
+        view.toldWithout.clear();
+        view.tellChosen();
+        button().click();
+        while (view.toldWithout.get(id).words.startsWith("Replaying")) await new Promise((go) => setTimeout(go));
+        view.tellChosen();
+        said.push(view.detail.querySelector("section:last-of-type p").textContent);
+    }
+    window.fetch = real;
+    return [early, fetched.every((one) => one.endsWith(`/v1/requests/${id}?what_if=true`)), ...said];
+})()"""
 CHECK_COST = """(async () => {
     const { CostView } = await import("/console/js/cost.js");
     const line = { by: {}, requests: 4, prompt_tokens: 100, cached_tokens: 0, computed_tokens: 100, output_tokens: 60,
@@ -254,6 +286,8 @@ def test_what_is_shown_is_worked_out_right(url: str) -> None:
     async def run() -> None:
         async with console(url) as page:
             assert await page.run(CHECK_TABLES) == "same"
+            without = [False, True, "another request is being replayed.", "Sooner."]
+            assert await page.run(CHECK_WITHOUT) == without
             cells = await page.run(CHECK_COST)
             assert cells[:-1] == [
                 "all",

@@ -177,3 +177,40 @@ def test_x_timing_comes_when_asked_for(state: AppState) -> None:
         assert refused.status_code == 400
 
     asyncio.run(run())
+
+
+def test_what_would_have_been_is_told_by_replay(state: AppState) -> None:
+    """By a process that reads the log, as the command does; refused where that cannot be."""
+
+    async def run() -> None:
+        caller = Caller(state)
+        await asyncio.gather(*(caller.call(path, body) for path, body in bodies(1, 8)))
+        client, replays, names = caller.client, state.replays, [*caller.took][:3]
+        told: list[dict[str, Any]] = []
+        for name in names:
+            found = (await client.get(f"/v1/requests/{name}?what_if=true")).json()
+            assert found["timing"]["num_steps"] > 0
+            told.append(found["what_if"])
+        assert all(one["told"].endswith(".") for one in told)
+        replayed = [one for one in told if one["without"] is not None]
+        assert replayed, told
+        for one in replayed:
+            assert one["without"] in one["told"] and one["simulated_s"] > 0 < one["without_s"]
+
+        url = f"/v1/requests/{names[0]}"
+        assert "what_if" not in (await client.get(f"{url}?what_if=false")).json()
+        wrong = await client.get(f"{url}?what_if=1")
+        assert wrong.status_code == 400 and "expected true or false" in wrong.text
+        async with replays._turn:
+            busy = await client.get(f"{url}?what_if=true")
+        assert busy.status_code == 429 and "Ask again" in busy.text
+        log, state.step_log = state.step_log, None
+        none = await client.get(f"{url}?what_if=true")
+        assert none.status_code == 400 and "--step-log" in none.text
+        assert log is not None
+        state.step_log = log.parent / "nothing"
+        state.step_log.mkdir()
+        lost = await client.get(f"{url}?what_if=true")
+        assert lost.status_code == 404 and "no request" in lost.text
+
+    asyncio.run(run())

@@ -140,7 +140,10 @@ CONTRACTS: Mapping[tuple[str, str], Contract] = {
         error=AnthropicErrorBody,
     ),
     ("GET", "/v1/requests/{request_id}"): Contract(
-        "How far a call is.", answer=requests.RequestObject, failures=(404,)
+        "How far a call is, or how it went.",
+        answer=requests.RequestObject,
+        failures=(400, 404, 429, 504),
+        query=("what_if",),
     ),
     ("DELETE", "/v1/requests/{request_id}"): Contract(
         "End a call wherever it stands.", answer=requests.RequestObject, failures=(404,)

@@ -48,6 +48,7 @@ _QUERY: Mapping[str, dict[str, Any]] = {
     "since": _NAME,
     "until": _NAME,
     "by": _NAME,
+    "what_if": {"type": "string", "enum": ["true", "false"]},
 }
 _FORM = {
     "type": "object",

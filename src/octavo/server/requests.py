@@ -15,11 +15,14 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
+from octavo.core.errors import RequestError
 from octavo.core.log import get_logger
 from octavo.meter.evidence import evidence
 from octavo.meter.stepfile import files
 from octavo.meter.why import Part, Seen, Stamps, Why, explain
 from octavo.server.call import Call, json_response
+from octavo.server.openai.pages import query
+from octavo.server.replayed import WhatIfView
 from octavo.server.running import Past, Running
 
 logger = get_logger(__name__)
@@ -72,10 +75,19 @@ class RequestObject(msgspec.Struct, kw_only=True):
     params: dict[str, Any] | UnsetType = UNSET
     """How it samples, once that is settled and while it runs; of another tenant's call, for admins alone."""
     timing: TimingView | UnsetType = UNSET
+    what_if: WhatIfView | UnsetType = UNSET
+    """With `what_if=true`."""
 
 
 async def get_request(call: Call) -> Response:
-    """How far a call is, or how it went."""
+    """How far a call is, or how it went; with `what_if=true`, also how it would have gone without who cost it most.
+
+    Raises:
+        RequestError: another query, or what `Replays.what_if` raises.
+    """
+    asked = query(call, ("what_if",)).get("what_if", "false")
+    if asked not in ("true", "false"):
+        raise RequestError(f"what_if is {asked[:40]!r}; expected true or false.", param="what_if")
     calls = call.state.calls
     whose = None if call.guest.may("operator") else call.caller.tenant
     found = calls.recall(whose, call.scope["path_params"]["request_id"])
@@ -84,6 +96,8 @@ async def get_request(call: Call) -> Response:
         view.params = UNSET
     past = Past.of(found) if isinstance(found, Running) else found
     view.timing = await _timing(call, past)
+    if asked == "true":
+        view.what_if = await _what_if(call, past)
     return json_response(view)
 
 
@@ -133,20 +147,31 @@ def _past(past: Past) -> RequestObject:
     )
 
 
+async def _what_if(call: Call, past: Past) -> WhatIfView:
+    found = await call.state.replays.what_if(call.state.step_log, past.request_id)
+    if found.without is not None and _shown(call, past, found.without) is None:
+        found.told = found.told.replace(found.without, "another key's request")
+        found.without = None
+    return found
+
+
+def _shown(call: Call, past: Past, name: str) -> str | None:
+    """Another request's id, to those who may know it."""
+    is_own = call.state.calls.tenant_of(name) == past.tenant or call.guest.may("operator")
+    return name if is_own else None
+
+
 async def _timing(call: Call, past: Past) -> TimingView:
     why = await _why(call, past.request_id, past.stamps)
-    stamps, calls = past.stamps, call.state.calls
-
-    def shown(name: str) -> str | None:
-        is_own = calls.tenant_of(name) == past.tenant or call.guest.may("operator")
-        return name if is_own else None
-
+    stamps = past.stamps
     first = stamps.first_token
     return TimingView(
         total_s=why.total_s,
         first_token_s=None if first is None else first - stamps.received,
         parts=list(why.parts),
-        costliest=[CostView(id=shown(cost.id), seconds=cost.seconds) for cost in why.costliest],
+        costliest=[
+            CostView(id=_shown(call, past, cost.id), seconds=cost.seconds) for cost in why.costliest
+        ],
         num_steps=why.num_steps,
         request_id=past.request_id,
     )

@@ -28,6 +28,7 @@ from octavo.server.canary import Canary
 from octavo.server.costs.desk import CostDesk
 from octavo.server.feed import Feed
 from octavo.server.jobs.store import Store
+from octavo.server.replayed import Replays
 from octavo.server.response_store import ResponseStore
 from octavo.server.running import Calls
 from octavo.text.chat import ChatTemplate
@@ -153,6 +154,7 @@ class AppState:
     """Where the engine writes its steps; None: nowhere."""
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by whoever reads there: one at a time, so that the answers of others are not kept waiting."""
+    replays: Replays = field(default_factory=Replays)
     kept: Kept = field(default_factory=Kept)
     open_kept: Callable[[], Kept] | None = None
     """Opens it when the server begins to listen; where another server has it until then."""

@@ -70,11 +70,12 @@ def run(args: argparse.Namespace) -> int:
     evidence = _read(args.step_log, match[0]) if args.step_log else None
     shown = _from_log(evidence) if evidence is not None else _ask(args.url, args.api_key, match[0])
     guess = _what_if(evidence) if evidence is not None else None
+    told = None if evidence is None else guess_text(guess)
     output.show(
         args.json,
-        lambda: _text(shown, guess),
+        lambda: _text(shown, told),
         lambda: json.dumps(
-            {"request": match[0], "timing": shown.timing, "what_if": guess}, indent=2
+            {"request": match[0], "timing": shown.timing, "what_if": guess, "told": told}, indent=2
         ),
     )
     return 0
@@ -180,7 +181,7 @@ def _what_if(found: Evidence) -> dict[str, Any] | str | None:
 # -- how it is shown -----------------------------------------------------------------------------------------------
 
 
-def _text(shown: Shown, guess: dict[str, Any] | str | None) -> str:
+def _text(shown: Shown, told: str | None) -> str:
     timing = shown.timing
     total = timing["total_s"] or 1e-9
     rows = []
@@ -199,13 +200,15 @@ def _text(shown: Shown, guess: dict[str, Any] | str | None) -> str:
         lines += ["", table(("cost it most", "time"), costs)]
     if not timing["num_steps"]:
         lines += ["", "No steps are on record: the engine's part is what the request itself knows."]
-    if guess is not None:
-        lines += ["", guess_text(guess)]
+    if told is not None:
+        lines += ["", told]
     return "\n".join(lines)
 
 
-def guess_text(guess: dict[str, Any] | str) -> str:
+def guess_text(guess: dict[str, Any] | str | None) -> str:
     """A replay is off by as much with the other as without: what counts is the difference."""
+    if guess is None:
+        return "Nobody else cost it anything before its first token."
     if isinstance(guess, str):
         return f"What would have been without who cost it most before its first token cannot be told: {guess}."
     simulated, without = guess["simulated_s"], guess["without_s"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from fakes import FakeEngine, InProcess, ServerThread, make_state
 from octavo.server.auth import KeyRing
 from octavo.server.keys.store import KeyStore
+from octavo.server.replayed import Replays, WhatIfView
 from security.keyed import keyed_state, make_key
 
 SECRET = "a stop string is the caller's own words"
@@ -52,6 +54,30 @@ def test_an_operator_sees_the_times_of_all_and_the_words_of_none(tmp_path: Path)
         past = {key: call("GET", name, key) for key in (keys.operator, keys.admin, same)}
         assert {one.json()["state"] for one in past.values()} == {"aborted"}
         assert call("GET", name, keys.user).status_code == 404
+
+
+def test_who_is_left_out_of_a_replay_is_named_to_those_who_may_know(tmp_path: Path) -> None:
+    state, keys = keyed_state(tmp_path / "keys.sqlite3", FakeEngine())
+    other = "0" * 32
+
+    class Told(Replays):
+        async def what_if(self, folder: Path | None, request_id: str) -> WhatIfView:
+            return WhatIfView(told=f"Without {other} sooner.", without=other, without_s=0.1)
+
+    state.replays = Told()
+    with ServerThread(state) as server:
+
+        def call(method: str, path: str, key: str, **options: Any) -> httpx.Response:
+            head = {"authorization": f"Bearer {key}"}
+            return httpx.request(method, server.url + path, headers=head, timeout=10, **options)
+
+        body = {"prompt": "hello", "max_tokens": 2}
+        done = call("POST", "/v1/completions", keys.user, json=body)
+        url = f"/v1/requests/{done.headers['x-request-id']}?what_if=true"
+        seen = {key: call("GET", url, key).json()["what_if"] for key in (keys.user, keys.operator)}
+    assert seen[keys.operator]["without"] == other and other in seen[keys.operator]["told"]
+    assert seen[keys.user]["without"] is None and seen[keys.user]["without_s"] == 0.1
+    assert seen[keys.user]["told"] == "Without another key's request sooner."
 
 
 def test_a_prompt_that_is_only_scored_is_remembered_like_any_call() -> None:

@@ -41,6 +41,7 @@ export class RequestsView {
     this.isActiveOnly = false;
     this.isShown = false;
     this.detailOf = new Map();
+    this.toldWithout = new Map();
     this.asked = { id: null, at: 0, isEnd: false };
     this.active = h("button", { type: "button", class: "quiet", "aria-pressed": "false", title: "Active ones only (a)", onclick: () => this.toggleActive() }, "Active only");
     this.count = h("span", { class: "hint" });
@@ -172,7 +173,7 @@ export class RequestsView {
     put(this.detail,
       h("div", { class: "row" }, h("h2", {}, shortId(id)), h("button", { type: "button", class: "quiet small", onclick: () => this.choose(id) }, "Close")),
       h("dl", {}, facts.filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
-      told.timing ? this.why(told.timing, id) : request ? this.parts("From the steps", partsOf(request)) : null,
+      told.timing ? this.why(told, id) : request ? this.parts("From the steps", partsOf(request)) : null,
       told.error ? h("p", { class: "error" }, told.error) : null);
   }
 
@@ -204,13 +205,36 @@ export class RequestsView {
   }
 
   /** The server's own account: parts of the whole, and who cost it most. */
-  why(timing, id) {
+  why({ timing, state }, id) {
     const others = timing.costliest.filter((one) => one.seconds > 0);
     return [
       timing.request_id && timing.request_id !== id ? h("p", { class: "hint" }, `Of its call's choice ${shortId(timing.request_id)}, which took longest:`) : null,
       this.parts("From its headers to its last byte", timing.parts.map((one) => [one.name, one.seconds, one.reason])),
       others.length ? h("section", {}, h("h3", {}, "Cost it most"), h("dl", { class: "parts" }, others.flatMap((one) => [
         h("dt", {}, one.id === null ? "another key's" : h("button", { type: "button", class: "link", onclick: () => this.choose(one.id) }, shortId(one.id))), h("dd", {}, duration(one.seconds))]))) : null,
+      others.length && timing.first_token_s !== null && ["ended", "aborted"].includes(state) ? this.without(id) : null,
     ];
+  }
+
+  /** When the first token would have come without the one that cost it most: a replay of the steps, which takes seconds. */
+  without(id) {
+    const told = this.toldWithout.get(id);
+    return h("section", {}, h("h3", {}, "And without that one?"), h("p", { class: told?.failed ? "error" : "hint" },
+      told ? told.words : h("button", { type: "button", class: "quiet small", onclick: () => this.askWithout(id) }, "Replay the steps without it")));
+  }
+
+  async askWithout(id) {
+    const tell = (words, failed = false) => {
+      this.toldWithout.set(id, { words, failed });
+      if (this.toldWithout.size > 50) this.toldWithout.delete(this.toldWithout.keys().next().value);
+      this.paint();
+    };
+    tell("Replaying …");
+    try {
+      const { what_if: found } = await json(`v1/requests/${encodeURIComponent(callId(id))}?what_if=true`);
+      tell(found.told);
+    } catch (error) {
+      tell(error.message, true);
+    }
   }
 }

@@ -110,6 +110,18 @@ def take_over(rows: Rows, slices: Decodes | tuple[Slice, ...]) -> Faults:
     return faults
 
 
+def grows(row: int) -> Slice:
+    """One token behind a full block, with a new block in each of two groups."""
+    return Slice(
+        row=row,
+        start=BLOCK_SIZE,
+        count=1,
+        sample=True,
+        new_blocks=((50 + row,), (150 + row,)),
+        new_epochs=((500 + row,), (600 + row,)),
+    )
+
+
 def growth(pieces: dict[int, Slice]) -> Growth:
     """What these slices say of new blocks, of which each has one per group, as columns."""
     blocks = [piece.new_blocks for piece in pieces.values()]
@@ -120,18 +132,7 @@ def growth(pieces: dict[int, Slice]) -> Growth:
 
 def test_blocks_given_together_are_those_given_one_by_one() -> None:
     order = (2, 0, 3)
-    pieces = {
-        index: Slice(
-            row=row,
-            start=BLOCK_SIZE,
-            count=1,
-            sample=True,
-            new_blocks=((50 + row,), (150 + row,)),
-            new_epochs=((500 + row,), (600 + row,)),
-        )
-        for index, row in enumerate(order)
-        if row != 0
-    }
+    pieces = {index: grows(row) for index, row in enumerate(order) if row != 0}
     starts = np.array([BLOCK_SIZE, 3, BLOCK_SIZE])
     decodes = Decodes(order, np.array(order), starts, int(starts.sum()) + 3, growth(pieces))
     assert decodes.grown == pieces and tuple(decodes)[0] == pieces[0]
@@ -152,17 +153,7 @@ def test_blocks_given_together_are_those_given_one_by_one() -> None:
 def test_a_full_table_is_its_own_rows_fault() -> None:
     rows = started(3)
     rows.num_blocks_GR[:, 1] = rows.tables_GRB.shape[2]
-    pieces = {
-        row: Slice(
-            row=row,
-            start=BLOCK_SIZE,
-            count=1,
-            sample=True,
-            new_blocks=((50 + row,), (150 + row,)),
-            new_epochs=((500 + row,), (600 + row,)),
-        )
-        for row in range(3)
-    }
+    pieces = {row: grows(row) for row in range(3)}
     starts = np.full(3, BLOCK_SIZE)
     assert set(take_over(rows, Decodes((0, 1, 2), np.arange(3), starts, 51, growth(pieces)))) == {1}
     assert rows.tables_GRB[:, 0, 1].tolist() == [50, 150]

@@ -367,7 +367,7 @@ void row_int4(const QuantTile& t) {
       OCTAVO_UNROLL
       for (int half = 0; half < 2; ++half) {
         const __m256 zero = w.zeros == nullptr ? _mm256_set1_ps(8.0f) : widen_u8(w.zeros + at + half * 8);
-        const __m256 factor = _mm256_mul_ps(x_scale, widen_bf16(w.scales + at + half * 8));
+        const __m256 factor = _mm256_mul_ps(x_scale, widen_scales(w, at + half * 8));
         const __m256 exact = _mm256_fnmadd_ps(zero, x_sum, _mm256_cvtepi32_ps(totals[b][half]));
         row.chains[b][half] = _mm256_fmadd_ps(exact, factor, row.chains[b][half]);
       }

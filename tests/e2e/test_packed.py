@@ -14,6 +14,8 @@ from octavo.tools import cli
 from packers import Kind, checkpoint
 
 PROMPTS = ([5, 17, 60, 3, 3, 21, 8], [1, 2], [44] * 5 + [9, 30])
+MARGIN = 0.5
+"""Between the two largest logits, of some 15."""
 CASES = {
     "awq": (Kind("awq", 32, True), True),
     "gptq": (Kind("gptq", 64, True), True),
@@ -24,7 +26,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_tokens_of_the_reference(tmp_path: Path, name: str) -> None:
-    """Greedy. Rows are rounded to int8 here and not there; at these margins that changes no choice."""
+    """Greedy. Rows are rounded to int8 here and not there: tokens are compared up to the first choice that is close."""
     kind, is_llama = CASES[name]
     stored, plain = checkpoint(tmp_path, kind, is_llama=is_llama)
     oracle = transformers.AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32).eval()
@@ -35,13 +37,19 @@ def test_the_tokens_of_the_reference(tmp_path: Path, name: str) -> None:
     got = engine.run(
         request(str(i), prompt, max_tokens=6, ignore_eos=True) for i, prompt in enumerate(PROMPTS)
     )
+    num_compared = 0
     for i, prompt in enumerate(PROMPTS):
         with torch.no_grad():
             out = oracle.generate(
                 torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
                 max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0,
+                output_scores=True, return_dict_in_generate=True,
             )  # fmt: skip
-        assert got[str(i)] == out[0, len(prompt) :].tolist()
+        first, second = torch.cat(out.scores).topk(2).values.unbind(1)
+        clear = int((first - second >= MARGIN).int().cumprod(0).sum())
+        assert got[str(i)][:clear] == out.sequences[0, len(prompt) :].tolist()[:clear]
+        num_compared += clear
+    assert num_compared >= 6
 
 
 def test_other_names_are_refused(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_prometheus_scrapes_a_loaded_server(tmp_path: Path) -> None:
         eventually(
             lambda: all(r["health"] == "ok" for r in ask(client, "rules")["groups"][0]["rules"])
         )
-        assert len(group["rules"]) == 12
+        assert len(group["rules"]) == 13
         firing = [one["labels"]["alertname"] for one in ask(client, "alerts")["alerts"]]
         assert not firing, "nothing is wrong with this server"
         empty = []

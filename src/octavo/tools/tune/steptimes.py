@@ -149,10 +149,11 @@ class Told:
         del rng
         network, speed = self.network, self.speed
         tokens = sum([piece.count for piece in slices])
-        read = sum([network.kv_bytes(p.start + 1) for p in slices if p.count == 1])
+        reads = [network.kv_bytes(p.start + 1) for p in slices if p.count == 1]
         pairs = sum([network.pairs(p.start, p.count) for p in slices if p.count > 1])
         seconds = speed.layers_s(tokens) + speed.head_s(sum([p.sample for p in slices]))
-        return seconds + speed.keys_s(read) + speed.pairs_s(pairs) + speed.rest_s(tokens)
+        seconds += speed.keys_s(sum(reads), max(1, len(reads)))
+        return seconds + speed.pairs_s(pairs) + speed.rest_s(tokens)
 
     def gap_s(self, num_rows: int, rng: random.Random) -> float:
         """None: `rest_s` has the loop in it."""

@@ -12,6 +12,7 @@ namespace {
 
 using std::memcpy;
 #include "convert_body.h"
+#include "qscale_body.h"
 
 // Largest magnitude; NaN if there is one, because it is the largest bit pattern.
 float largest_of(const float* x, int count) {
@@ -62,12 +63,6 @@ int weight_at(const QuantWeight& w, int64_t quad, int i, int j) {
   if (w.type == QuantType::int8) return w.values[(quad * kPanel + i) * kQuad + j];
   const int both = w.values[quad * 32 + i % (kPanel / 2) * kQuad + j];
   return i < kPanel / 2 ? both & 15 : both >> 4;
-}
-
-float scale_at(const QuantWeight& w, int64_t at) {
-  if (w.scale_type == DType::float32) return w.channel_scales[at];
-  if (w.scale_type == DType::float16) return half_to_float(w.scales[at]);
-  return float_of_bits(uint32_t(w.scales[at]) << 16);
 }
 
 void multiply(const QuantTile& t) {

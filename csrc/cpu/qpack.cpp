@@ -12,6 +12,7 @@ namespace {
 
 using std::memcpy;
 #include "convert_body.h"
+#include "qscale_body.h"
 
 constexpr int kMaxGroup = 128;
 
@@ -98,12 +99,21 @@ Levels find_levels(const float* w, int count, bool has_zero) {
   return best;
 }
 
+// Where output i of a panel has its first level, and by how much it is shifted there.
+struct Nibbles {
+  uint8_t* values;
+  int shift;
+};
+
+Nibbles nibbles_of(const QuantWeight& w, uint8_t* values, int panel, int i) {
+  values += panel * num_quads(w.num_inputs) * quad_bytes(QuantType::int4);
+  return {values + i % (kPanel / 2) * kQuad, i < kPanel / 2 ? 0 : 4};
+}
+
 void pack_int4(const Packing& p, int panel, int i) {
   const QuantWeight& w = *p.shape;
   const int64_t row = int64_t(panel) * kPanel + i, groups = num_groups(w);
-  uint8_t* values = p.to.values + panel * num_quads(w.num_inputs) * quad_bytes(QuantType::int4);
-  values += i % (kPanel / 2) * kQuad;
-  const int shift = i < kPanel / 2 ? 0 : 4;
+  const auto [values, shift] = nibbles_of(w, p.to.values, panel, i);
   float wide[kMaxGroup];
   for (int g = 0; g < groups; ++g) {
     const int from = g * w.group, count = std::min(w.group, w.num_inputs - from);
@@ -145,11 +155,6 @@ void pack_int8(const Packing& p, int panel, int i) {
   }
 }
 
-float scale_of(const QuantWeight& w, int64_t at) {
-  if (w.scale_type == DType::float32) return w.channel_scales[at];
-  return w.scale_type == DType::float16 ? half_to_float(w.scales[at]) : bf16_value(w.scales[at]);
-}
-
 float value_of(const QuantWeight& w, int o, int d) {
   const int64_t panel = o / kPanel, i = o % kPanel, quad = panel * num_quads(w.num_inputs) + d / kQuad;
   if (w.type == QuantType::int8) {
@@ -159,7 +164,7 @@ float value_of(const QuantWeight& w, int o, int d) {
   const int both = w.values[quad * 32 + i % (kPanel / 2) * kQuad + d % kQuad];
   const int64_t at = (panel * num_groups(w) + d / w.group) * kPanel + i;
   const int zero = w.zeros == nullptr ? 8 : w.zeros[at];
-  return float((i < kPanel / 2 ? both & 15 : both >> 4) - zero) * scale_of(w, at);
+  return float((i < kPanel / 2 ? both & 15 : both >> 4) - zero) * scale_at(w, at);
 }
 
 struct Taking {
@@ -172,9 +177,7 @@ struct Taking {
 void take_output(const Taking& t, int panel, int i) {
   const QuantWeight& w = *t.shape;
   const int64_t row = int64_t(panel) * kPanel + i, groups = num_groups(w);
-  uint8_t* values = t.to.values + panel * num_quads(w.num_inputs) * quad_bytes(QuantType::int4);
-  values += i % (kPanel / 2) * kQuad;
-  const int shift = i < kPanel / 2 ? 0 : 4;
+  const auto [values, shift] = nibbles_of(w, t.to.values, panel, i);
   const uint8_t* levels = t.from.levels + row * w.num_inputs;
   for (int d = 0; d < w.num_inputs; ++d) values[int64_t(d / kQuad) * 32 + d % kQuad] |= uint8_t((levels[d] & 15) << shift);
   for (int64_t g = 0; g < groups; ++g) {

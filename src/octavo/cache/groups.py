@@ -108,15 +108,18 @@ class KVCache:
 
     def hash_up_to(self, sequence: Sequence, num_tokens: int) -> None:
         """Name the sequence's full blocks within its first `num_tokens` tokens."""
+        before = len(sequence.hashes)
+        self._extend_names(sequence, num_tokens)
+        self.num_named += len(sequence.hashes) - before
+
+    def _extend_names(self, sequence: Sequence, num_tokens: int) -> None:
         key = (sequence.request.cache_scope, sequence.request.adapter)
         root = self._roots.get(key)
         if root is None:
             if len(self._roots) > 65_536:
                 self._roots.clear()  # a cache of hashes, not of keys and values: costs nothing but time
             root = self._roots[key] = root_digest(key[0], self._revision, key[1])
-        before = len(sequence.hashes)
         extend_chain(sequence.hashes, root, sequence.token_ids, num_tokens)
-        self.num_named += len(sequence.hashes) - before
 
     def is_alike(self, sequence: Sequence, other: Sequence, index: int) -> bool:
         """Whether both have the same content up to and with block `index`, which `sequence` has named."""

@@ -53,7 +53,7 @@ class Slice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Proposed tokens after the last known one, verified in this step. `count` does not include them."""
 
 
-class Growth(NamedTuple):
+class NewBlocks(NamedTuple):
     """Slices of a step that have one new block in each KV group, as columns."""
 
     indices: Sequence[int]
@@ -78,7 +78,7 @@ class Decodes(Sequence[Slice]):
         row_S: IntArray,
         start_S: IntArray,
         context: int,
-        growth: Growth | None = None,
+        growth: NewBlocks | None = None,
     ) -> None:
         """`rows` and `row_S` (int64) are the same objects for as long as the same sequences run in the same order, so that
         what was made of them can be used again. `context`: tokens that all attend to together. `growth`: who has new blocks.
@@ -113,7 +113,7 @@ class Decodes(Sequence[Slice]):
             self._grown = {} if self.growth is None else self._with_blocks(self.growth)
         return self._grown
 
-    def _with_blocks(self, growth: Growth) -> Mapping[int, Slice]:
+    def _with_blocks(self, growth: NewBlocks) -> Mapping[int, Slice]:
         starts = self.start_S[growth.indices].tolist()
         told = zip(
             growth.indices,
@@ -183,7 +183,7 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
         return sum([piece.count + len(piece.draft) for piece in self.slices])
 
     @property
-    def growth(self) -> Growth | None:
+    def growth(self) -> NewBlocks | None:
         """The slices with new blocks where they are columns; then `grown` need not be asked."""
         return self.slices.growth if isinstance(self.slices, Decodes) else None
 

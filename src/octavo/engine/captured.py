@@ -23,7 +23,7 @@ from octavo.engine.buckets import bucket_of, sizes, token_sizes
 from octavo.engine.device import Device
 from octavo.engine.graphs import Network
 from octavo.engine.kept import Bridges, Inputs, KeptPlans, Room
-from octavo.engine.measure import null_step
+from octavo.engine.measure import full_lengths, null_step
 from octavo.engine.program import Making, PieceProgram, Program, ReplayError, through_pieces
 
 logger = get_logger(__name__)
@@ -107,10 +107,7 @@ class CapturedSteps:
         if self._piece_sizes:
             step = self._piece_size(self._piece_sizes[-1])
             groups, where = len(self._room.num_blocks), self._device.torch_device
-            length = self._room.max_model_len
-            counts = [length] * (step.size // length) + [step.size % length] * (
-                step.size % length > 0
-            )
+            counts = full_lengths(step.size, self._room.max_model_len)
             self._run_eagerly(network, step, null_step(counts, groups, where))
         self.num_bytes += max(0, self._device.allocated() - before)
 

@@ -50,12 +50,17 @@ def activation_bytes(
 def largest_step(limits: Limits, num_groups: int, device: torch.device) -> ForwardBatch:
     """A step of as many tokens as limits allow, in as few sequences as they fit into, all on the null block."""
     total, longest = limits.max_num_batched_tokens, limits.max_model_len
-    counts = [longest] * (total // longest) + ([total % longest] if total % longest else [])
-    counts = counts[: limits.max_num_seqs]
+    counts = full_lengths(total, longest)[: limits.max_num_seqs]
     rows = min(sum(counts), limits.max_num_seqs)
     return replace(
         null_step(counts, num_groups, device), logits_rows_N=torch.arange(rows, device=device)
     )
+
+
+def full_lengths(total: int, longest: int) -> list[int]:
+    """So many tokens in as few sequences as they fit into."""
+    rest = total % longest
+    return [longest] * (total // longest) + [rest] * (rest > 0)
 
 
 def null_step(counts: list[int], num_groups: int, device: torch.device) -> ForwardBatch:

@@ -19,7 +19,7 @@ import torch
 
 from octavo.core.batch import ForwardBatch, GroupBatch
 from octavo.core.kvspec import BLOCK_SIZE, KVGroup
-from octavo.core.plan import Decodes, Growth, SequenceStart, Slice, StepPlan
+from octavo.core.plan import Decodes, NewBlocks, SequenceStart, Slice, StepPlan
 from octavo.core.request import Request
 from octavo.engine.epochs import BlockEpochs
 from octavo.engine.faults import Faults
@@ -170,7 +170,7 @@ class Rows:
         """Take over the blocks that a sequence was given since its last slice."""
         self._append_blocks(piece.row, piece.new_blocks, piece.new_epochs)
 
-    def _extend_each(self, row_S: IntArray, growth: Growth) -> bool:
+    def _extend_each(self, row_S: IntArray, growth: NewBlocks) -> bool:
         """`extend` for slices with one new block in each group. False, with nothing done, where some table is full."""
         row_P, packed = growth.row_P, self._packed
         have_GP = self.num_blocks_GR[:, row_P]

@@ -35,11 +35,8 @@ class Program:
         Raises:
             ReplayError: a graph could not be launched.
         """
-        try:
-            for graph in self.graphs:
-                graph.replay()
-        except RuntimeError as error:
-            raise ReplayError(str(error)) from error
+        for graph in self.graphs:
+            _launch(graph)
         return self.hidden_TD
 
 
@@ -68,15 +65,19 @@ class PieceProgram:
             Exception: whatever attention raises.
         """
         count = batch.num_tokens
-        step = Step(batch=batch, kv=self._kv, cos_TK=_NO_ANGLES, sin_TK=_NO_ANGLES)
+        step = _step_of(batch, self._kv)
         _launch(self.graphs[0])
         for (attention, queries_THD, outputs_THD), graph in zip(
             self.looks, self.graphs[1:], strict=True
         ):
-            plan = step.plan(attention.backend, attention.group, attention.spec)
-            outputs_THD[:count].copy_(attention.look(queries_THD[:count], self._kv, plan))
+            outputs_THD[:count].copy_(attention.look(queries_THD[:count], step))
             _launch(graph)
         return self.hidden_TD
+
+
+def _step_of(batch: ForwardBatch, kv: LayerCaches) -> Step:
+    """For attention alone, whose queries are rotated already."""
+    return Step(batch=batch, kv=kv, cos_TK=_NO_ANGLES, sin_TK=_NO_ANGLES)
 
 
 def _launch(graph: Replayable) -> None:
@@ -96,11 +97,10 @@ def through_pieces(parts: Parts, bridges: Bridges, batch: ForwardBatch) -> torch
         except StopIteration as end:
             hidden_TD: torch.Tensor = end.value
             return bridges.hidden(hidden_TD)[: len(hidden_TD)].copy_(hidden_TD)
-        attention, kv, made_THD = look.attention, look.step.kv, look.queries()
-        step = step or Step(batch=batch, kv=kv, cos_TK=_NO_ANGLES, sin_TK=_NO_ANGLES)
-        plan = step.plan(attention.backend, attention.group, attention.spec)
+        made_THD = look.queries()
+        step = step or _step_of(batch, look.step.kv)
         outputs_THD = bridges.pair(made_THD)[1][: len(made_THD)]
-        outputs_THD[:count].copy_(attention.look(made_THD[:count], kv, plan))
+        outputs_THD[:count].copy_(look.attention.look(made_THD[:count], step))
         look.give(outputs_THD)
 
 

@@ -61,8 +61,7 @@ class NamedCache(KVCache):
 
     names: dict[str, bytes]
 
-    def hash_up_to(self, sequence: Sequence, num_tokens: int) -> None:
-        """Name the sequence's full blocks within its first `num_tokens` tokens."""
+    def _extend_names(self, sequence: Sequence, num_tokens: int) -> None:
         known = self.names.get(sequence.id, b"")
         for index in range(len(sequence.hashes), num_tokens // BLOCK_SIZE):
             digest = known[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]

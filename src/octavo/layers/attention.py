@@ -54,14 +54,11 @@ class Look:
     Each is held only as long as it is needed, so that the parts around it take no more memory than without it.
     """
 
-    __slots__ = ("_cache", "_out_THD", "_q_THD", "attention", "step")
+    __slots__ = ("_out_THD", "_q_THD", "attention", "step")
 
-    def __init__(
-        self, attention: Attention, q_THD: torch.Tensor, cache: KVTensors, step: Step
-    ) -> None:
+    def __init__(self, attention: Attention, q_THD: torch.Tensor, step: Step) -> None:
         self.attention = attention
         self.step = step
-        self._cache = cache
         self._q_THD: torch.Tensor | None = q_THD
         self._out_THD: torch.Tensor | None = None
 
@@ -73,9 +70,7 @@ class Look:
 
     def make(self) -> None:
         """Look, as the step's plan says."""
-        attention, step = self.attention, self.step
-        plan = step.plan(attention.backend, attention.group, attention.spec)
-        self.give(attention.backend.run(self.queries(), self._cache, plan))
+        self.give(self.attention.look(self.queries(), self.step))
 
     def give(self, out_THD: torch.Tensor) -> None:
         """What was found, [T, H, D]."""
@@ -167,11 +162,12 @@ class Attention:
         slots_T = step.batch.groups[self.group].slots_T
         angles = (step.cos_TK, step.sin_TK)
         q_THD = self._prepare(self.qkv(x_TM), self.norms, angles, slots_T, cache)
-        look = Look(self, q_THD, cache, step)
+        look = Look(self, q_THD, step)
         del x_TM, q_THD
         yield look
         return self.out(look.taken().flatten(1))
 
-    def look(self, q_THD: torch.Tensor, kv: LayerCaches, plan: Any) -> torch.Tensor:
+    def look(self, q_THD: torch.Tensor, step: Step) -> torch.Tensor:
         """What a `Look` finds: queries [T, H, D] -> outputs [T, H, D]."""
-        return self.backend.run(q_THD, kv.layer(self.layer), plan)
+        plan = step.plan(self.backend, self.group, self.spec)
+        return self.backend.run(q_THD, step.kv.layer(self.layer), plan)

@@ -19,7 +19,7 @@ import numpy as np
 
 from octavo.cache.groups import KVCache
 from octavo.core.kvspec import BLOCK_SIZE
-from octavo.core.plan import Decodes, Growth
+from octavo.core.plan import Decodes, NewBlocks
 from octavo.core.result import Advanced, Chosen, SliceResult
 from octavo.core.sequence import Sequence
 from octavo.scheduler.room import Room
@@ -79,11 +79,11 @@ class Cohort:
         self.decodes = Decodes(self._rows, self._row_S, self._start_S, self._context, growth)
         return self.decodes
 
-    def _grow(self, needy: list[int], cache: KVCache) -> Growth:
+    def _grow(self, needy: list[int], cache: KVCache) -> NewBlocks:
         """Another block of each group for those whose last block is full."""
         blocks, epochs = cache.extend_each([self.sequences[index] for index in needy])
         self._room_S[needy] += BLOCK_SIZE
-        return Growth(
+        return NewBlocks(
             needy, self._row_S[needy], np.array(blocks, np.int64), np.array(epochs, np.int64)
         )
 

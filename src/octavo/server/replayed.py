@@ -17,7 +17,6 @@ import msgspec
 from octavo.core.errors import DeadlineError, NotFoundError, OverloadError, RequestError
 
 TIMEOUT_S = 60.0
-_MOST_ANSWER = 1 << 20
 _CHILD = (
     "import os, sys; os.nice(19); from octavo.tools.cli import main; sys.exit(main(sys.argv[1:]))"
 )
@@ -88,7 +87,7 @@ async def _ask(folder: Path, request_id: str) -> dict[str, Any]:
             f"the step log does not tell: {lines[0][:400] if lines else process.returncode}",
             param="what_if",
         )
-    found: dict[str, Any] = msgspec.json.decode(out[:_MOST_ANSWER])
+    found: dict[str, Any] = msgspec.json.decode(out)
     return found
 
 

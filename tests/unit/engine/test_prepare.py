@@ -11,7 +11,7 @@ import torch
 
 from octavo.core.kvspec import BLOCK_SIZE, KVGroup, KVSpec
 from octavo.core.params import SamplingParams
-from octavo.core.plan import Decodes, Growth, SequenceStart, Slice, StepPlan
+from octavo.core.plan import Decodes, NewBlocks, SequenceStart, Slice, StepPlan
 from octavo.core.request import Request
 from octavo.engine.epochs import ForeignBlocks
 from octavo.engine.faults import Faults
@@ -122,12 +122,12 @@ def grows(row: int) -> Slice:
     )
 
 
-def growth(pieces: dict[int, Slice]) -> Growth:
+def growth(pieces: dict[int, Slice]) -> NewBlocks:
     """What these slices say of new blocks, of which each has one per group, as columns."""
     blocks = [piece.new_blocks for piece in pieces.values()]
     epochs = [piece.new_epochs for piece in pieces.values()]
     rows = np.array([piece.row for piece in pieces.values()])
-    return Growth(list(pieces), rows, np.array(blocks)[:, :, 0].T, np.array(epochs)[:, :, 0].T)
+    return NewBlocks(list(pieces), rows, np.array(blocks)[:, :, 0].T, np.array(epochs)[:, :, 0].T)
 
 
 def test_blocks_given_together_are_those_given_one_by_one() -> None:

@@ -8,14 +8,15 @@
 #include <type_traits>
 
 #include "attention.h"
+#include "unroll.h"
 
 // Accumulators stay in registers only when every loop over them is unrolled.
 #if defined(__GNUC__)
-#define OCTAVO_UNROLL _Pragma("GCC unroll 8")
 #define OCTAVO_INLINE inline __attribute__((always_inline))
+#define OCTAVO_FORGET(pointer) __asm__("" : "+r"(pointer))
 #else
-#define OCTAVO_UNROLL
 #define OCTAVO_INLINE inline
+#define OCTAVO_FORGET(pointer)
 #endif
 
 namespace octavo {
@@ -109,6 +110,107 @@ OCTAVO_INLINE void load_keys(__m256* features, const char* k, int64_t stride, in
   transpose8(features);
 }
 
+// Features that are transposed together: four words of each key, of a feature, two or four; eight of float16.
+template <DType K>
+constexpr int kRun = K == DType::float16 ? 8 : 16 / int(size_of(K));
+
+// Feature E of those in a word of each of eight keys.
+template <DType K, int E>
+OCTAVO_INLINE __m256 feature_of(__m256i words) {
+  if constexpr (K == DType::float32) return _mm256_castsi256_ps(words);
+  if constexpr (K == DType::bfloat16) {
+    const __m256i high = _mm256_set1_epi32(int(0xffff0000u));
+    return _mm256_castsi256_ps(E == 0 ? _mm256_slli_epi32(words, 16) : _mm256_and_si256(words, high));
+  }
+  return _mm256_cvtepi32_ps(_mm256_srai_epi32(E == 3 ? words : _mm256_slli_epi32(words, 24 - 8 * E), 24));
+}
+
+// R rows of queries from one feature on. What is read of them is not kept from one run of keys to the next: GCC would, on the
+// stack.
+template <int R>
+struct Rows {
+  const float* row[R];
+
+  OCTAVO_INLINE Rows(const float* q, int64_t stride) {
+    OCTAVO_UNROLL
+    for (int r = 0; r < R; ++r) {
+      row[r] = q + r * stride;
+      OCTAVO_FORGET(row[r]);
+    }
+  }
+};
+
+// Adds feature d of eight keys to the scores of R rows.
+template <int R>
+OCTAVO_INLINE void add_feature(__m256 (&sums)[R], const Rows<R>& q, int d, __m256 feature) {
+  OCTAVO_UNROLL
+  for (int r = 0; r < R; ++r) {
+    sums[r] = _mm256_fmadd_ps(_mm256_broadcast_ss(q.row[r] + d), feature, sums[r]);
+    OCTAVO_STAY(sums[r]);
+  }
+}
+
+// Eight features of eight keys.
+template <DType K, int R>
+OCTAVO_INLINE void add_eight(__m256 (&sums)[R], const float* q, int64_t q_stride, const char* k, int64_t stride) {
+  const Rows<R> rows(q, q_stride);
+  __m256 features[8];
+  load_keys<K>(features, k, stride, 0);
+  OCTAVO_UNROLL
+  for (int i = 0; i < 8; ++i) add_feature<R>(sums, rows, i, features[i]);
+}
+
+OCTAVO_INLINE __m256i load_two(const char* low, const char* high) {
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(low))),
+                                 _mm_loadu_si128(reinterpret_cast<const __m128i*>(high)), 1);
+}
+
+// kRun features of eight keys. Words are transposed before they are widened: half of the shuffles in bfloat16, a quarter
+// in int8.
+template <DType K, int R>
+OCTAVO_INLINE void add_run(__m256 (&sums)[R], const float* q, int64_t q_stride, const char* k, int64_t stride) {
+  if constexpr (K == DType::float16) {
+    add_eight<K, R>(sums, q, q_stride, k, stride);
+  } else {
+    const Rows<R> rows(q, q_stride);
+    const __m256i k0 = load_two(k, k + 4 * stride), k1 = load_two(k + stride, k + 5 * stride);
+    const __m256i k2 = load_two(k + 2 * stride, k + 6 * stride), k3 = load_two(k + 3 * stride, k + 7 * stride);
+    const __m256i a = _mm256_unpacklo_epi32(k0, k1), b = _mm256_unpacklo_epi32(k2, k3);
+    const __m256i c = _mm256_unpackhi_epi32(k0, k1), d = _mm256_unpackhi_epi32(k2, k3);
+    const __m256i words[4] = {_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b), _mm256_unpacklo_epi64(c, d),
+                              _mm256_unpackhi_epi64(c, d)};
+    constexpr int kEach = kRun<K> / 4;
+    OCTAVO_UNROLL
+    for (int w = 0; w < 4; ++w) {
+      add_feature<R>(sums, rows, w * kEach, feature_of<K, 0>(words[w]));
+      if constexpr (kEach > 1) add_feature<R>(sums, rows, w * kEach + 1, feature_of<K, 1>(words[w]));
+      if constexpr (kEach > 2) add_feature<R>(sums, rows, w * kEach + 2, feature_of<K, 2>(words[w]));
+      if constexpr (kEach > 2) add_feature<R>(sums, rows, w * kEach + 3, feature_of<K, 3>(words[w]));
+    }
+  }
+}
+
+// Sixteen values; of bfloat16 0 .. 3 and 8 .. 11, then 4 .. 7 and 12 .. 15, which takes one instruction each.
+template <DType K>
+OCTAVO_INLINE void load16(const char* v, __m256* to) {
+  if constexpr (K == DType::bfloat16) {
+    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(v));
+    to[0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(_mm256_setzero_si256(), both));
+    to[1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(_mm256_setzero_si256(), both));
+  } else {
+    to[0] = load8<K>(v);
+    to[1] = load8<K>(v + 8 * size_of(K));
+  }
+}
+
+// Sixteen columns to the order of `load16`, and back.
+template <DType K>
+OCTAVO_INLINE void arrange(__m256 low, __m256 high, __m256* to) {
+  constexpr bool kIsApart = K == DType::bfloat16;
+  to[0] = kIsApart ? _mm256_permute2f128_ps(low, high, 0x20) : low;
+  to[1] = kIsApart ? _mm256_permute2f128_ps(low, high, 0x31) : high;
+}
+
 struct Avx2 {
   static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 
@@ -182,62 +284,98 @@ struct Avx2 {
     }
   }
 
-  template <DType K, int R>
-  static void scores(float* out, const float* q, int64_t q_stride, const char* k, int64_t stride, int n) {
-    __m256 sums[R][2];
+  // Sums of B R rows by two halves of sixteen keys: eight chains, which two units of latency four want.
+  template <DType K, int R, int B>
+  static void scores(float* out, const float* q, int64_t q_stride, const char* k, int64_t stride, int n,
+                     Ahead<Avx2>& ahead) {
+    __m256 sums[2 * B][R];
     OCTAVO_UNROLL
-    for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
-    for (int d = 0; d < n; d += 8) {
+    for (int i = 0; i < 2 * B; ++i) {
       OCTAVO_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        __m256 features[8];
-        load_keys<K>(features, k + 8 * half * stride, stride, d);
+      for (int r = 0; r < R; ++r) sums[i][r] = _mm256_setzero_ps();
+    }
+    int d = 0;
+    for (; d + kRun<K> <= n; d += kRun<K>) {
+      OCTAVO_UNROLL
+      for (int i = 0; i < 2 * B; ++i) {
+        add_run<K, R>(sums[i], q + i / 2 * R * q_stride + d, q_stride, k + (i / 2 * n + d) * size_of(K) + i % 2 * 8 * stride,
+                      stride);
+        ahead.fetch();
+        ahead.fetch();
+      }
+    }
+    if (kRun<K> > 8 && d < n) {
+      OCTAVO_UNROLL
+      for (int i = 0; i < 2 * B; ++i) {
+        add_eight<K, R>(sums[i], q + i / 2 * R * q_stride + d, q_stride, k + (i / 2 * n + d) * size_of(K) + i % 2 * 8 * stride,
+                        stride);
+      }
+    }
+    OCTAVO_UNROLL
+    for (int i = 0; i < 2 * B; ++i) {
+      OCTAVO_UNROLL
+      for (int r = 0; r < R; ++r) _mm256_storeu_ps(out + (i / 2 * R + r) * kStretch + i % 2 * 8, sums[i][r]);
+    }
+  }
+
+  // Columns d .. d + 16 C of R rows: their sums stay in registers past all keys.
+  template <DType K, int R, int C>
+  static void add_columns(float* acc, int64_t acc_stride, const float* p, const char* v, int64_t stride, int keys,
+                          Ahead<Avx2>& ahead) {
+    constexpr int kBytes = 16 * C * int(size_of(K));
+    __m256 sums[R][2 * C];
+    OCTAVO_UNROLL
+    for (int r = 0; r < R; ++r) {
+      OCTAVO_UNROLL
+      for (int c = 0; c < C; ++c) {
+        const float* from = acc + r * acc_stride + 16 * c;
+        arrange<K>(_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8), sums[r] + 2 * c);
+      }
+    }
+    for (int j = 0; j < keys; ++j, v += stride) {
+      if (kBytes >= 64 || j * kBytes % 64 == 0) ahead.fetch();
+      if (kBytes > 64) ahead.fetch();
+      OCTAVO_UNROLL
+      for (int c = 0; c < C; ++c) {
+        __m256 values[2];
+        load16<K>(v + 16 * c * size_of(K), values);
         OCTAVO_UNROLL
-        for (int i = 0; i < 8; ++i) {
-          OCTAVO_UNROLL
-          for (int r = 0; r < R; ++r) {
-            sums[r][half] = _mm256_fmadd_ps(_mm256_broadcast_ss(q + r * q_stride + d + i), features[i], sums[r][half]);
-          }
+        for (int r = 0; r < R; ++r) {
+          const __m256 weight = _mm256_broadcast_ss(p + r * kStretch + j);
+          sums[r][2 * c] = _mm256_fmadd_ps(weight, values[0], sums[r][2 * c]);
+          sums[r][2 * c + 1] = _mm256_fmadd_ps(weight, values[1], sums[r][2 * c + 1]);
         }
       }
     }
     OCTAVO_UNROLL
     for (int r = 0; r < R; ++r) {
-      _mm256_storeu_ps(out + r * kStretch, sums[r][0]);
-      _mm256_storeu_ps(out + r * kStretch + 8, sums[r][1]);
-    }
-  }
-
-  // J keys of R rows.
-  template <DType K, int R, int J>
-  static void add_keys(float* acc, int64_t acc_stride, const float* p, const char* v, int64_t stride, int n) {
-    __m256 weights[R][J];
-    OCTAVO_UNROLL
-    for (int r = 0; r < R; ++r) {
       OCTAVO_UNROLL
-      for (int j = 0; j < J; ++j) weights[r][j] = _mm256_broadcast_ss(p + r * kStretch + j);
-    }
-    for (int d = 0; d < n; d += 8) {
-      __m256 sums[R];
-      OCTAVO_UNROLL
-      for (int r = 0; r < R; ++r) sums[r] = _mm256_loadu_ps(acc + r * acc_stride + d);
-      OCTAVO_UNROLL
-      for (int j = 0; j < J; ++j) {
-        const __m256 value = load8<K>(v + j * stride + d * size_of(K));
-        OCTAVO_UNROLL
-        for (int r = 0; r < R; ++r) sums[r] = _mm256_fmadd_ps(weights[r][j], value, sums[r]);
+      for (int c = 0; c < C; ++c) {
+        __m256 columns[2];
+        arrange<K>(sums[r][2 * c], sums[r][2 * c + 1], columns);
+        _mm256_storeu_ps(acc + r * acc_stride + 16 * c, columns[0]);
+        _mm256_storeu_ps(acc + r * acc_stride + 16 * c + 8, columns[1]);
       }
-      OCTAVO_UNROLL
-      for (int r = 0; r < R; ++r) _mm256_storeu_ps(acc + r * acc_stride + d, sums[r]);
     }
   }
 
   template <DType K, int R>
-  static void add(float* acc, int64_t acc_stride, const float* p, const char* v, int64_t stride, int lo, int hi, int n) {
-    constexpr int J = R == 1 ? 8 : R == 2 ? 4 : 2;
-    int j = lo;
-    for (; j + J <= hi; j += J) add_keys<K, R, J>(acc, acc_stride, p + j, v + j * stride, stride, n);
-    for (; j < hi; ++j) add_keys<K, R, 1>(acc, acc_stride, p + j, v + j * stride, stride, n);
+  static void add(float* acc, int64_t acc_stride, const float* p, const char* v, int64_t stride, int lo, int hi, int n,
+                  Ahead<Avx2>& ahead) {
+    constexpr int C = R == 1 ? 4 : R == 2 ? 2 : 1;
+    p += lo;
+    v += lo * stride;
+    int d = 0;
+    for (; d + 16 * C <= n; d += 16 * C) add_columns<K, R, C>(acc + d, acc_stride, p, v + d * size_of(K), stride, hi - lo, ahead);
+    for (; d + 16 <= n; d += 16) add_columns<K, R, 1>(acc + d, acc_stride, p, v + d * size_of(K), stride, hi - lo, ahead);
+    if (d == n) return;
+    for (int r = 0; r < R; ++r) {  // eight columns
+      __m256 sum = _mm256_loadu_ps(acc + r * acc_stride + d);
+      for (int j = 0; j < hi - lo; ++j) {
+        sum = _mm256_fmadd_ps(_mm256_broadcast_ss(p + r * kStretch + j), load8<K>(v + j * stride + d * size_of(K)), sum);
+      }
+      _mm256_storeu_ps(acc + r * acc_stride + d, sum);
+    }
   }
 
   static float softmax(float* row, int lo, int hi, const float* k_scales, const float* v_scales, const Attention& a,

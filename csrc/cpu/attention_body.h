@@ -12,6 +12,8 @@
 //   add<K, R>(acc, stride, p, v, v_stride, lo, hi, n, ahead)   acc[r] += chain over j of p[r][j] * v[j]
 //   softmax(row, lo, hi, factors, a, maximum, sum)      scores[lo .. hi) -> weights; the factor for what was there
 //   scale(row, factor, n), fold(...), prefetch(p)
+//   heads_together(rows)   how many KV heads' scores are computed at once, a power of two: few rows alone have too few
+//                          chains to keep a machine busy, and sixteen keys of one head share few sets of the L1 as it is
 //
 // Online softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867.
 
@@ -40,9 +42,14 @@ struct Ahead {
   }
 };
 
-// KV heads whose scores are computed together: one or two rows alone have too few chains to keep a machine busy, and sixteen
-// keys of one head share few sets of the L1 as it is.
-constexpr int heads_together(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+// Calls f(std::integral_constant<int, B>) for B = count, a power of two up to kMost.
+template <int kMost, class F>
+inline void with_heads(int count, F f) {
+  if constexpr (kMost > 1) {
+    if (count < kMost) return with_heads<kMost / 2>(count, f);
+  }
+  f(std::integral_constant<int, kMost>());
+}
 
 inline int least(int a, int b) { return a < b ? a : b; }
 inline int most(int a, int b) { return a > b ? a : b; }
@@ -203,15 +210,16 @@ class Walk {
     const void* next_cache = is_end ? a_.v_cache : a_.k_cache;
     const int next = base_ / kBlockSize + (is_end ? first_block_ : b + 1);
     for (int g = 0, count = 0; g < piece_.num_kv_heads; g += count) {
-      count = g + heads_together(rows_) <= piece_.num_kv_heads ? heads_together(rows_) : 1;
+      count = Ops::heads_together(rows_);
+      while (g + count > piece_.num_kv_heads) count /= 2;
       Ahead<Ops> ahead = next_share(next_cache, next, g);
       float* out = p_ + row(g, 0) * kStretch + b * kBlockSize;
       const float* q = q_ + row(g, 0) * stride_;
       const char* k = block(a_.k_cache, b, g);
       with_rows(rows_, [&](auto R) {
         if constexpr (R <= kRowsInPlace) {
-          if (count == 1) return Ops::template scores<K, R, 1>(out, q, stride_, k, token_stride_, D_, ahead);
-          Ops::template scores<K, R, heads_together(R)>(out, q, stride_, k, token_stride_, D_, ahead);
+          with_heads<Ops::heads_together(R)>(
+            count, [&](auto B) { Ops::template scores<K, R, B>(out, q, stride_, k, token_stride_, D_, ahead); });
         }
       });
     }

@@ -197,6 +197,17 @@ class Walk {
     }
   }
 
+  // The scales of a block of the next stretch, beside which a block of this one is computed.
+  void fetch_scales(int b) const {
+    const int position = base_ + kStretch + b * kBlockSize;
+    if (K != DType::int8 || position > last_) return;
+    const int64_t from = int64_t(table_[position / kBlockSize]) * kBlockSize * a_.num_kv_heads;
+    for (int i = 0; i < kBlockSize * a_.num_kv_heads; i += 64 / int(sizeof(float))) {
+      Ops::prefetch(reinterpret_cast<const char*>(a_.k_scales + from + i));
+      Ops::prefetch(reinterpret_cast<const char*>(a_.v_scales + from + i));
+    }
+  }
+
   // While heads of a block are computed, their share of what is read next comes into the cache, in the order in which it
   // lies in memory: a head's own rows are too short runs for the machine to foresee them.
   Ahead<Ops> next_share(const void* cache, int next_block, int g) const {
@@ -206,6 +217,7 @@ class Walk {
   }
 
   void scores_in_place(int b) {
+    fetch_scales(b);
     const bool is_end = b + 1 == num_blocks_;
     const void* next_cache = is_end ? a_.v_cache : a_.k_cache;
     const int next = base_ / kBlockSize + (is_end ? first_block_ : b + 1);

@@ -155,9 +155,11 @@ const AttentionKernels* attention_kernels(Isa isa) {
   switch (isa) {
     case Isa::scalar: return &attention_kernels_scalar;
 #ifdef OCTAVO_HAVE_AVX2
-    case Isa::avx512_bf16:
-    case Isa::avx512:  // no unit of its own yet
     case Isa::avx2: return &attention_kernels_avx2;
+#endif
+#ifdef OCTAVO_HAVE_AVX512
+    case Isa::avx512_bf16:
+    case Isa::avx512: return &attention_kernels_avx512;
 #endif
     default: return nullptr;
   }

@@ -92,5 +92,6 @@ void paged_attention(const Attention& a, const AttentionKernels& kernels, int nu
 
 extern const AttentionKernels attention_kernels_scalar;
 extern const AttentionKernels attention_kernels_avx2;
+extern const AttentionKernels attention_kernels_avx512;
 
 }  // namespace octavo

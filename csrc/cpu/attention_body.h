@@ -7,10 +7,13 @@
 //   pack_keys<K>(panel, k, stride, n)              16 keys -> panel[d][key]
 //   pack_values<K>(panels, v, stride, tokens, n)   tokens rows of n values -> panels, kStretch rows each
 //   tile<R>(out, x, x_stride, panel, count, out_stride, from_zero)   out[r] (+)= chain over i of x[r][i] * panel[i]
-//   scores<K, R>(out, q, q_stride, k, k_stride, n)      the same chains for 16 keys where they lie; out rows kStretch apart
-//   add<K, R>(acc, stride, p, v, v_stride, lo, hi, n)   acc[r] += chain over j of p[r][j] * v[j]
+//   scores<K, R, B>(out, q, q_stride, k, k_stride, n, ahead)   the same chains for 16 keys of B heads where they lie, R rows each;
+//                                                       out rows kStretch apart
+//   add<K, R>(acc, stride, p, v, v_stride, lo, hi, n, ahead)   acc[r] += chain over j of p[r][j] * v[j]
 //   softmax(row, lo, hi, factors, a, maximum, sum)      scores[lo .. hi) -> weights; the factor for what was there
 //   scale(row, factor, n), fold(...), prefetch(p)
+//   heads_together(rows)   how many KV heads' scores are computed at once, a power of two: few rows alone have too few
+//                          chains to keep a machine busy, and sixteen keys of one head share few sets of the L1 as it is
 //
 // Online softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867.
 
@@ -20,6 +23,33 @@ struct Range {
   int lo, hi;  // keys of a stretch
   bool empty() const { return lo >= hi; }
 };
+
+// What is read next, line by line: rows of some heads, `stride` bytes apart.
+template <class Ops>
+struct Ahead {
+  const char* line;
+  int64_t row_bytes;
+  int64_t stride;
+  int64_t done = 0;  // of the row
+
+  inline void fetch() {
+    Ops::prefetch(line + done);
+    done += 64;
+    if (done >= row_bytes) {
+      line += stride;
+      done = 0;
+    }
+  }
+};
+
+// Calls f(std::integral_constant<int, B>) for B = count, a power of two up to kMost.
+template <int kMost, class F>
+inline void with_heads(int count, F f) {
+  if constexpr (kMost > 1) {
+    if (count < kMost) return with_heads<kMost / 2>(count, f);
+  }
+  f(std::integral_constant<int, kMost>());
+}
 
 inline int least(int a, int b) { return a < b ? a : b; }
 inline int most(int a, int b) { return a > b ? a : b; }
@@ -167,28 +197,42 @@ class Walk {
     }
   }
 
-  // While one head of a block is computed, its share of what is read next comes into the cache, in the order in which it
-  // lies in memory: a head's own rows are too short runs for the machine to foresee them.
-  void fetch_next(const void* cache, int next_block, int g) const {
-    const int heads = piece_.num_kv_heads;
-    const char* from = at(cache, (int64_t(table_[next_block]) * kBlockSize * a_.num_kv_heads + piece_.kv_head) * D_, K);
-    const int64_t bytes = int64_t(heads) * D_ * size_of(K);
-    for (int j = kBlockSize * g / heads; j < kBlockSize * (g + 1) / heads; ++j) {
-      for (int64_t i = 0; i < bytes; i += 64) Ops::prefetch(from + j * token_stride_ + i);
+  // The scales of a block of the next stretch, beside which a block of this one is computed.
+  void fetch_scales(int b) const {
+    const int position = base_ + kStretch + b * kBlockSize;
+    if (K != DType::int8 || position > last_) return;
+    const int64_t from = int64_t(table_[position / kBlockSize]) * kBlockSize * a_.num_kv_heads;
+    for (int i = 0; i < kBlockSize * a_.num_kv_heads; i += 64 / int(sizeof(float))) {
+      Ops::prefetch(reinterpret_cast<const char*>(a_.k_scales + from + i));
+      Ops::prefetch(reinterpret_cast<const char*>(a_.v_scales + from + i));
     }
   }
 
+  // While heads of a block are computed, their share of what is read next comes into the cache, in the order in which it
+  // lies in memory: a head's own rows are too short runs for the machine to foresee them.
+  Ahead<Ops> next_share(const void* cache, int next_block, int g) const {
+    const int heads = piece_.num_kv_heads, first = kBlockSize * g / heads;
+    const int64_t token = int64_t(table_[next_block]) * kBlockSize + first;
+    return {at(cache, (token * a_.num_kv_heads + piece_.kv_head) * D_, K), int64_t(heads) * D_ * size_of(K), token_stride_};
+  }
+
   void scores_in_place(int b) {
+    fetch_scales(b);
     const bool is_end = b + 1 == num_blocks_;
     const void* next_cache = is_end ? a_.v_cache : a_.k_cache;
     const int next = base_ / kBlockSize + (is_end ? first_block_ : b + 1);
-    for (int g = 0; g < piece_.num_kv_heads; ++g) {
-      fetch_next(next_cache, next, g);
+    for (int g = 0, count = 0; g < piece_.num_kv_heads; g += count) {
+      count = Ops::heads_together(rows_);
+      while (g + count > piece_.num_kv_heads) count /= 2;
+      Ahead<Ops> ahead = next_share(next_cache, next, g);
       float* out = p_ + row(g, 0) * kStretch + b * kBlockSize;
       const float* q = q_ + row(g, 0) * stride_;
       const char* k = block(a_.k_cache, b, g);
       with_rows(rows_, [&](auto R) {
-        if constexpr (R <= kRowsInPlace) Ops::template scores<K, R>(out, q, stride_, k, token_stride_, D_);
+        if constexpr (R <= kRowsInPlace) {
+          with_heads<Ops::heads_together(R)>(
+            count, [&](auto B) { Ops::template scores<K, R, B>(out, q, stride_, k, token_stride_, D_, ahead); });
+        }
       });
     }
   }
@@ -196,15 +240,15 @@ class Walk {
   void values_in_place(int b) {
     const bool is_end = b + 1 == num_blocks_;
     const void* next_cache = is_end ? a_.k_cache : a_.v_cache;
-    const int next = is_end ? (base_ + kStretch) / kBlockSize : base_ / kBlockSize + b + 1;
+    const int next = !is_end ? base_ / kBlockSize + b + 1 : is_last_ ? last_ / kBlockSize : (base_ + kStretch) / kBlockSize;
     for (int g = 0; g < piece_.num_kv_heads; ++g) {
-      if (!(is_end && is_last_)) fetch_next(next_cache, next, g);
+      Ahead<Ops> ahead = next_share(next_cache, next, g);
       const char* v = block(a_.v_cache, b, g);
       const int from = b * kBlockSize;
       over_ranges(0, rows_, {from, from + kBlockSize}, [&](int r, auto R, Range keys) {
         if constexpr (R <= kRowsInPlace) {
           Ops::template add<K, R>(acc_ + row(g, r) * stride_, stride_, p_ + row(g, r) * kStretch + from, v, token_stride_,
-                                  keys.lo - from, keys.hi - from, D_);
+                                  keys.lo - from, keys.hi - from, D_, ahead);
         }
       });
     }

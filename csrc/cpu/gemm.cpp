@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "pool.h"
 #include "scratch.h"
@@ -19,6 +20,8 @@ constexpr int kBlockInputs = 512;
 constexpr int kFewRows = 24;       // up to here, or up to the floats of a block, x is read in place, panels once
 constexpr int kPanelsPerItem = 16;
 constexpr int64_t kAhead = 8192;  // bytes between what one tile of rows multiplies and what it has fetched meanwhile
+constexpr int kPanelsOfRow = 4;  // read side by side for a product's only row: enough chains, enough runs of memory
+constexpr int64_t kLeastRowBytes = 128 << 10;  // of an item of one row: shorter runs of memory are read slower
 
 struct Product {
   const PackedWeight* weight;
@@ -151,6 +154,62 @@ void run_item(void* context, int item, int /*worker*/) {
       run_panels(p, tile, row, part.panel, std::min(part.panel + step, last_panel));
     }
   }
+}
+
+// One row. An item's panels are as many runs of memory as go together, each read from its begin to its end.
+struct RowProduct {
+  const Product* product;
+  std::vector<int> bounds;  // item i has the panels bounds[i] .. bounds[i + 1]
+};
+
+// Items become shorter towards the end, so that threads end together and few runs are short.
+std::vector<int> cut_row(int panels, int64_t panel_bytes, int num_threads) {
+  std::vector<int> bounds{0};
+  const int least = std::max(kPanelsOfRow, int(kLeastRowBytes / panel_bytes) / kPanelsOfRow * kPanelsOfRow);
+  while (bounds.back() < panels) {
+    const int left = panels - bounds.back();
+    const int share = num_threads == 1 ? left : (left + 2 * num_threads - 1) / (2 * num_threads);
+    const int whole = std::max(least, (share + kPanelsOfRow - 1) / kPanelsOfRow * kPanelsOfRow);
+    bounds.push_back(std::min(panels, bounds.back() + whole));
+  }
+  return bounds;
+}
+
+// `count` panels from `panel` on, `step` apart.
+void multiply_row(const Product& p, int panel, int step, int count) {
+  const PackedWeight& w = *p.weight;
+  const int64_t panel_bytes = num_lines(w.num_inputs, w.dtype) * kLine;
+  alignas(64) float chains[kPanelsOfRow * kPanel] = {};
+  const auto each = [&](auto copy) {
+    for (int i = 0; i < count; ++i) {
+      const int first = (panel + i * step) * kPanel;
+      copy(chains + i * kPanel, first, sizeof(float) * size_t(std::min(kPanel, w.num_outputs - first)));
+    }
+  };
+  if (p.bias != nullptr) each([&](float* chain, int first, size_t bytes) { std::memcpy(chain, p.bias + first, bytes); });
+  GemmTile tile{};
+  tile.dtype = w.dtype;
+  tile.x = p.x;
+  tile.row_stride = p.num_inputs;
+  tile.input_stride = 1;
+  tile.panel = static_cast<const char*>(w.data) + panel * panel_bytes;
+  tile.panel_stride = panel_bytes * step;
+  tile.num_rows = 1;
+  tile.ahead = tile.panel;  // four runs side by side are foreseen by the hardware
+  tile.num_panels = count;
+  tile.num_inputs = p.num_inputs;
+  tile.out = chains;
+  tile.out_stride = kPanelsOfRow * kPanel;
+  multiply(p, tile);
+  each([&](const float* chain, int first, size_t bytes) { std::memcpy(p.out + first, chain, bytes); });
+}
+
+void run_row_item(void* context, int item, int /*worker*/) {
+  const RowProduct& row = *static_cast<const RowProduct*>(context);
+  const int first = row.bounds[size_t(item)], last = row.bounds[size_t(item) + 1];
+  const int step = (last - first) / kPanelsOfRow;
+  for (int panel = first; panel < first + step; ++panel) multiply_row(*row.product, panel, step, kPanelsOfRow);
+  for (int panel = first + step * kPanelsOfRow; panel < last; ++panel) multiply_row(*row.product, panel, 1, 1);
 }
 
 struct RowPacking {
@@ -386,6 +445,11 @@ void gemm(const PackedWeight& weight, const float* x, int num_rows, const float*
       product.x = packing.packed = thread_scratch(int64_t(num_rows) * words);
       const bool is_little = int64_t(num_rows) * words < kBlockInputs * kFewRows;
       parallel_for(num_rows, is_little ? 1 : num_threads, round_rows, &packing);
+    }
+    if (num_rows == 1) {
+      const int64_t panel_bytes = std::max<int64_t>(1, num_lines(weight.num_inputs, weight.dtype)) * kLine;
+      RowProduct row{&product, cut_row(panels, panel_bytes, num_threads)};
+      return parallel_for(static_cast<int>(row.bounds.size()) - 1, num_threads, run_row_item, &row);
     }
   }
   product.panels_to_next = product.panels_per_item * num_threads;

@@ -25,3 +25,16 @@ inline simde__m512 emulated_halves(__m256i a) {
 #define _mm512_cvtepu16_epi32(a) \
   emulated_widen(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(a)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(a, 1)))
 #define _mm512_cvtepu8_epi32(a) emulated_widen(_mm256_cvtepu8_epi32(a), _mm256_cvtepu8_epi32(_mm_srli_si128(a, 8)))
+#define _mm512_cvtepi8_epi32(a) emulated_widen(_mm256_cvtepi8_epi32(a), _mm256_cvtepi8_epi32(_mm_srli_si128(a, 8)))
+inline simde__m512i emulated_shift(simde__m512i a, int count) {
+  return emulated_widen(_mm256_srai_epi32(simde_mm512_castsi512_si256(a), count),
+                        _mm256_srai_epi32(simde_mm512_extracti64x4_epi64(a, 1), count));
+}
+inline __m256i emulated_lower_halves(simde__m512i a) {
+  const __m256i mask = _mm256_set1_epi32(0xffff);
+  const __m256i low = _mm256_and_si256(simde_mm512_castsi512_si256(a), mask);
+  const __m256i high = _mm256_and_si256(simde_mm512_extracti64x4_epi64(a, 1), mask);
+  return _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+}
+#define _mm512_srai_epi32(a, count) emulated_shift(a, count)
+#define _mm512_cvtepi32_epi16(a) emulated_lower_halves(a)

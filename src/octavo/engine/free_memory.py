@@ -1,7 +1,9 @@
-"""How much memory a CPU's engine could use now. The only reader of it."""
+"""How much memory a CPU's engine could use now, and what to say when it got less. The only reader of it."""
 
 from __future__ import annotations
 
+import errno
+import resource
 from pathlib import Path
 
 from octavo.core.errors import MemoryPlanError
@@ -56,3 +58,32 @@ def _file_cache(stat: Path, prefix: str) -> int:
         return 0
     sizes = dict(line.split() for line in stat.read_text().splitlines())
     return sum(int(sizes.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+
+
+_SAYINGS = ("can't allocate memory", "not enough memory", "failed to map segment")
+"""Of torch's allocator, and of the dynamic linker, in errors of no type of their own."""
+
+
+def refused(error: Exception) -> MemoryPlanError | None:
+    """What to tell an operator of an error that means that the system gave no memory; None of any other.
+
+    The plan knows what is free and what cgroups allow, not a limit on addresses (`ulimit -v`), which libraries count against
+    that are never resident, nor a system that does not overcommit.
+    """
+    says_so = isinstance(error, RuntimeError | ImportError) and any(
+        words in str(error) for words in _SAYINGS
+    )
+    is_os = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if not (isinstance(error, MemoryError) or is_os or says_so):
+        return None
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    is_limited = most != resource.RLIM_INFINITY
+    limit = (
+        f" Its addresses are limited to {most / 2**30:.2f} GiB (ulimit -v)." if is_limited else ""
+    )
+    raising = "Raise that limit, or ask" if is_limited else "Ask"
+    return MemoryPlanError(
+        f"the system refused the engine memory while it started: {str(error).rstrip('.') or type(error).__name__}.{limit}",
+        code="E-MEM-06",
+        fix=f"{raising} for less: --kv-cache-memory-bytes, --max-num-batched-tokens, or a smaller model.",
+    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from octavo.core.errors import MemoryPlanError
 from octavo.core.kvspec import KVGroup, KVSpec
@@ -167,3 +169,37 @@ def test_keys_and_values_of_half_the_bytes_are_advised_where_they_would_do() -> 
 def test_few_bytes_are_said_as_bytes() -> None:
     with pytest.raises(MemoryPlanError, match="--kv-cache-memory-bytes is 10 bytes, and"):
         make(kv_bytes=10)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 128. MiB for an array"),
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 9 bytes. Error code 12 (Cannot allocate memory)"
+        ),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    ],
+)
+def test_refused_memory_is_the_operators_to_mend(error: Exception) -> None:
+    told = free_memory.refused(error)
+    assert told is not None
+    assert told.code == "E-MEM-06" and ".." not in told.message
+    assert "--kv-cache-memory-bytes" in told.fix
+
+
+def test_what_torch_says_of_memory_is_known() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 62, dtype=torch.uint8)
+    assert free_memory.refused(caught.value) is not None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("a shape is wrong"), OSError(errno.EIO, "x"), ImportError("no module named x")],
+)
+def test_other_errors_are_not_about_memory(error: Exception) -> None:
+    assert free_memory.refused(error) is None

@@ -107,6 +107,7 @@ def boot(
         seed=config.seed,
         quantization=asked_format(resolved.facts.stored, config.quantization),
         runner=config.runner,
+        facts=resolved.facts,
         filling=Filling(
             lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)),
             carrier,

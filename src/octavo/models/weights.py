@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from octavo.core.errors import ModelError
-from octavo.core.gguf import is_gguf
+from octavo.core.gguf import Header, is_gguf
 from octavo.layers.build import Weight
 from octavo.models.ahead import PackedAhead
 from octavo.models.files import SINGLE_NAME, weight_files
@@ -95,9 +95,13 @@ class Spelling(NamedTuple):
         return None if is_unwanted else name
 
 
-def open_tensors(path: Path) -> Any:
-    """A file whose `keys()` are tensors that `get_tensor` reads, on entering; either format."""
-    return GgufTensors(path) if is_gguf(path) else safe_open(path, framework="pt", device="cpu")
+def open_tensors(path: Path, parts: tuple[Header, ...] = ()) -> Any:
+    """A file whose `keys()` are tensors that `get_tensor` reads, on entering; either format. `parts`: of a GGUF file that was
+    read before.
+    """
+    if is_gguf(path):
+        return GgufTensors(path, parts)
+    return safe_open(path, framework="pt", device="cpu")
 
 
 def load_weights(
@@ -107,6 +111,7 @@ def load_weights(
     filling: Filling = Filling(),
     *,
     spelling: Spelling = Spelling(),
+    parts: tuple[Header, ...] = (),
 ) -> None:
     """Stream every tensor of the checkpoint into its place, converting the dtype; files are mapped, not read whole.
 
@@ -129,7 +134,7 @@ def load_weights(
     known = {*weights, *aliases}
     for path, before in spelling.places(folder):
         try:
-            with open_tensors(path) as file:
+            with open_tensors(path, parts) as file:
                 stored_names = file.keys()
                 for stored in stored_names:
                     name = spelling.of(before + stored, known)

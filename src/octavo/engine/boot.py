@@ -107,11 +107,11 @@ def boot(
         seed=config.seed,
         quantization=asked_format(resolved.facts.stored, config.quantization),
         runner=config.runner,
-        facts=resolved.facts,
         filling=Filling(
             lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)),
             carrier,
             None if early is None else early.ahead,
+            resolved.facts,
         ),
     )
     machine.keep_freed()

@@ -108,9 +108,8 @@ def load_model(
     kernels: Mapping[str, str] | None = None,
     filling: Filling = Filling(),
     exactness: Exactness = Exactness(),
-    facts: ModelFacts | None = None,
 ) -> LoadedModel:
-    """Read `folder`, build its network and fill it. `facts` are those of `folder` and `runner`, where they were read before.
+    """Read `folder`, build its network and fill it.
 
     `kernels` forces candidates by op ({"attention": "reference"}). `load_format` "dummy" needs config.json alone and
     fills from `seed`. `quantization` names a format of `kernels/gemm/format_table.py`, "" none.
@@ -119,7 +118,8 @@ def load_model(
         ModelError: the folder's config.json or weights.
         ConfigError: an unknown dtype or kernel, or a kernel that refuses.
     """
-    facts = read_facts(folder, runner) if facts is None else facts
+    facts = read_facts(folder, runner) if filling.facts is None else filling.facts
+    filling = filling._replace(facts=facts)
     chosen = choose_dtype(facts, dtype, device, quantization)
     check_forced(kernels or {}, OPS)
     dispatch = Dispatcher(kernels)
@@ -156,14 +156,7 @@ def load_model(
             renamed=() if facts.stored is None else SCALE_NAMES,
             empty=() if facts.stored is None or facts.stored.packing is None else EMPTY,
         )
-        load_weights(
-            folder,
-            model.weight_map(),
-            build.aliases,
-            filling,
-            spelling=spelling,
-            parts=facts.parts,
-        )
+        load_weights(folder, model.weight_map(), build.aliases, filling, spelling=spelling)
     _finish(build)
     return LoadedModel(
         model=model,

@@ -18,6 +18,7 @@ from octavo.core.errors import ModelError
 from octavo.core.gguf import Header, is_gguf
 from octavo.layers.build import Weight
 from octavo.models.ahead import PackedAhead
+from octavo.models.facts import ModelFacts
 from octavo.models.files import SINGLE_NAME, weight_files
 from octavo.models.gguf_tensors import GgufTensors
 
@@ -36,11 +37,13 @@ class Carrier(Protocol):
 
 
 class Filling(NamedTuple):
-    """Who is told of weights that are filled, who brings them, and who has packed some of them already."""
+    """Who is told of weights that are filled, who brings them, who has packed some of them already, and what is known of them."""
 
     progress: Progress | None = None
     carrier: Carrier | None = None
     ahead: PackedAhead | None = None
+    facts: ModelFacts | None = None
+    """What the checkpoint says, where it was read before, for the same runner."""
 
 
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
@@ -111,7 +114,6 @@ def load_weights(
     filling: Filling = Filling(),
     *,
     spelling: Spelling = Spelling(),
-    parts: tuple[Header, ...] = (),
 ) -> None:
     """Stream every tensor of the checkpoint into its place, converting the dtype; files are mapped, not read whole.
 
@@ -123,7 +125,8 @@ def load_weights(
     Raises:
         ModelError: unreadable file; unknown, missing, repeated or misshapen tensors, listed together.
     """
-    progress, carrier, ahead = filling
+    progress, carrier, ahead, facts = filling
+    parts = () if facts is None else facts.parts
     # What an alias is compared with is filled all the same.
     unread = set() if ahead is None else ahead.names - set(aliases.values())
     problems: list[str] = []

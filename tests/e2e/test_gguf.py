@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import save_file
 
 from gguf_files import from_folder
+from local_engine import LocalEngine, request
 from octavo import LLM, SamplingParams
+from octavo.core import gguf
 from octavo.core.assets import bundled
 from octavo.core.config import BUNDLED_MODEL
+from octavo.models.facts import read_facts
 from octavo.models.gguf_tensors import GgufTensors
 from octavo.tools import cli
 from octavo.tools.doctor import check_model
@@ -42,6 +46,29 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_the_same_tokens_as_from_the_folder(files: dict[str, Path]) -> None:
     assert answers(files["same"]) == answers(bundled()[BUNDLED_MODEL])
+
+
+def test_an_engine_reads_the_header_once(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server reads it, too, for its tokenizer, in another process and at the same time."""
+    read: list[str] = []
+    parse = gguf.parse
+
+    def count(data: Any, where: str) -> gguf.Header:
+        read.append(where)
+        return parse(data, where)
+
+    monkeypatch.setattr(gguf, "parse", count)
+    engine = LocalEngine(
+        files["q8"], load_format="auto", max_model_len=256, kv_cache_memory_bytes=1 << 22
+    )
+    assert read == [str(files["q8"])]
+    [token, *_] = engine.run([request("a", [5, 6, 7], max_tokens=4)])["a"]
+    assert token >= 0
+    [part] = read_facts(files["q8"]).parts
+    longest = max(len(value) for value in part.metadata.values() if isinstance(value, tuple | str))
+    assert longest < 4096, "no vocabulary is kept"
 
 
 def test_a_quantized_file_is_what_its_values_say(files: dict[str, Path], tmp_path: Path) -> None:

@@ -43,8 +43,11 @@ const Step kSteps[] = {
     {"both ways in a window", {70, 200}, {70, 200}, 2, 2, 20, 9, 0.0f, false, 8},
 };
 
-template <class T>
-Bytes attend(const Step& s, DType dtype, Exact<T> (*values)(int64_t, int), const How& how, bool is_int8 = false) {
+// Keys and values are of q's dtype unless `kept_as` says another: int8, with scales, or any beside float32.
+template <class T, class K = T>
+Bytes attend(const Step& s, DType dtype, Exact<T> (*values)(int64_t, int), DType kept_as,
+             Exact<K> (*kept_values)(int64_t, int), const How& how) {
+  const bool is_int8 = kept_as == DType::int8;
   const int slices = int(s.counts.size());
   int width = 0;
   for (int context : s.contexts) width = std::max(width, (context + kBlockSize - 1) / kBlockSize);
@@ -59,7 +62,7 @@ Bytes attend(const Step& s, DType dtype, Exact<T> (*values)(int64_t, int), const
   const int64_t rows = starts.data()[slices];
   const int64_t scales = blocks * kBlockSize * s.kv_heads, kept = scales * s.dim;
   Exact<T> q = values(rows * s.heads * s.dim - how.missing, 1);
-  Exact<T> keys = values(is_int8 ? 0 : kept, 1), cached = values(is_int8 ? 0 : kept, 1);
+  Exact<K> keys = kept_values(is_int8 ? 0 : kept, 1), cached = kept_values(is_int8 ? 0 : kept, 1);
   Exact<int8_t> int8_keys(is_int8 ? kept : 0, 1), int8_cached(is_int8 ? kept : 0, 1);
   Exact<float> k_scales = floats(is_int8 ? scales : 0), v_scales = floats(is_int8 ? scales : 0);
   int8_keys.fill([](int64_t i) { return int8_t(number(i) * 64); });
@@ -68,7 +71,7 @@ Bytes attend(const Step& s, DType dtype, Exact<T> (*values)(int64_t, int), const
   octavo::Attention a{};
   a.dtype = dtype;
   a.q = q.data();
-  a.cache_dtype = is_int8 ? DType::int8 : dtype;
+  a.cache_dtype = kept_as;
   a.k_cache = is_int8 ? static_cast<const void*>(int8_keys.data()) : keys.data();
   a.v_cache = is_int8 ? static_cast<const void*>(int8_cached.data()) : cached.data();
   a.k_scales = k_scales.data();
@@ -96,9 +99,15 @@ std::vector<Case> attention_cases() {
   std::vector<Case> found;
   for (const Step& s : kSteps) {
     const std::string name = std::string("attention ") + s.name;
-    found.push_back({name + " float32", [&s](const How& how) { return attend(s, DType::float32, floats, how); }});
-    found.push_back({name + " bfloat16", [&s](const How& how) { return attend(s, DType::bfloat16, bfloat16s, how); }});
-    found.push_back({name + " int8", [&s](const How& how) { return attend(s, DType::float32, floats, how, true); }});
+    const auto add = [&](const char* kinds, std::function<Bytes(const How&)> run) { found.push_back({name + kinds, run}); };
+    const auto wide = DType::float32, narrow = DType::bfloat16, half = DType::float16;
+    add(" float32", [=](const How& how) { return attend(s, wide, floats, wide, floats, how); });
+    add(" bfloat16", [=](const How& how) { return attend(s, narrow, bfloat16s, narrow, bfloat16s, how); });
+    add(" int8", [=](const How& how) { return attend(s, wide, floats, DType::int8, floats, how); });
+    if (s.is_one_block) continue;  // the other pairs of types walk the same way
+    add(" float16", [=](const How& how) { return attend(s, half, halves, half, halves, how); });
+    add(" over bfloat16", [=](const How& how) { return attend(s, wide, floats, narrow, bfloat16s, how); });
+    add(" over float16", [=](const How& how) { return attend(s, wide, floats, half, halves, how); });
   }
   return found;
 }

@@ -75,6 +75,20 @@ inline Exact<uint16_t> bfloat16s(int64_t size, int skew = 0) {
   return made;
 }
 
+// Of a number as `number` makes them, or 0.
+inline uint16_t half(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if (value == 0.0f) return 0;
+  return uint16_t(bits >> 16 & 0x8000u) | uint16_t(((bits >> 23 & 255u) - 112u) << 10 | (bits >> 13 & 1023u));
+}
+
+inline Exact<uint16_t> halves(int64_t size, int skew = 0) {
+  Exact<uint16_t> made(size, skew);
+  made.fill([](int64_t i) { return half(number(i)); });
+  return made;
+}
+
 using Bytes = std::vector<char>;
 
 inline void append(Bytes& to, const void* from, int64_t size) {

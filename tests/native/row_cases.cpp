@@ -58,14 +58,18 @@ constexpr Heads kHeads[] = {{0, 2, 1, 8, 8, true},  {1, 1, 1, 7, 6, true},    {5
                             {3, 3, 1, 17, 0, true}, {7, 2, 2, 128, 128, true}, {2, 1, 1, 1024, 1024, true}};
 
 // Slots run backwards from the last of the cache, so that one too far is outside.
-Bytes inputs(const Heads& h, const How& how) {
+template <class T>
+Bytes inputs(const Heads& h, octavo::DType cache, const How& how) {
+  const bool is_int8 = cache == octavo::DType::int8;
   const int64_t slots = h.tokens + 3, kept = int64_t(h.kv_heads) * h.dim;
   Exact<float> qkv = floats(h.tokens * (h.heads + 2 * h.kv_heads) * h.dim - how.missing, 1);
   Exact<float> q_weight = floats(h.has_norms ? h.dim : 0, 1), k_weight = floats(h.has_norms ? h.dim : 0, 1);
   Exact<float> cos = floats(h.tokens * (h.rotated / 2)), sin = floats(h.tokens * (h.rotated / 2), 1);
   Exact<int64_t> places(h.tokens);
   places.fill([&](int64_t i) { return slots - 1 - i; });
-  Exact<float> q(h.tokens * h.heads * h.dim, 1), keys(slots * kept, 1), values(slots * kept, 1);
+  Exact<float> q(h.tokens * h.heads * h.dim, 1);
+  Exact<T> keys(slots * kept, 1), values(slots * kept, 1);
+  Exact<float> k_scales(is_int8 ? slots * h.kv_heads : 0, 1), v_scales(is_int8 ? slots * h.kv_heads : 0, 1);
   octavo::AttentionInputs op{};
   op.qkv = qkv.data();
   op.q_weight = q_weight.data();
@@ -74,8 +78,11 @@ Bytes inputs(const Heads& h, const How& how) {
   op.sin = sin.data();
   op.slots = places.data();
   op.q_out = q.data();
+  op.cache_dtype = cache;
   op.k_cache = keys.data();
   op.v_cache = values.data();
+  op.k_scales = k_scales.data();
+  op.v_scales = v_scales.data();
   op.num_tokens = h.tokens;
   op.num_heads = h.heads;
   op.num_kv_heads = h.kv_heads;
@@ -84,7 +91,8 @@ Bytes inputs(const Heads& h, const How& how) {
   op.eps = 1e-6f;
   octavo::attention_inputs(op, *octavo::row_kernels(how.isa), how.threads);
   Bytes all = bytes_of(q);
-  for (const Bytes& part : {bytes_of(keys), bytes_of(values)}) append(all, part.data(), int64_t(part.size()));
+  for (const Bytes& part : {bytes_of(keys), bytes_of(values), bytes_of(k_scales), bytes_of(v_scales)})
+    append(all, part.data(), int64_t(part.size()));
   return all;
 }
 
@@ -110,7 +118,11 @@ std::vector<Case> row_cases() {
   }
   for (const Heads& h : kHeads) {
     const std::string name = "attention_inputs " + std::to_string(h.tokens) + " " + std::to_string(h.dim);
-    found.push_back({name, [=](const How& how) { return inputs(h, how); }});
+    using octavo::DType;
+    found.push_back({name, [=](const How& how) { return inputs<float>(h, DType::float32, how); }});
+    found.push_back({name + " bfloat16", [=](const How& how) { return inputs<uint16_t>(h, DType::bfloat16, how); }});
+    found.push_back({name + " float16", [=](const How& how) { return inputs<uint16_t>(h, DType::float16, how); }});
+    found.push_back({name + " int8", [=](const How& how) { return inputs<int8_t>(h, DType::int8, how); }});
   }
   return found;
 }

@@ -32,12 +32,13 @@ from octavo.engine.device import Device, device_for, holders
 from octavo.engine.device import choose as choose_device
 from octavo.engine.early import Early
 from octavo.engine.engine import Engine, Link
+from octavo.engine.free_memory import available_bytes
 from octavo.engine.grammars import GrammarDesk
 from octavo.engine.graphs import RecordedSteps, StepGraphs
 from octavo.engine.ipc import Loading, Phase, Ready
 from octavo.engine.kept import Room
 from octavo.engine.measure import activation_bytes, measured_text
-from octavo.engine.memory import available_bytes, with_measured
+from octavo.engine.memory import with_measured
 from octavo.engine.pooling import PoolingRunner
 from octavo.engine.prepare import Rows
 from octavo.engine.pulse import Pulse
@@ -110,6 +111,7 @@ def boot(
             lambda done: link.send(Loading(phase="weights", fraction=0.15 + 0.75 * done)),
             carrier,
             None if early is None else early.ahead,
+            resolved.facts,
         ),
     )
     machine.keep_freed()

@@ -17,7 +17,7 @@ from octavo.core.gguf import is_gguf
 from octavo.core.resolve import cpu_threads
 from octavo.engine import machine
 from octavo.engine.decide import Machine, resolve_start
-from octavo.engine.memory import available_bytes
+from octavo.engine.free_memory import available_bytes
 from octavo.layers.quant.asked import asked_format
 from octavo.models.ahead import PackedAhead, pack_ahead
 from octavo.models.storage import plan_storage

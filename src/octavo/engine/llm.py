@@ -42,6 +42,7 @@ from octavo.engine.llm_pooling import (
 from octavo.engine.pooled import PoolingFrontend, pair_up
 from octavo.engine.progress import Progress
 from octavo.text.chat import ChatTemplate
+from octavo.text.fit import check_fit
 from octavo.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -102,7 +103,9 @@ class LLM:
         client = EngineClient(self.config)
         await client.start()
         try:
-            await client.wait_ready()
+            ready = await client.wait_ready()
+            is_dummy = self.config.load_format == "dummy"
+            check_fit(self.tokenizer, ready.vocab_size, is_dummy=is_dummy)
         except BaseException:
             await client.close()
             raise

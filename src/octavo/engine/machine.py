@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from octavo.core.resolve import Decision
+from octavo.engine import cgroup
 
-CGROUP = Path("/sys/fs/cgroup")
 NODES = Path("/sys/devices/system/node")
 SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
 """Number of the system call by machine."""
@@ -28,27 +28,37 @@ SetPolicy = Callable[[Sequence[int]], int]
 """Interleaves new pages over nodes; returns 0 or an errno."""
 
 
-def usable_cores(cgroup: Path = CGROUP) -> int:
-    """Cores that this process may keep busy: those of its affinity, or fewer where its cgroup has a quota.
+def usable_cores(root: Path = cgroup.ROOT, own: Path = cgroup.OWN) -> int:
+    """Cores that this process may keep busy: those of its affinity, or fewer where one of its cgroups has a quota.
 
     A container with `--cpus 4` on a large host sees all cores; with a thread on each it would be stopped for most of
     every scheduling period.
     """
-    return max(1, min([len(os.sched_getaffinity(0)), *_quota(cgroup)]))
+    return max(
+        1,
+        min(
+            [
+                len(os.sched_getaffinity(0)),
+                *_quotas(cgroup.folders(root, controller="cpu", own=own)),
+            ]
+        ),
+    )
 
 
-def _quota(cgroup: Path) -> list[int]:
-    """Cores that the cgroup's quota (v2 or v1) is worth, rounded up; [] without one."""
-    for name, period_name in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        path = cgroup / name
-        if not path.is_file():
-            continue
-        words = path.read_text().split()
-        if period_name is not None:
-            words += (cgroup / period_name).read_text().split()
-        if words[0] not in ("max", "-1"):
-            return [math.ceil(int(words[0]) / int(words[1]))]
-    return []
+def _quotas(folders: list[Path]) -> list[int]:
+    """Cores that the quotas (v2 or v1) of these cgroups are worth, rounded up; [] without one."""
+    found = []
+    for folder in folders:
+        for name, period_name in (("cpu.max", None), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+            path = folder / name
+            if not path.is_file():
+                continue
+            words = path.read_text().split()
+            if period_name is not None:
+                words += (folder / period_name).read_text().split()
+            if words[0] not in ("max", "-1"):
+                found.append(math.ceil(int(words[0]) / int(words[1])))
+    return found
 
 
 def memory_nodes(cores: set[int], nodes: Path = NODES) -> tuple[int, ...]:

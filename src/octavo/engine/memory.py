@@ -1,4 +1,4 @@
-"""The memory plan: what is spent on what, before anything is loaded. The only reader of how much memory there is.
+"""The memory plan: what is spent on what, before anything is loaded.
 
 weights + activations + graphs + headroom + KV = the budget. On the CPU that is a share of what is available; on a GPU a
 share of the whole card, and no more than is free, since others may hold some of it. What does not fit is an error that
@@ -7,8 +7,9 @@ names the three smallest changes that would.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from octavo.core.errors import MemoryPlanError
 from octavo.core.kvspec import BLOCK_SIZE, KVGroup
@@ -63,49 +64,6 @@ class MemoryPlan(NamedTuple):
             ("not needed", self.unused),
             ("left to others", rest),
         )
-
-
-def available_bytes() -> int:
-    """Memory that a CPU's engine could use now: the smaller of MemAvailable and the cgroup's limit."""
-    return min([_mem_available(Path("/proc/meminfo")), *_cgroup_left(Path("/sys/fs/cgroup"))])
-
-
-def _mem_available(meminfo: Path) -> int:
-    for line in meminfo.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise MemoryPlanError(f"{meminfo} has no MemAvailable line.", code="E-MEM-02")
-
-
-def _cgroup_left(root: Path) -> list[int]:
-    """What the cgroup (v2 or v1) still allows; [] without a limit."""
-    for limit_name, used_name, stat_name, prefix in (
-        ("memory.max", "memory.current", "memory.stat", ""),
-        (
-            "memory/memory.limit_in_bytes",
-            "memory/memory.usage_in_bytes",
-            "memory/memory.stat",
-            "total_",
-        ),
-    ):
-        limit_file, used_file = root / limit_name, root / used_name
-        if limit_file.is_file() and used_file.is_file():
-            limit = limit_file.read_text().strip()
-            if limit != "max":
-                used = int(used_file.read_text()) - _file_cache(root / stat_name, prefix)
-                return [max(0, int(limit) - max(0, used))]
-    return []
-
-
-def _file_cache(stat: Path, prefix: str) -> int:
-    """Bytes of cached files that count as used and are given up under pressure, as MemAvailable has it.
-
-    Without this a container that has just copied or read its weights would seem full.
-    """
-    if not stat.is_file():
-        return 0
-    sizes = dict(line.split() for line in stat.read_text().splitlines())
-    return sum(int(sizes.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
 
 
 def plan(
@@ -305,14 +263,14 @@ def _does_not_fit(
         )
         changes = _shorter(needs, length, kv_bytes)
         changes += [f"--kv-cache-memory-bytes {wanted}"] if wanted <= left else []
-    if any(group.spec.dtype == "float32" for group in needs.groups):
-        changes.append("--dtype bfloat16 (halves weights and KV)")
+    if kv_bytes is None or kv_bytes <= left:
+        changes += _narrower(needs, length, room)
     used = 1 - HEADROOM_SHARE * (1 if kv_bytes is None else share)
     size = (fixed + max(wanted, kv_bytes or 0)) / used / (share if kv_bytes is None else 1)
     machine = f"a machine with {_gib(size * 1.01)} available"
     if kv_bytes is not None and kv_bytes < wanted:
         machine += f" and --kv-cache-memory-bytes {wanted}"
-    changes += [machine, "a smaller model"]
+    changes += [machine, "a smaller model", "what `octavo plan` finds with weights quantized"]
     return MemoryPlanError(cause, code="E-MEM-03", fix="Any of: " + "; ".join(changes[:3]) + ".")
 
 
@@ -324,5 +282,21 @@ def _shorter(needs: Needs, length: int, room: int) -> list[str]:
     return [f"--max-model-len {longest}"]
 
 
+def _narrower(needs: Needs, length: int, room: int) -> list[str]:
+    """Keys and values of half the bytes, as a flag; [] where they are narrow, or that would not do."""
+    if any(group.spec.dtype != "float32" for group in needs.groups):
+        return []
+    halved = tuple(
+        replace(group, spec=replace(group.spec, dtype="bfloat16")) for group in needs.groups
+    )
+    if not halved or room < _kv_for(halved, length, needs.chunk):
+        return []
+    return ["--kv-cache-dtype bfloat16 (halves the KV cache)"]
+
+
 def _gib(size: float) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= GIB or not size else f"{size * 1024 / GIB:.1f} MiB"
+    if size >= GIB or not size:
+        return f"{size / GIB:.2f} GiB"
+    if size >= GIB / 1024:
+        return f"{size * 1024 / GIB:.1f} MiB"
+    return f"{size / 1024:.1f} KiB" if size >= 1024 else f"{size:.0f} bytes"

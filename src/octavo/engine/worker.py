@@ -21,6 +21,7 @@ _STARTED = time.monotonic()
 
 from octavo.core import log  # noqa: E402  # the clock starts before the imports that it times
 from octavo.core.errors import ErrorInfo, OctavoError  # noqa: E402
+from octavo.engine import free_memory  # noqa: E402
 from octavo.engine.ipc import Fatal, FrameBuffer, StartEngine, decode_to_engine  # noqa: E402
 from octavo.engine.link import SocketLink  # noqa: E402
 from octavo.engine.page import Page  # noqa: E402
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> int:
     link = SocketLink(sock)
     # Modules make a million objects that all stay; looking for garbage among them took a tenth of the time to import.
     gc.disable()
+    is_up = False
     try:
         # lazy: only modules that are needed below, too; torch is not among them
         from octavo.engine import asleep, early
@@ -71,6 +73,7 @@ def main(argv: list[str]) -> int:
                 early=begun,
             )
             del begun
+            is_up = True
             with calm_collector():
                 engine.serve()
     except ConnectionError:
@@ -78,8 +81,10 @@ def main(argv: list[str]) -> int:
     except OctavoError as error:
         link.send(Fatal(error.info()))
     except Exception as error:  # edge of the process: the cause goes to the client before it ends
-        logger.exception("the engine stops")
-        link.send(Fatal(_crash(error)))
+        no_memory = None if is_up else free_memory.refused(error)
+        if no_memory is None:
+            logger.exception("the engine stops")
+        link.send(Fatal(_crash(error) if no_memory is None else no_memory.info()))
     else:
         link.flush()
         return 0

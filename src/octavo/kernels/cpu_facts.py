@@ -67,19 +67,32 @@ def resolve_dtype(
         reason = "asked for bfloat16: products are this CPU's own, sums float32, the same bits in any batch"
         return DtypeChoice("float32", reason, "bfloat16")
     if asked != "auto":
+        wanted = NATIVE_FLAGS.get(asked)
+        if device == "cpu" and cpu_flags and wanted is not None and not cpu_flags & wanted:
+            slow = f"asked for; this CPU has no {asked} arithmetic, so that many rows take several times as long as in float32"
+            return DtypeChoice(asked, slow)
         return DtypeChoice(asked, "asked for")
     if device != "cpu" or checkpoint == "float32":
         return DtypeChoice(checkpoint, "the checkpoint's own")
     if is_quantized:
         return DtypeChoice("float32", "what products with quantized weights take on a CPU")
     if has_kernels:
-        faster = (
-            "; --dtype bfloat16 rounds what is multiplied, and is faster with many rows"
-            if has_pairs
-            else ""
-        )
-        reason = f"sums in float32 over {checkpoint} weights: the same bits in any batch{faster or '; force with --dtype'}"
-        return DtypeChoice("float32", reason)
+        return DtypeChoice("float32", _kept_exactly(checkpoint, has_pairs=has_pairs))
     if cpu_flags & NATIVE_FLAGS[checkpoint]:
         return DtypeChoice(checkpoint, "the checkpoint's own, and this CPU computes in it")
     return DtypeChoice("float32", f"this CPU has no {checkpoint} arithmetic; force with --dtype")
+
+
+def _kept_exactly(checkpoint: str, *, has_pairs: bool) -> str:
+    """What the compiled kernels make of a narrow checkpoint: bfloat16 is kept as it is, float16 has no products of its own."""
+    if checkpoint != "bfloat16":
+        return (
+            f"{checkpoint} weights are kept in float32, which holds each exactly, in twice the bytes: the same bits in any "
+            "batch; --quantization int8 takes a quarter of them"
+        )
+    faster = (
+        "--dtype bfloat16 rounds what is multiplied, and is faster with many rows"
+        if has_pairs
+        else "force with --dtype"
+    )
+    return f"sums in float32 over {checkpoint} weights: the same bits in any batch; {faster}"

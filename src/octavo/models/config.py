@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from octavo.core.errors import ModelError
+from octavo.core.gguf import Header
 
 MAX_JSON_BYTES = 16 << 20
 """Of config.json and of a weight index; the largest real index is below 1 MB."""
@@ -41,9 +42,11 @@ def read_json(path: Path) -> dict[str, Any]:
 class Config:
     """A JSON object whose reads name the key, what was found and what was expected."""
 
-    def __init__(self, data: dict[str, Any], where: str) -> None:
+    def __init__(self, data: dict[str, Any], where: str, parts: tuple[Header, ...] = ()) -> None:
         self.data = data
         self.where = where
+        self.parts = parts
+        """Of a GGUF file, from which `data` were made."""
 
     def has(self, key: str) -> bool:
         """Whether the key is there and not null."""

@@ -9,6 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from octavo.core.errors import ConfigError
+from octavo.core.gguf import Header
 from octavo.core.kvspec import DTYPE_BYTES, KVSpec
 from octavo.layers.pool_spec import PoolSpec
 from octavo.layers.quant.spec import StoredSpec
@@ -53,6 +54,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Set: the model pools prompts and generates nothing."""
     stored: StoredSpec | None = None
     """Set: the checkpoint is quantized already."""
+    parts: tuple[Header, ...] = ()
+    """Of a GGUF file: where its tensors lie, as it was read for these facts."""
 
     @property
     def sees_whole_prompts(self) -> bool:
@@ -146,7 +149,7 @@ def read_facts(folder: Path, runner: Runner = "auto") -> ModelFacts:
         read = FAMILIES.load(names[0])
     except ConfigError as error:
         raise unknown_architecture(names[0]) from error
-    facts: ModelFacts = replace(read(config), stored=stored)
+    facts: ModelFacts = replace(read(config), stored=stored, parts=config.parts)
     spec = folder_pooling(folder, facts.pooling, runner, facts.hidden_size)
     if spec is None or facts.pooling is not None:
         return replace(facts, pooling=spec)

@@ -63,8 +63,9 @@ def model_name(name: str) -> str:
 class GgufTensors:
     """One checkpoint, in one file or several. A context manager, so that it stands where a safetensors file does."""
 
-    def __init__(self, path: Path) -> None:
-        parts = read_parts(path)
+    def __init__(self, path: Path, parts: tuple[Header, ...] = ()) -> None:
+        """`parts` are the headers at `path`, where they were read before."""
+        parts = parts or read_parts(path)
         self._tensors: dict[str, tuple[Header, Tensor]] = {
             model_name(name): (part, tensor)
             for part in parts

@@ -118,7 +118,8 @@ def load_model(
         ModelError: the folder's config.json or weights.
         ConfigError: an unknown dtype or kernel, or a kernel that refuses.
     """
-    facts = read_facts(folder, runner)
+    facts = read_facts(folder, runner) if filling.facts is None else filling.facts
+    filling = filling._replace(facts=facts)
     chosen = choose_dtype(facts, dtype, device, quantization)
     check_forced(kernels or {}, OPS)
     dispatch = Dispatcher(kernels)

@@ -15,9 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from octavo.core.errors import ModelError
-from octavo.core.gguf import is_gguf
+from octavo.core.gguf import Header, is_gguf
 from octavo.layers.build import Weight
 from octavo.models.ahead import PackedAhead
+from octavo.models.facts import ModelFacts
 from octavo.models.files import SINGLE_NAME, weight_files
 from octavo.models.gguf_tensors import GgufTensors
 
@@ -36,11 +37,13 @@ class Carrier(Protocol):
 
 
 class Filling(NamedTuple):
-    """Who is told of weights that are filled, who brings them, and who has packed some of them already."""
+    """Who is told of weights that are filled, who brings them, who has packed some of them already, and what is known of them."""
 
     progress: Progress | None = None
     carrier: Carrier | None = None
     ahead: PackedAhead | None = None
+    facts: ModelFacts | None = None
+    """What the checkpoint says, where it was read before, for the same runner."""
 
 
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
@@ -95,9 +98,13 @@ class Spelling(NamedTuple):
         return None if is_unwanted else name
 
 
-def open_tensors(path: Path) -> Any:
-    """A file whose `keys()` are tensors that `get_tensor` reads, on entering; either format."""
-    return GgufTensors(path) if is_gguf(path) else safe_open(path, framework="pt", device="cpu")
+def open_tensors(path: Path, parts: tuple[Header, ...] = ()) -> Any:
+    """A file whose `keys()` are tensors that `get_tensor` reads, on entering; either format. `parts`: of a GGUF file that was
+    read before.
+    """
+    if is_gguf(path):
+        return GgufTensors(path, parts)
+    return safe_open(path, framework="pt", device="cpu")
 
 
 def load_weights(
@@ -118,7 +125,8 @@ def load_weights(
     Raises:
         ModelError: unreadable file; unknown, missing, repeated or misshapen tensors, listed together.
     """
-    progress, carrier, ahead = filling
+    progress, carrier, ahead, facts = filling
+    parts = () if facts is None else facts.parts
     # What an alias is compared with is filled all the same.
     unread = set() if ahead is None else ahead.names - set(aliases.values())
     problems: list[str] = []
@@ -129,7 +137,7 @@ def load_weights(
     known = {*weights, *aliases}
     for path, before in spelling.places(folder):
         try:
-            with open_tensors(path) as file:
+            with open_tensors(path, parts) as file:
                 stored_names = file.keys()
                 for stored in stored_names:
                     name = spelling.of(before + stored, known)

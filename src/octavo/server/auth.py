@@ -31,7 +31,7 @@ class Guest(NamedTuple):
     role: Role
     allowance: Allowance
     key: str = ""
-    """Id of the key; empty for who came without one."""
+    """Id under which the key is booked (`KeyRow.books_as`); empty for who came without one."""
 
     def may(self, role: Role) -> bool:
         """Whether this is enough for what asks for `role`."""
@@ -130,7 +130,7 @@ class KeyRing:
             allowance = self._allowances[row.id] = Allowance()
         allowance.set_limits(row.limits)
         caller = Caller(tenant=row.tenant, cache_scope=row.tenant, weight=row.weight)
-        return Guest(caller, row.role, allowance, row.id)
+        return Guest(caller, row.role, allowance, row.books_as)
 
     def _named_guest(self, tenant: str) -> Guest:
         role: Role = "user" if self.has_store else "operator"

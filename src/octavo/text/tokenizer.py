@@ -91,6 +91,10 @@ class Tokenizer:
         )
         return cls(backend, facts)
 
+    def ordinary_vocab_size(self) -> int:
+        """Highest token id plus one, without added tokens."""
+        return max(self._backend.get_vocab(with_added_tokens=False).values(), default=-1) + 1
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. Special tokens written out in it become their ids.
 

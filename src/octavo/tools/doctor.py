@@ -18,8 +18,9 @@ import msgspec
 
 from octavo.core.assets import bundled, model_folder
 from octavo.core.config import BUNDLED_MODEL
-from octavo.core.errors import ConfigError, ModelError, OperatorError
+from octavo.core.errors import ConfigError, MemoryPlanError, ModelError, OperatorError
 from octavo.core.gguf import is_gguf, read_parts
+from octavo.engine.free_memory import available_bytes
 from octavo.models.facts import read_facts
 from octavo.tools import doctor_device, output
 from octavo.tools.parser import Parser, number
@@ -203,27 +204,14 @@ def check_torch() -> Check:
 def check_memory() -> Check:
     """There is memory to load a model into."""
     try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        line = next(line for line in text.splitlines() if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
+        available = available_bytes()
+    except MemoryPlanError:
         return Check("memory", "warn", "unknown", "No /proc/meminfo here; only Linux is supported.")
-    available = int(line.split()[1]) * 1024
-    limits = [available, *_cgroup_left()]
-    detail = f"{bytes_text(min(limits))} available"
-    if min(limits) < LOW_MEMORY_BYTES:
+    detail = f"{bytes_text(available)} available"
+    if available < LOW_MEMORY_BYTES:
         fix = "Free some memory, or serve a small model with a small --kv-cache-memory-bytes."
         return Check("memory", "warn", detail, fix)
     return Check("memory", "ok", detail)
-
-
-def _cgroup_left() -> list[int]:
-    root = Path("/sys/fs/cgroup")
-    try:
-        limit = (root / "memory.max").read_text(encoding="ascii").strip()
-        used = (root / "memory.current").read_text(encoding="ascii").strip()
-    except OSError:
-        return []
-    return [int(limit) - int(used)] if limit != "max" else []
 
 
 def check_extension() -> Check:

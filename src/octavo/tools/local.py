@@ -22,6 +22,7 @@ from octavo.core.errors import ConfigError
 from octavo.core.inject import injections
 from octavo.engine.client import EngineClient
 from octavo.engine.frontend import Frontend
+from octavo.engine.ipc import Ready
 from octavo.meter.metrics import Metrics
 from octavo.server.admission.desk import Bounds
 from octavo.server.app import create_app
@@ -32,6 +33,7 @@ from octavo.server.response_store import ResponseStore
 from octavo.server.state import AppState, Kept, octavo_version
 from octavo.text import inject
 from octavo.text.chat import ChatTemplate
+from octavo.text.fit import check_fit
 from octavo.text.parsers.choose import Chosen, choose
 from octavo.text.tokenizer import Tokenizer
 from octavo.tools import openai_client
@@ -143,7 +145,7 @@ async def serving(configs: Configs) -> AsyncIterator[Backend]:
     path = str(Path(folder) / "api.sock")
     try:
         await client.start()
-        await _wait_ready(client)
+        await _wait_ready(client, state.frontend.tokenizer)
         async with (
             _server(state, path),
             openai_client.connect("http://localhost", uds=path) as connected,
@@ -169,9 +171,20 @@ async def _server(state: AppState, path: str) -> AsyncIterator[None]:
         await task
 
 
-async def _wait_ready(client: EngineClient) -> None:
+async def when_ready(client: EngineClient, tokenizer: Tokenizer) -> Ready:
+    """Wait for an engine, and see whether the tokenizer is its model's.
+
+    Raises:
+        OctavoError: the engine cannot start, or the tokenizer is another model's.
+    """
+    ready = await client.wait_ready()
+    check_fit(tokenizer, ready.vocab_size, is_dummy=client.config.load_format == "dummy")
+    return ready
+
+
+async def _wait_ready(client: EngineClient, tokenizer: Tokenizer) -> None:
     """Wait, and show on a terminal what is being waited for."""
-    ready = asyncio.ensure_future(client.wait_ready())
+    ready = asyncio.ensure_future(when_ready(client, tokenizer))
     try:
         while not ready.done():
             await asyncio.wait({ready}, timeout=0.1)

@@ -105,7 +105,7 @@ def _serve(parsed: Configs, client: EngineClient, entered: float, launched: floa
     from octavo.server.listen.handover import Takeover
     from octavo.server.listen.listening import bind, host_of
     from octavo.server.listen.serve import run_server
-    from octavo.tools.local import choose_formats, make_state
+    from octavo.tools.local import choose_formats, make_state, when_ready
 
     wants = parsed.server.takeover
     takeover = Takeover.ask(parsed.server.host, parsed.server.port) if wants else None
@@ -127,7 +127,7 @@ def _serve(parsed: Configs, client: EngineClient, entered: float, launched: floa
 
     async def start() -> Ready:
         await client.start()
-        ready = await client.wait_ready()
+        ready = await when_ready(client, state.frontend.tokenizer)
         learning.append(asyncio.ensure_future(learn_when_quiet(client, state.frontend)))
         await state.costs.opened()
         return ready

@@ -42,6 +42,18 @@ def test_a_quota_bounds_the_cores(
     assert machine.usable_cores(write(tmp_path, files)) == cores
 
 
+def test_a_quota_of_the_own_cgroup_bounds_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under `systemd-run -p CPUQuota=300%`, where the root has no quota."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    said = write(tmp_path, {"own": "0::/system.slice/octavo.service\n"}) / "own"
+    write(tmp_path, {"system.slice/octavo.service/cpu.max": "300000 100000\n"})
+    assert machine.usable_cores(tmp_path, said) == 3
+    write(tmp_path, {"system.slice/cpu.max": "200000 100000\n"})
+    assert machine.usable_cores(tmp_path, said) == 2, "the narrowest of those above counts"
+
+
 def two_nodes(root: Path) -> Path:
     return write(
         root,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from octavo.core.errors import MemoryPlanError
 from octavo.core.kvspec import KVGroup, KVSpec
-from octavo.engine import memory
+from octavo.engine import cgroup, free_memory
 from octavo.engine.memory import GIB, MemoryPlan, Needs, plan
 
 FULL = KVSpec(num_kv_heads=8, head_dim=128, dtype="float32")
@@ -115,8 +117,89 @@ def test_kv_bytes_that_do_not_fit_are_refused_with_the_cause(
 def test_the_cgroup_limits_what_is_available(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("400\n")
-    assert memory._cgroup_left(tmp_path) == [600]
+    assert free_memory.cgroups_left([tmp_path]) == [600]
     (tmp_path / "memory.stat").write_text("anon 250\nactive_file 50\ninactive_file 100\n")
-    assert memory._cgroup_left(tmp_path) == [750], "cached files are given up under pressure"
+    assert free_memory.cgroups_left([tmp_path]) == [750], "cached files are given up under pressure"
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._cgroup_left(tmp_path) == []
+    assert free_memory.cgroups_left([tmp_path]) == []
+
+
+@pytest.mark.parametrize(
+    ("own", "where", "files"),
+    [
+        ("0::/user.slice/job.scope\n", "user.slice", ("memory.max", "memory.current")),
+        ("0::/user.slice/job.scope\n", "user.slice/job.scope", ("memory.max", "memory.current")),
+        (
+            "5:cpu,cpuacct:/x\n4:memory:/batch/7\n0::/\n",
+            "memory/batch/7",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ),
+    ],
+)
+def test_a_limit_of_the_own_cgroup_or_one_above_counts(
+    tmp_path: Path, own: str, where: str, files: tuple[str, str]
+) -> None:
+    """As under `systemd-run -p MemoryMax=1000`, where the root's files have no limit."""
+    for folder in ("user.slice/job.scope", "memory/batch/7"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name, text in zip(files, ("1000\n", "400\n"), strict=True):
+        (tmp_path / where / name).write_text(text)
+    said = tmp_path / "own"
+    said.write_text(own)
+    folders = cgroup.folders(tmp_path, controller="memory", own=said)
+    assert free_memory.cgroups_left(folders) == [600]
+    said.write_text("0::/../elsewhere\n4:memory:/not/there\n")
+    folders = cgroup.folders(tmp_path, controller="memory", own=said)
+    assert folders == [tmp_path, tmp_path / "memory"]
+
+
+def test_keys_and_values_of_half_the_bytes_are_advised_where_they_would_do() -> None:
+    asked: dict[str, object] = {"max_model_len": 40_960, "available": 16 * GIB}
+    with pytest.raises(MemoryPlanError) as caught:
+        make(**asked)
+    assert "--kv-cache-dtype bfloat16" in caught.value.fix
+    narrow = KVSpec(num_kv_heads=8, head_dim=128, dtype="bfloat16")
+    make(**asked, groups=(KVGroup(spec=narrow, layers=tuple(range(28))),))
+    with pytest.raises(MemoryPlanError) as caught:
+        make(**(asked | {"weights": 100 * GIB}))
+    assert "bfloat16" not in caught.value.fix, "weights that exceed the budget are not halved"
+    assert "octavo plan" in caught.value.fix
+
+
+def test_few_bytes_are_said_as_bytes() -> None:
+    with pytest.raises(MemoryPlanError, match="--kv-cache-memory-bytes is 10 bytes, and"):
+        make(kv_bytes=10)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 128. MiB for an array"),
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 9 bytes. Error code 12 (Cannot allocate memory)"
+        ),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    ],
+)
+def test_refused_memory_is_the_operators_to_mend(error: Exception) -> None:
+    told = free_memory.refused(error)
+    assert told is not None
+    assert told.code == "E-MEM-06" and ".." not in told.message
+    assert "--kv-cache-memory-bytes" in told.fix
+
+
+def test_what_torch_says_of_memory_is_known() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 62, dtype=torch.uint8)
+    assert free_memory.refused(caught.value) is not None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("a shape is wrong"), OSError(errno.EIO, "x"), ImportError("no module named x")],
+)
+def test_other_errors_are_not_about_memory(error: Exception) -> None:
+    assert free_memory.refused(error) is None

@@ -75,6 +75,32 @@ def test_auto_names_what_would_be_faster() -> None:
     assert "--dtype bfloat16" in reasons[0] and "--dtype bfloat16" not in reasons[1]
 
 
+@pytest.mark.parametrize("flags", [AMX, AVX2])
+def test_of_float16_it_says_what_it_is_kept_in(flags: frozenset[str]) -> None:
+    """And names no flag that would be slower: own products of bfloat16 take a bfloat16 checkpoint."""
+    reason = resolve_dtype("auto", "float16", device="cpu", cpu_flags=flags).reason
+    assert "kept in float32" in reason and "twice the bytes" in reason
+    assert "--dtype" not in reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "flags", "device", "is_slow"),
+    [
+        ("float16", AMX, "cpu", True),
+        ("float16", AMX | {"avx512_fp16"}, "cpu", False),
+        ("bfloat16", AVX2, "cpu", True),
+        ("float32", AVX2, "cpu", False),
+        ("float16", AVX2, "cuda", False),
+    ],
+)
+def test_asked_for_a_dtype_without_units_it_says_what_that_costs(
+    asked: str, flags: frozenset[str], device: str, is_slow: bool
+) -> None:
+    reason = resolve_dtype(asked, "float16", device=device, cpu_flags=flags).reason
+    assert reason.startswith("asked for")
+    assert ("several times as long" in reason) == is_slow
+
+
 def test_read_cpu_flags(tmp_path: Path) -> None:
     path = tmp_path / "cpuinfo"
     assert read_cpu_flags(path) == frozenset()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
+from msgspec.structs import replace
 
 from gguf_files import GgufFile, add_tokenizer, from_folder, read_folder, write_folder
 from octavo.core.assets import bundled, model_folder
@@ -49,7 +50,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def test_facts_and_weights_are_those_of_the_folder(tmp_path: Path, name: str) -> None:
     folder = write_folder(tmp_path / "model", CONFIGS[name])
     path = from_folder(folder, tmp_path / "model.gguf")
-    assert read_facts(path) == read_facts(folder)
+    assert replace(read_facts(path), parts=()) == read_facts(folder)
     _, weights = read_folder(folder)
     with GgufTensors(path) as file:
         assert set(file.keys()) == set(weights)
@@ -249,4 +250,4 @@ def test_the_bundled_model(tmp_path: Path) -> None:
     file = GgufFile(tmp_path / "mini.gguf", config)
     add_tokenizer(file.writer, folder, "qwen2")
     file.add(weights, Kind.BF16)
-    assert read_facts(file.write()) == read_facts(folder)
+    assert replace(read_facts(file.write()), parts=()) == read_facts(folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from octavo.server.costs.store import LedgerStore, Life
+from octavo.server.keys.store import FILE, KeyStore
 from octavo.tools.cli import main
 
 
@@ -38,3 +39,25 @@ def test_a_key_is_meant_by_name_and_nobodys_is_refused(
     capsys.readouterr()
     assert main(["budget", "set", "b", "--tenant", "ann", "--tokens", "8", *folder]) == 0
     assert "counts on running servers" in capsys.readouterr().out
+
+
+def test_a_feature_of_one_tenant_or_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = ["--state-dir", str(tmp_path)]
+    assert main(["keys", "create", "--name", "carol", *folder]) == 0
+    first = made_by(tmp_path, "carol")
+    scoped = ["budget", "set", "b", "--feature", "search", "--tokens", "9", *folder]
+    assert main([*scoped, "--tenant", "ann"]) == 0
+    assert made_for(tmp_path) == "ann search"
+    assert main(["keys", "rotate", "carol", *folder]) == 0
+    assert main([*scoped, "--key", "carol"]) == 0
+    assert made_for(tmp_path) == f"{first} search", "a rotated key is booked as the first"
+    capsys.readouterr()
+    assert main(["budget", "list", *folder]) == 0
+    assert f"key {first}, feature search" in capsys.readouterr().out
+    assert main([*scoped, "--key", "carol", "--tenant", "ann"]) == 2
+    assert "--key or --tenant, not both" in capsys.readouterr().err
+
+
+def made_by(folder: Path, name: str) -> str:
+    with KeyStore(folder / FILE) as keys:
+        return keys.find(name).id

@@ -11,7 +11,8 @@ import msgspec
 from octavo.core.errors import ConfigError
 from octavo.server.costs.tags import MINUTE_S, PAID, Tags
 
-Scope = Literal["key", "tenant", "feature", "all"]
+Scope = Literal["key", "tenant", "feature", "key+feature", "tenant+feature", "all"]
+"""What a call must have to be paid from it. A feature is what the caller says, key and tenant are what its API key says."""
 Measure = Literal["money", "tokens", "device_hours"]
 Period = Literal["day", "month"]
 Action = Literal["warn", "throttle", "refuse"]
@@ -36,7 +37,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     scope: Scope
     value: str
-    """Whose: a key's id, a tenant, a feature; empty for all."""
+    """Whose: a key's id (of rotated keys the first's), a tenant, a feature; of two the feature last, behind a space, which no
+    name has; empty for all."""
     measure: Measure
     amount: float
     """In money of --device-price's currency, tokens of prompts and outputs, or device-hours."""
@@ -58,10 +60,22 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
                 code="E-COST-02",
             )
 
+    @property
+    def whose(self) -> dict[str, str]:
+        """What a call's tags must be, by their names; nothing for all."""
+        if self.scope == "all":
+            return {}
+        names = self.scope.split("+")
+        return dict(zip(names, self.value.rsplit(" ", len(names) - 1), strict=True))
+
+    @property
+    def whose_text(self) -> str:
+        """The same for people."""
+        return " and ".join(f"{name} {value!r}" for name, value in self.whose.items()) or "all"
+
     def matches(self, tags: Tags) -> bool:
         """Whether what has these tags is paid from it."""
-        given = {"key": tags.key, "tenant": tags.tenant, "feature": tags.feature, "all": ""}
-        return given[self.scope] == self.value
+        return all(getattr(tags, name) == value for name, value in self.whose.items())
 
     def measured(self, item: str) -> bool:
         """Whether an item of the ledger counts."""

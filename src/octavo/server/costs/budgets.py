@@ -75,9 +75,8 @@ class State:
         """What is told to whom it refuses."""
         budget, wait_s = self.budget, max(1.0, self.ends - now)
         what = {"money": "of money", "tokens": "tokens", "device_hours": "device-hours"}
-        whose = f"of {budget.scope} {budget.value!r}" if budget.value else "of all"
         text = (
-            f"budget {budget.name!r} {whose} allows {budget.amount:g} {what[budget.measure]} a {budget.period}; "
+            f"budget {budget.name!r} of {budget.whose_text} allows {budget.amount:g} {what[budget.measure]} a {budget.period}; "
             f"{self.used:.6g} are used."
         )
         if budget.action == "throttle":
@@ -172,10 +171,7 @@ class Budgets:
 
     def has_feature(self, feature: str) -> bool:
         """Whether there is a budget of it."""
-        return any(
-            (state.budget.scope, state.budget.value) == ("feature", feature)
-            for state in self.states.values()
-        )
+        return any(state.budget.whose.get("feature") == feature for state in self.states.values())
 
     def begin(self, tags: Tags, spender: Spender) -> list[str]:
         """A call begins; what its answer's header says of budgets that are used up.

@@ -345,9 +345,8 @@ class LedgerStore:
 
     def used(self, budget: Budget, now: float) -> list[Sum]:
         """What the ledger has of a budget's period."""
-        columns = {"key": "api_key", "tenant": "tenant", "feature": "feature"}
-        column = columns.get(budget.scope)
-        where = [] if column is None else [(column, budget.value)]
+        columns = {"key": "api_key"}
+        where = [(columns.get(name, name), value) for name, value in budget.whose.items()]
         return self.sums((), budget.started(now), where=where)
 
 

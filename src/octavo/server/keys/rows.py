@@ -57,6 +57,13 @@ class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
     revoked: int | None = None
     used: int | None = None
     """When a call last came with it, to a minute."""
+    origin: str = ""
+    """Id of the first of the keys that were rotated up to this one; empty: this is it."""
+
+    @property
+    def books_as(self) -> str:
+        """The id under which its use is booked, so that what a rotated key has used stays used."""
+        return self.origin or self.id
 
     def state(self, now: float) -> Literal["active", "expired", "revoked"]:
         """What it is worth at `now`."""

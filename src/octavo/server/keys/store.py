@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from octavo.core.errors import ConfigError
 from octavo.server.keys.rows import KeyRow, Limits, digest, new_key, shown
 
@@ -39,12 +41,13 @@ CREATE TABLE IF NOT EXISTS keys (
     created INTEGER NOT NULL,
     expires INTEGER,
     revoked INTEGER,
-    used INTEGER
+    used INTEGER,
+    origin TEXT
 ) STRICT
 """
 _COLUMNS = (
     "id, hash, prefix, name, role, tenant, weight, requests_per_minute, tokens_per_minute, "
-    "max_concurrency, created, expires, revoked, used"
+    "max_concurrency, created, expires, revoked, used, origin"
 )
 
 
@@ -74,11 +77,20 @@ class KeyStore:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(_TABLE)
+            self._add_origin()
         except sqlite3.Error as error:
             self._db.close()
             raise _unusable(path, error) from error
         status = path.stat()
         self.file = (status.st_dev, status.st_ino)
+
+    def _add_origin(self) -> None:
+        """The column that files of before it lack; another process may be adding it at this moment."""
+        if any(row[1] == "origin" for row in self._db.execute("PRAGMA table_info(keys)")):
+            return
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._db.execute("ALTER TABLE keys ADD COLUMN origin TEXT")
+        self._db.execute("SELECT origin FROM keys LIMIT 1")
 
     def _check_mode(self) -> None:
         mode = stat.S_IMODE(self.path.stat().st_mode)
@@ -155,9 +167,12 @@ class KeyStore:
             *row.limits,
             row.created,
             row.expires,
+            None,
+            None,
+            row.origin or None,
         )
-        marks = ", ".join("?" * (len(values) + 2))
-        self._db.execute(f"INSERT INTO keys ({_COLUMNS}) VALUES ({marks})", (*values, None, None))
+        marks = ", ".join("?" * len(values))
+        self._db.execute(f"INSERT INTO keys ({_COLUMNS}) VALUES ({marks})", values)
         return key
 
     def revoke(self, key_id: str, at: int) -> None:
@@ -167,9 +182,9 @@ class KeyStore:
         )
 
     def rotate(self, row: KeyRow, at: int) -> str:
-        """A new key in place of `row`, which opens nothing from `at` on; both or neither."""
+        """A new key in place of `row`, which opens nothing from `at` on; both or neither. It is booked as `row` was."""
         with self._transaction():
-            key = self._add(row)
+            key = self._add(replace(row, origin=row.books_as))
             self.revoke(row.id, at)
         return key
 
@@ -209,7 +224,7 @@ def _create(path: Path) -> None:
 
 def _row(values: tuple[Any, ...]) -> KeyRow:
     key_id, key_hash, prefix, name, role, tenant, weight, rpm, tpm, most, created, *times = values
-    expires, revoked, used = times
+    expires, revoked, used, origin = times
     return KeyRow(
         id=key_id,
         hash=key_hash,
@@ -223,6 +238,7 @@ def _row(values: tuple[Any, ...]) -> KeyRow:
         expires=expires,
         revoked=revoked,
         used=used,
+        origin=origin or "",
     )
 
 

@@ -46,7 +46,7 @@ def _text(found: list[tuple[Budget, float]]) -> str:
     rows = [
         (
             budget.name,
-            f"{budget.scope} {budget.value}".strip(),
+            ", ".join(" ".join(one) for one in budget.whose.items()) or "all",
             f"{budget.amount:g}",
             budget.measure,
             budget.period,

@@ -6,6 +6,8 @@ import argparse
 import re
 import time
 
+import msgspec
+
 from octavo.core.errors import ConfigError
 from octavo.server.auth import key_file
 from octavo.server.costs.budget import ACTIONS, MAX_AMOUNT, PERIODS, Budget, Measure, Scope
@@ -14,7 +16,7 @@ from octavo.tools import ledger_file
 from octavo.tools.flags import server_config
 from octavo.tools.parser import Parser, number
 
-_WHOSE: tuple[Scope, ...] = ("key", "tenant", "feature")
+_WHOSE = ("key", "tenant", "feature")
 _AMOUNTS: tuple[Measure, ...] = ("money", "tokens", "device_hours")
 
 
@@ -31,7 +33,9 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--tenant", metavar="TEXT", help="Of a tenant, with all its keys.")
     parser.add_argument(
-        "--feature", metavar="TEXT", help="Of what comes with this X-Octavo-Feature."
+        "--feature",
+        metavar="TEXT",
+        help="Of what comes with this X-Octavo-Feature: anyone's, or with --key or --tenant theirs alone.",
     )
     for name, text in (
         ("money", "In the currency of --device-price."),
@@ -60,18 +64,20 @@ def run(args: argparse.Namespace) -> int:
     """Keep it."""
     scopes = [name for name in _WHOSE if getattr(args, name) is not None]
     measures = [name for name in _AMOUNTS if getattr(args, name) is not None]
-    if len(scopes) > 1 or len(measures) != 1:
+    has_both = args.key is not None and args.tenant is not None
+    if has_both or len(measures) != 1:
         raise ConfigError(
-            f"{len(scopes)} of --key, --tenant, --feature and {len(measures)} of --money, --tokens, --device-hours "
-            "are given; expected at most one of the first and one of the second.",
+            f"{' and '.join('--' + name for name in scopes) or 'no owner'} and {len(measures)} of --money, --tokens, "
+            "--device-hours are given; expected --key or --tenant, not both, and one of the second.",
             code="E-COST-02",
             fix="Make a budget for each; without --key, --tenant and --feature it is everyone's.",
         )
-    scope: Scope = scopes[0] if scopes else "all"
+    scope = msgspec.convert("+".join(scopes) or "all", Scope)
+    values = [_key_id(args) if name == "key" else getattr(args, name) for name in scopes]
     budget = Budget(
         name=args.name,
         scope=scope,
-        value=_key_id(args) if scope == "key" else getattr(args, scope) if scopes else "",
+        value=" ".join(values),
         measure=measures[0],
         amount=getattr(args, measures[0]),
         period=args.per,
@@ -103,4 +109,4 @@ def _key_id(args: argparse.Namespace) -> str:
     if path is None or not path.exists() or re.fullmatch(r"[0-9a-f]{16}", given):
         return given
     with KeyStore(path) as keys:
-        return keys.find(given).id
+        return keys.find(given).books_as

@@ -9,7 +9,7 @@ from octavo.core.config import EngineConfig
 from octavo.core.errors import ConfigError
 from octavo.engine import machine
 from octavo.engine.decide import Machine, Resolved, resolve_start
-from octavo.engine.memory import available_bytes
+from octavo.engine.free_memory import available_bytes
 from octavo.kernels import ceilings
 from octavo.kernels.cpu import native
 from octavo.layers.quant.asked import asked_format

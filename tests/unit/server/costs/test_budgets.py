@@ -225,3 +225,37 @@ def test_usage_without_a_ledger_says_what_to_do() -> None:
     assert answer.status_code == 400 and "--ledger-url" in answer.text
     for query in ("since=soon", "by=tenants", "for=1d"):
         assert server.call("GET", f"/v1/usage?{query}").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("scope", "value", "pays", "text"),
+    [
+        ("all", "", {"ann", "bob", "plain"}, "all"),
+        ("feature", "search", {"ann", "bob"}, "feature 'search'"),
+        ("tenant", "ann", {"ann", "plain"}, "tenant 'ann'"),
+        ("tenant+feature", "ann search", {"ann"}, "tenant 'ann' and feature 'search'"),
+        ("key+feature", "key_2 search", {"bob"}, "key 'key_2' and feature 'search'"),
+    ],
+)
+def test_a_budget_is_of_whom_it_says(scope: str, value: str, pays: set[str], text: str) -> None:
+    """Any tenant may name any feature, so that of one tenant's nobody else may spend."""
+    given = {
+        "ann": ANN,
+        "bob": Tags("bob", "key_2", "search", "m"),
+        "plain": Tags("ann", "key_3", "", "m"),
+    }
+    one = budget(scope=scope, value=value)
+    assert {name for name, tags in given.items() if one.matches(tags)} == pays
+    budgets = Budgets(None)
+    budgets.install([(one, 100.0)])
+    assert f"of {text} allows" in str(budgets.states["b"].error(time.time()))
+    assert budgets.has_feature("search") == ("search" in value)
+
+
+def test_a_tenant_with_many_features_is_not_past_its_budget_of_one() -> None:
+    server = server_with(scope="tenant+feature", value="ann search")
+    costs = server.state.costs
+    for number in range(MAX_FEATURES):
+        costs.tab("ann", "key_1", f"f{number}")
+    assert costs.tab("ann", "key_1", "search").tags.feature == "search"
+    assert costs.tab("ann", "key_1", "another").tags.feature == OTHER

@@ -313,3 +313,36 @@ def test_a_desk_counts_budgets_from_the_database_and_itself(url: str) -> None:
         store.close()
 
     asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_what_a_feature_of_one_tenant_has_used(url: str) -> None:
+    """Another tenant that names the feature, and the tenant's other calls, are not in it."""
+    store = LedgerStore(url)
+    store.add_life(life())
+    bobs = BOB._replace(feature="search")
+    plain = ANN._replace(feature="")
+    lines = [
+        (100, tags, "prefill", amount)
+        for tags, amount in ((ANN, 1.0), (bobs, 20.0), (plain, 300.0))
+    ]
+    store.write(life(), 1, batch(6060.0, *lines))
+    found = {}
+    for scope, value in (
+        ("tenant+feature", "ann search"),
+        ("key+feature", "key_2 search"),
+        ("feature", "search"),
+        ("tenant", "ann"),
+        ("all", ""),
+    ):
+        one = Budget(name="b", scope=scope, value=value, measure="device_hours", amount=1.0)  # type: ignore[arg-type]  # a scope
+        store.set_budget(one)
+        assert store.budgets() == [one]
+        found[scope] = sum(line.amount for line in store.used(one, 6100.0))
+    assert found == {
+        "tenant+feature": 1.0,
+        "key+feature": 20.0,
+        "feature": 21.0,
+        "tenant": 301.0,
+        "all": 321.0,
+    }
+    store.close()

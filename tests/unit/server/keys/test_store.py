@@ -194,6 +194,36 @@ def test_rotation_is_all_or_nothing(path: Path) -> None:
         assert (after.tenant, after.limits) == ("t", Limits(7)) and after.hash != before.hash
 
 
+def test_a_rotated_key_is_booked_as_the_first_of_its_line(path: Path) -> None:
+    """So that a budget of it goes on, with what it has used, for the old and the new key while both open."""
+    with KeyStore(path, create=True) as store:
+        first = store.add(row("a"))
+        other = store.add(row("b"))
+        (old, _) = store.rows()
+        second = store.rotate(old, 1 << 40)
+        third = store.rotate(
+            next(one for one in store.rows() if one.prefix == second[:14]), 1 << 40
+        )
+        assert {one.books_as for one in store.rows() if one.name == "a"} == {old.id}
+        assert len({one.id for one in store.rows()}) == 4
+    found = ring(path)
+    booked = [found.admit(bearer(key)).key for key in (first, second, third, other)]
+    assert booked[:3] == [old.id] * 3 and booked[3] != old.id
+    found.close()
+
+
+def test_a_file_from_before_keys_had_an_origin_is_read_on(path: Path) -> None:
+    with KeyStore(path, create=True) as store:
+        key = store.add(row("a"))
+        store._db.execute("ALTER TABLE keys DROP COLUMN origin")
+    with KeyStore(path) as store:
+        (kept,) = store.rows()
+        assert kept.origin == "" and kept.books_as == kept.id
+        store.rotate(kept, 50)
+        assert [one.books_as for one in store.rows()] == [kept.id] * 2
+    assert key
+
+
 def test_names_and_tenants_are_plain() -> None:
     for bad in ("", "a b", "../x", "é", "a" * 49, "-a", "a\n"):
         with pytest.raises(ConfigError):

@@ -10,8 +10,9 @@ from msgspec.structs import replace
 
 from octavo.core.errors import ConfigError
 from octavo.core.kvspec import DTYPE_BYTES, KVSpec
+from octavo.kernels.gpu_facts import FP8_CAPABILITY
 from octavo.layers.pool_spec import PoolSpec
-from octavo.layers.quant.spec import StoredSpec
+from octavo.layers.quant.spec import StoredSpec, on_device
 from octavo.layers.rope_spec import RopeSpec
 from octavo.models.checkpoint import read_config
 from octavo.models.pooling_config import Runner, folder_pooling
@@ -53,6 +54,11 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Set: the model pools prompts and generates nothing."""
     stored: StoredSpec | None = None
     """Set: the checkpoint is quantized already."""
+
+    def on_device(self, capability: tuple[int, int] | None) -> ModelFacts:
+        """The same for a GPU of this compute capability (None: not a GPU's, or not known), which may have no products of e4m3."""
+        has_fp8 = capability is None or capability >= FP8_CAPABILITY
+        return replace(self, stored=on_device(self.stored, has_fp8=has_fp8))
 
     @property
     def sees_whole_prompts(self) -> bool:

@@ -118,7 +118,7 @@ def load_model(
         ModelError: the folder's config.json or weights.
         ConfigError: an unknown dtype or kernel, or a kernel that refuses.
     """
-    facts = read_facts(folder, runner)
+    facts = read_facts(folder, runner).on_device(_capability(device))
     chosen = choose_dtype(facts, dtype, device, quantization)
     check_forced(kernels or {}, OPS)
     dispatch = Dispatcher(kernels)
@@ -166,6 +166,12 @@ def load_model(
         groups=group_layers(model.kv_specs()),
         choices=tuple(dispatch.choices),
     )
+
+
+def _capability(device: str) -> tuple[int, int] | None:
+    """Of a GPU."""
+    is_gpu = torch.device(device).type == "cuda"
+    return torch.cuda.get_device_capability(device) if is_gpu else None
 
 
 def _stored_format(facts: ModelFacts, quantization: str, device: str) -> QuantFormat | None:

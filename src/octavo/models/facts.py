@@ -14,7 +14,7 @@ from octavo.kernels.gpu_facts import FP8_CAPABILITY
 from octavo.layers.pool_spec import PoolSpec
 from octavo.layers.quant.spec import StoredSpec, on_device
 from octavo.layers.rope_spec import RopeSpec
-from octavo.models.checkpoint import read_config
+from octavo.models.checkpoint import read_config, read_quantize_file
 from octavo.models.pooling_config import Runner, folder_pooling
 from octavo.models.registry import FAMILIES, TRUNK_OF, unknown_architecture
 from octavo.models.stored_config import read_stored
@@ -144,7 +144,7 @@ def read_facts(folder: Path, runner: Runner = "auto") -> ModelFacts:
         ConfigError: `runner` asks for what the model is not.
     """
     config = read_config(folder)
-    stored = read_stored(config)
+    stored = read_stored(config, read_quantize_file(folder))
     names = config.strings("architectures")
     if not names:
         config.refuse("architectures", "a list with one name")

@@ -6,6 +6,9 @@ code: nothing spills, keys and values come by asynchronous copies of 16 bytes, a
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from octavo.kernels.triton import support
@@ -17,7 +20,7 @@ import triton.language as tl
 
 from gpu_compile import compiled
 from octavo.kernels.attention.base import AttentionCase
-from octavo.kernels.attention.triton import tilings
+from octavo.kernels.attention.triton import SPAN, tilings
 from octavo.kernels.triton import (
     attention,
     dense,
@@ -85,6 +88,46 @@ def test_attention(which: int, capability: int) -> None:
     assert copies and all(COPY_16 in line for line in copies)
     wide = which == 2 and capability == 90
     assert ("wgmma.mma_async" if wide else "mma.sync") in made.ptx
+
+
+@pytest.mark.parametrize(
+    ("changes", "capability"),
+    [
+        ({"dtype": "float32"}, 90),
+        ({"dtype": "float32", "head_dim": 256}, 80),
+        ({"head_dim": 256}, 90),
+        ({"head_dim": 256}, 80),
+        ({"is_invariant": True}, 80),
+    ],
+    ids=["float32", "float32-wide", "wide-90", "wide-80", "deterministic"],
+)
+def test_attention_of_mixed_steps_keeps_its_sums_in_registers(
+    changes: dict[str, Any], capability: int
+) -> None:
+    """Kilobytes of stack per thread would be gigabytes of the device's memory, beside the plan."""
+    case = replace(CASE, **changes)
+    tiling, is_float = tilings(case)[1], case.dtype == "float32"
+    types = POINTERS | NUMBERS
+    if is_float:
+        types |= {name: "*fp32" for name in ("q", "k", "v", "k_scales", "v_scales", "out")}
+    constants = {
+        "HEADS": 8,
+        "GROUP": 4,
+        "DIM": case.head_dim,
+        "PADDED": case.head_dim,
+        "M": tiling.rows,
+        "N": tiling.keys,
+        "SPAN": SPAN if case.is_invariant else 0,
+        "WINDOW": 0,
+        "AHEAD": 0,
+        "HAS_CAP": False,
+        "HAS_SCALES": False,
+        "PRECISION": "ieee" if is_float else "tf32",
+        "STAGES": tiling.stages,
+    }
+    made = compiled(attention.attend, types, constants, capability=capability, warps=tiling.warps)
+    assert made.stack <= 32
+    assert made.shared <= SHARED_OF_A100
 
 
 def test_what_is_around_attention() -> None:

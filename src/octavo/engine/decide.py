@@ -17,7 +17,7 @@ from octavo.core.kvspec import BLOCK_SIZE, DTYPE_BYTES, KV_DTYPES, group_layers
 from octavo.core.resolve import Decision
 from octavo.engine import buckets
 from octavo.engine.memory import MemoryPlan, Needs, plan
-from octavo.kernels.attention.work import Cut, max_work
+from octavo.kernels.attention.work import ITEM_WORDS, SPAN, Cut, max_work
 from octavo.kernels.gemm.format_table import FORMATS, head_format
 from octavo.kernels.gemm.storage import packed_refusal
 from octavo.kernels.gpu_facts import FP8_CAPABILITY
@@ -261,9 +261,11 @@ def _graph_bytes(
     # Contexts that are split leave partial results; no more of them than the cache holds tokens.
     per_token = sum(group.bytes_per_block for group in groups) / BLOCK_SIZE
     tokens = int(machine.available / per_token)
-    cut = Cut(1, max(1, facts.num_heads // facts.num_kv_heads), None, 0, 0)
-    partials = max_work(sizes[-1], length, tokens, cut)[1] * facts.num_kv_heads
-    scratch = len(groups) * partials * (facts.head_dim + 2) * 4
+    group = max(1, facts.num_heads // facts.num_kv_heads)
+    cut = Cut(1, group, None, 0, SPAN if config.deterministic else 0)
+    items, partials = max_work(sizes[-1], length, tokens, cut)
+    scratch = partials * facts.num_kv_heads * (facts.head_dim + 2) + len(sizes) * items * ITEM_WORDS
+    scratch *= len(groups) * 4
     temporaries = facts.activation_bytes(rows, dtype, num_logits=0)
     return temporaries + nodes + inputs + bridges + scratch
 

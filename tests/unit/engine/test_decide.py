@@ -11,9 +11,11 @@ from octavo.core.assets import model_folder
 from octavo.core.config import EngineConfig
 from octavo.core.errors import ConfigError
 from octavo.engine.decide import Machine, Resolved, resolve_start
+from octavo.kernels.attention.work import SPAN
 from octavo.models.storage import plan_storage
 
 GIB = 1 << 30
+LLAMA = Path(__file__).parents[3] / "benchmarks" / "shapes" / "llama-3.1-8b"
 CPU = Machine("cpu", 4 * GIB, plan_storage)
 GPU = Machine("cuda", 4 * GIB, plan_storage, total=4 * GIB, capability=(9, 0))
 OLD_GPU = GPU._replace(capability=(8, 0))
@@ -73,3 +75,16 @@ def test_fp8_blocks(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"compute capability 8\.9 or later") as caught:
             resolve(OLD_GPU, quantization=form)
         assert caught.value.code == "E-CFG-08" and "--quantization int8" in caught.value.fix
+
+
+def test_what_attention_keeps_between_spans_is_planned() -> None:
+    """In fixed spans each sequence may leave a partial result for each of them, whatever the cache holds."""
+    large = GPU._replace(available=79 * GIB, total=80 * GIB)
+
+    def graphs(*, deterministic: bool) -> int:
+        config = EngineConfig(model=str(LLAMA), max_num_seqs=128, deterministic=deterministic)
+        return resolve_start(config, large).memory.graphs
+
+    spans = -(-131_072 // SPAN) + 1
+    kept = 128 * spans * 32 * (128 + 2) * 4
+    assert graphs(deterministic=False) < kept <= graphs(deterministic=True)

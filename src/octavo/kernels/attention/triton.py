@@ -19,6 +19,7 @@ from octavo.kernels.attention.base import AttentionCase
 from octavo.kernels.attention.work import (
     ITEM_WORDS,
     MERGE_WORDS,
+    SPAN,
     Cut,
     Work,
     lay_out,
@@ -34,8 +35,6 @@ KERNEL_BLOCK_SIZE = 16
 MAX_HEAD_DIM = 256
 MAX_GROUP = 64
 """Query heads per key/value head: a token's must fit in a tile."""
-SPAN = 1024
-"""Keys that have a softmax of their own where rows must not depend on their batch."""
 MAX_PROGRAMS = 4096
 """Of a plan with room, whose every program is started though most may find nothing to do: some thirty per multiprocessor.
 Others have a program per item, which the device hands out as places become free."""

@@ -12,11 +12,13 @@ namespace {
 
 #include "convert_body.h"
 
-// A block of x, 192 x 512 floats, fills three quarters of a 512 KiB L2; panels stream past it.
+// A block of x, 192 x 512 floats, fills three quarters of a 512 KiB L2, panels stream past it; or few rows, whose panels
+// are gone past 512 inputs at a time.
 constexpr int kBlockRows = 192;
 constexpr int kBlockInputs = 512;
-constexpr int kFewRows = 24;       // up to here x is read in place and panels are read once
+constexpr int kFewRows = 24;       // up to here, or up to the floats of a block, x is read in place, panels once
 constexpr int kPanelsPerItem = 16;
+constexpr int64_t kAhead = 8192;  // bytes between what one tile of rows multiplies and what it has fetched meanwhile
 
 struct Product {
   const PackedWeight* weight;
@@ -32,6 +34,7 @@ struct Product {
   int inputs_per_block;
   int panels_per_item;
   int panel_items;
+  int panels_to_next;  // from an item to the one that the same thread is likely to take next
 };
 
 // Rows of a tile that begins `done` rows into a block: as even as can be, so that no tile is left with one row.
@@ -82,6 +85,37 @@ void run_panels(const Product& p, GemmTile tile, int row, int first_panel, int l
   }
 }
 
+// What all rows of an item go past at a time: some panels and a range of inputs.
+struct Part {
+  int panel;
+  int input;
+};
+
+// Parts of an item in the order in which it goes through them. Packed rows stay in a cache for all panels, others in turn.
+Part part_of(const Product& p, int first_panel, int groups, int step, int nth) {
+  const int blocks = (p.num_inputs + p.inputs_per_block - 1) / p.inputs_per_block;
+  const int group = p.is_packed ? nth % groups : nth / blocks, block = p.is_packed ? nth / groups : nth % blocks;
+  return {first_panel + group * step, block * p.inputs_per_block};
+}
+
+const char* address_of(const Product& p, int64_t panel_stride, Part part) {
+  const int per_line = p.is_paired ? 1 : inputs_per_line(p.weight->dtype);  // parts begin where lines do
+  return static_cast<const char*>(p.weight->data) + part.panel * panel_stride + int64_t(part.input / per_line) * kLine;
+}
+
+// Memory is to be read while there is arithmetic: one tile of rows fetches some way before itself, and several share what
+// is `next`, which else would be waited for by the first of them while the others find it in a cache.
+void look_ahead(const Product& p, GemmTile& tile, int tiles, int nth, Part next) {
+  const bool is_end = next.panel >= num_panels(p.weight->num_outputs);
+  const int64_t lines = tile.num_inputs / (p.is_paired ? 1 : inputs_per_line(tile.dtype));
+  tile.ahead_step = is_end ? 0 : kLine / tiles;
+  if (tiles > 1) {
+    tile.ahead = is_end ? tile.panel : address_of(p, tile.panel_stride, next) + nth * lines * tile.ahead_step;
+  } else {
+    tile.ahead = is_end ? tile.panel : tile.panel + kAhead;
+  }
+}
+
 void run_item(void* context, int item, int /*worker*/) {
   const Product& p = *static_cast<const Product*>(context);
   const PackedWeight& w = *p.weight;
@@ -96,21 +130,25 @@ void run_item(void* context, int item, int /*worker*/) {
   tile.dtype = w.dtype;
   tile.panel_stride = num_lines(w.num_inputs, w.dtype) * kLine;
   tile.out_stride = w.num_outputs;
-  // One tile of rows: four panels at once, so that one row has enough chains. More: all tiles past a panel in the L1.
+  // One tile of rows: four panels at once, so that one row has enough chains. More: all tiles past panels in a cache.
   const int step = p.num_rows <= kMaxTileRows ? 4 : p.kernels->panels_together;
-  const int per_line = p.is_paired ? 1 : inputs_per_line(w.dtype);  // blocks begin where lines do
-  for (int from = 0; from < p.num_inputs; from += p.inputs_per_block) {
-    tile.num_inputs = std::min(p.inputs_per_block, p.num_inputs - from);
-    for (int panel = first_panel; panel < last_panel; panel += step) {
-      tile.panel = static_cast<const char*>(w.data) + panel * tile.panel_stride + int64_t(from / per_line) * kLine;
-      for (int done = 0; done < rows; done += tile.num_rows) {
-        tile.num_rows = tile_rows(rows, done);
-        const int row = first_row + done;
-        tile.row_stride = p.is_packed ? 1 : p.num_inputs;
-        tile.input_stride = p.is_packed ? tile.num_rows : 1;
-        tile.x = p.x + int64_t(row) * p.num_inputs + from * tile.input_stride;
-        run_panels(p, tile, row, panel, std::min(panel + step, last_panel));
-      }
+  const int groups = (last_panel - first_panel + step - 1) / step;
+  const int parts = groups * ((p.num_inputs + p.inputs_per_block - 1) / p.inputs_per_block);
+  const int tiles = (rows + kMaxTileRows - 1) / kMaxTileRows;
+  for (int n = 0; n < parts; ++n) {
+    const Part part = part_of(p, first_panel, groups, step, n);
+    const bool is_last = n + 1 == parts;
+    const Part next = is_last ? Part{first_panel + p.panels_to_next, 0} : part_of(p, first_panel, groups, step, n + 1);
+    tile.num_inputs = std::min(p.inputs_per_block, p.num_inputs - part.input);
+    tile.panel = address_of(p, tile.panel_stride, part);
+    for (int done = 0, nth = 0; done < rows; done += tile.num_rows, ++nth) {
+      tile.num_rows = tile_rows(rows, done);
+      look_ahead(p, tile, tiles, nth, next);
+      const int row = first_row + done;
+      tile.row_stride = p.is_packed ? 1 : p.num_inputs;
+      tile.input_stride = p.is_packed ? tile.num_rows : 1;
+      tile.x = p.x + int64_t(row) * p.num_inputs + part.input * tile.input_stride;
+      run_panels(p, tile, row, part.panel, std::min(part.panel + step, last_panel));
     }
   }
 }
@@ -120,43 +158,68 @@ struct RowPacking {
   float* packed;
   int num_rows;
   int num_inputs;
-  bool is_paired;
+  const GemmKernels* rounding;  // to pairs of bfloat16; null: as they are
+  int parts;                    // of each block of rows: kPackedWords of its words, or the rest
 };
 
-// Two inputs as bfloat16 in one word, the first in its lower half; beyond the last a zero.
-inline float pair_at(const float* row, int64_t d, int num_inputs) {
-  const uint32_t low = float_to_bf16(row[d]), high = d + 1 < num_inputs ? float_to_bf16(row[d + 1]) : 0;
-  return float_of_bits(high << 16 | low);
+constexpr int kPackedWords = 256;
+
+// Inputs as bfloat16, two in a word, the first in its lower half; an odd last one has a zero beside it.
+void round_row(const GemmKernels& kernels, const float* x, int count, float* words) {
+  uint16_t* to = reinterpret_cast<uint16_t*>(words);
+  kernels.round_inputs(x, count, to);
+  if (count % 2 != 0) to[count] = 0;
 }
 
-// One block of rows as tiles [D, rows of the tile], so that a tile's inputs are read in one stream.
+// Rows [R, n] at `from`, one `stride` after the other, as [n, R].
+template <int R>
+void interleave(const float* from, int64_t stride, int n, float* to) {
+  for (int w = 0; w < n; ++w) {
+    for (int r = 0; r < R; ++r) to[int64_t(w) * R + r] = from[r * stride + w];
+  }
+}
+
+void interleave(const float* from, int64_t stride, int rows, int n, float* to) {
+  switch (rows) {
+    case 1: return interleave<1>(from, stride, n, to);
+    case 2: return interleave<2>(from, stride, n, to);
+    case 3: return interleave<3>(from, stride, n, to);
+    case 4: return interleave<4>(from, stride, n, to);
+    case 5: return interleave<5>(from, stride, n, to);
+    default: return interleave<6>(from, stride, n, to);
+  }
+}
+
+// A part of one block of rows, as tiles [D, rows of the tile], so that a tile's inputs are read in one stream.
 void pack_rows(void* context, int item, int /*worker*/) {
   const RowPacking& p = *static_cast<const RowPacking*>(context);
-  const int first_row = item * kBlockRows;
+  const int first_row = item / p.parts * kBlockRows;
   const int rows = std::min(kBlockRows, p.num_rows - first_row);
-  const int words = p.is_paired ? (p.num_inputs + 1) / 2 : p.num_inputs;
+  const int per_word = p.rounding == nullptr ? 1 : 2, words = (p.num_inputs + per_word - 1) / per_word;
+  const int first = item % p.parts * kPackedWords, last = std::min(first + kPackedWords, words);
+  float rounded[kMaxTileRows * kPackedWords];
   int count = 0;
   for (int done = 0; done < rows; done += count) {
     count = tile_rows(rows, done);
-    const float* from = p.x + int64_t(first_row + done) * p.num_inputs;
-    float* to = p.packed + int64_t(first_row + done) * words;
-    for (int r = 0; r < count; ++r) {
-      const float* row = from + int64_t(r) * p.num_inputs;
-      if (p.is_paired) {
-        for (int w = 0; w < words; ++w) to[int64_t(w) * count + r] = pair_at(row, 2 * int64_t(w), p.num_inputs);
-      } else {
-        for (int d = 0; d < p.num_inputs; ++d) to[int64_t(d) * count + r] = row[d];
-      }
+    const float* from = p.x + int64_t(first_row + done) * p.num_inputs + int64_t(first) * per_word;
+    float* to = p.packed + int64_t(first_row + done) * words + int64_t(first) * count;
+    if (p.rounding == nullptr) {
+      interleave(from, p.num_inputs, count, last - first, to);
+      continue;
     }
+    const int inputs = std::min(last * 2, p.num_inputs) - first * 2;
+    for (int r = 0; r < count; ++r) {
+      round_row(*p.rounding, from + int64_t(r) * p.num_inputs, inputs, rounded + r * kPackedWords);
+    }
+    interleave(rounded, kPackedWords, count, last - first, to);
   }
 }
 
 // Few rows as they lie, [N, pairs].
-void pair_rows(const float* x, int num_rows, int num_inputs, float* to) {
-  const int words = (num_inputs + 1) / 2;
-  for (int r = 0; r < num_rows; ++r, x += num_inputs, to += words) {
-    for (int w = 0; w < words; ++w) to[w] = pair_at(x, 2 * int64_t(w), num_inputs);
-  }
+void round_rows(void* context, int row, int /*worker*/) {
+  const RowPacking& p = *static_cast<const RowPacking*>(context);
+  float* to = p.packed + int64_t(row) * ((p.num_inputs + 1) / 2);
+  round_row(*p.rounding, p.x + int64_t(row) * p.num_inputs, p.num_inputs, to);
 }
 
 struct WeightPacking {
@@ -238,22 +301,22 @@ void pack_panel(void* context, int panel, int /*worker*/) {
 const GemmKernels* gemm_kernels(Isa isa) {
   switch (isa) {
     case Isa::scalar: {
-      static const GemmKernels scalar{gemm_scalar, 1, nullptr};
+      static const GemmKernels scalar{gemm_scalar, 1, nullptr, nullptr};
       return &scalar;
     }
 #ifdef OCTAVO_HAVE_AVX2
     case Isa::avx2: {
-      static const GemmKernels avx2{gemm_avx2, 1, nullptr};
+      static const GemmKernels avx2{gemm_avx2, 1, nullptr, nullptr};
       return &avx2;
     }
 #endif
 #ifdef OCTAVO_HAVE_AVX512
     case Isa::avx512: {
-      static const GemmKernels avx512{gemm_avx512, 2, nullptr};
+      static const GemmKernels avx512{gemm_avx512, 4, nullptr, nullptr};
       return &avx512;
     }
     case Isa::avx512_bf16: {
-      static const GemmKernels avx512_bf16{gemm_avx512, 2, gemm_avx512_bf16};
+      static const GemmKernels avx512_bf16{gemm_avx512, 4, gemm_avx512_bf16, round_avx512_bf16};
       return &avx512_bf16;
     }
 #endif
@@ -301,26 +364,31 @@ void gemm(const PackedWeight& weight, const float* x, int num_rows, const float*
   const int panels = num_panels(weight.num_outputs);
   const bool is_paired = weight.dtype == DType::bfloat16 && kernels.multiply_pairs != nullptr;
   const int words = is_paired ? (weight.num_inputs + 1) / 2 : weight.num_inputs;
-  Product product{&weight, x, false, is_paired, words, num_rows, bias, out, &kernels, num_rows, std::max(1, words), 0, 0};
-  if (num_rows > kFewRows) {
+  Product product{&weight, x, false, is_paired, words, num_rows, bias, out, &kernels, num_rows, std::max(1, words), 0, 0, 0};
+  RowPacking packing{x, nullptr, num_rows, weight.num_inputs, is_paired ? &kernels : nullptr, 1};
+  if (num_rows > kFewRows && int64_t(num_rows) * words > kBlockRows * kBlockInputs) {
     product.is_packed = true;
     product.rows_per_item = kBlockRows;
     product.inputs_per_block = kBlockInputs;
     product.panels_per_item = kPanelsPerItem;
-    float* packed = thread_scratch(int64_t(num_rows) * words);
-    RowPacking packing{x, packed, num_rows, weight.num_inputs, is_paired};
-    parallel_for((num_rows + kBlockRows - 1) / kBlockRows, num_threads, pack_rows, &packing);
-    product.x = packed;
+    packing.parts = (words + kPackedWords - 1) / kPackedWords;
+    product.x = packing.packed = thread_scratch(int64_t(num_rows) * words);
+    parallel_for((num_rows + kBlockRows - 1) / kBlockRows * packing.parts, num_threads, pack_rows, &packing);
   } else {
     // Four items per thread, so that a thread that is held up for a while does not hold up the others.
     const int items = num_threads == 1 ? 1 : num_threads * 4;
     product.panels_per_item = std::max(4, ((panels + items - 1) / items + 3) / 4 * 4);
+    if (num_rows > kMaxTileRows) {
+      product.inputs_per_block = kBlockInputs;
+      product.panels_per_item = 4;  // so that hardly any panel is waited for by all its tiles
+    }
     if (is_paired) {
-      float* paired = thread_scratch(int64_t(num_rows) * words);
-      pair_rows(x, num_rows, weight.num_inputs, paired);
-      product.x = paired;
+      product.x = packing.packed = thread_scratch(int64_t(num_rows) * words);
+      const bool is_little = int64_t(num_rows) * words < kBlockInputs * kFewRows;
+      parallel_for(num_rows, is_little ? 1 : num_threads, round_rows, &packing);
     }
   }
+  product.panels_to_next = product.panels_per_item * num_threads;
   product.panel_items = (panels + product.panels_per_item - 1) / product.panels_per_item;
   const int row_blocks = (num_rows + product.rows_per_item - 1) / product.rows_per_item;
   parallel_for(row_blocks * product.panel_items, num_threads, run_item, &product);

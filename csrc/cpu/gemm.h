@@ -59,6 +59,8 @@ struct GemmTile {
   int num_inputs;  // or pairs
   float* out;  // [num_rows, num_panels * kPanel] in rows of out_stride; holds the chains so far
   int64_t out_stride;
+  const char* ahead;   // of the first panel: what is to be fetched meanwhile, a line with each line that is read; a hint
+  int64_t ahead_step;  // bytes by which it moves with each line
 };
 
 // What one instruction set brings.
@@ -66,6 +68,7 @@ struct GemmKernels {
   void (*multiply)(const GemmTile& tile);
   int panels_together;  // past which many tiles of rows go: as many as the accumulators of six rows want and an L1 holds
   void (*multiply_pairs)(const GemmTile& tile);  // bfloat16 weights with rounded inputs; null: inputs stay as they are
+  void (*round_inputs)(const float* x, int64_t count, uint16_t* to);  // to bfloat16, for multiply_pairs
 };
 
 // The kernels compiled for `isa`, or null if there are none in this build.
@@ -92,5 +95,6 @@ void gemm_scalar(const GemmTile& tile);
 void gemm_avx2(const GemmTile& tile);
 void gemm_avx512(const GemmTile& tile);
 void gemm_avx512_bf16(const GemmTile& tile);
+void round_avx512_bf16(const float* x, int64_t count, uint16_t* to);
 
 }  // namespace octavo

@@ -44,8 +44,11 @@ inline void tile(const GemmTile& t, int first_panel) {
   }
   constexpr int kInputs = kIsBf16 ? 2 : 1;
   const float* x = t.x;
+  const char* ahead = t.ahead + first_panel * t.panel_stride;
   int d = 0;
-  for (; d + kInputs <= t.num_inputs; d += kInputs, line += kLine) {
+  for (; d + kInputs <= t.num_inputs; d += kInputs, line += kLine, ahead += t.ahead_step) {
+    OCTAVO_UNROLL
+    for (int b = 0; b < B; ++b) _mm_prefetch(ahead + b * t.panel_stride, _MM_HINT_T1);
     add_input<R, B, kIsBf16, false>(t, x, line, sums);
     if (kIsBf16) add_input<R, B, kIsBf16, true>(t, x + t.input_stride, line, sums);
     x += kInputs * t.input_stride;

@@ -11,6 +11,9 @@
 namespace octavo {
 namespace {
 
+using std::memcpy;
+#include "convert_body.h"
+
 inline __m512bh pair_in_all(const float* x) {
   int32_t word;
   std::memcpy(&word, x, 4);
@@ -28,9 +31,11 @@ inline void tile(const GemmTile& t, int first_panel) {
     for (int b = 0; b < B; ++b) sums[r][b] = _mm512_loadu_ps(out + r * t.out_stride + b * kPanel);
   }
   const float* x = t.x;
-  for (int pair = 0; pair < t.num_inputs; ++pair, x += t.input_stride, line += kLine) {
+  const char* ahead = t.ahead + first_panel * t.panel_stride;
+  for (int pair = 0; pair < t.num_inputs; ++pair, x += t.input_stride, line += kLine, ahead += t.ahead_step) {
     OCTAVO_UNROLL
     for (int b = 0; b < B; ++b) {
+      _mm_prefetch(ahead + b * t.panel_stride, _MM_HINT_T1);
       const __m512bh w = (__m512bh)_mm512_loadu_si512(line + b * t.panel_stride);
       OCTAVO_UNROLL
       for (int r = 0; r < R; ++r) sums[r][b] = _mm512_dpbf16_ps(sums[r][b], pair_in_all(x + r * t.row_stride), w);
@@ -61,6 +66,10 @@ void gemm_avx512_bf16(const GemmTile& t) {
     case 5: return tiles<5, 4>(t);
     default: return tiles<6, 4>(t);
   }
+}
+
+void round_avx512_bf16(const float* x, int64_t count, uint16_t* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = float_to_bf16(x[i]);
 }
 
 }  // namespace octavo

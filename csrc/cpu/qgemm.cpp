@@ -10,7 +10,8 @@
 namespace octavo {
 namespace {
 
-constexpr int kMaxTile = 16;
+constexpr int kMaxTile = 16;  // rows
+constexpr int kMaxPanels = 2;
 constexpr int64_t kBlockBytes = 256 << 10;  // of quantized x per item: half of a 512 KiB L2; panels stream past it
 
 // Quantized rows of x in tiles, one block of memory per tile.
@@ -63,6 +64,7 @@ struct Product {
   int tiles_per_item;
   int panels_per_item;
   int panel_items;
+  int panels_to_next;  // from an item to the one that the same thread is likely to take next
 };
 
 // Scales, biases and stores the chains of a tile; the last panel may go beyond the outputs.
@@ -84,11 +86,11 @@ void run_row(const Product& p, int first_panel, int last_panel, float* chains) {
   const Quantized& q = *p.rows;
   const int step = (last_panel - first_panel) / kPanelsOfRow;
   for (int panel = first_panel; panel < first_panel + step; ++panel) {
-    q.kernels->multiply_row({q.tile(0), q.weight, panel, step, chains});
+    q.kernels->multiply_row({q.tile(0), q.weight, panel, step, chains, kPanelsOfRow, nullptr, 0});
     for (int i = 0; i < kPanelsOfRow; ++i) finish(p, chains + i * kPanel, 0, 1, panel + i * step);
   }
   for (int panel = first_panel + step * kPanelsOfRow; panel < last_panel; ++panel) {
-    q.kernels->multiply_row({q.tile(0), q.weight, panel, 0, chains});
+    q.kernels->multiply_row({q.tile(0), q.weight, panel, 0, chains, 1, nullptr, 0});
     finish(p, chains, 0, 1, panel);
   }
 }
@@ -100,13 +102,26 @@ void run_item(void* context, int item, int /*worker*/) {
   const int last_tile = std::min(first_tile + p.tiles_per_item, q.num_tiles());
   const int first_panel = item % p.panel_items * p.panels_per_item;
   const int last_panel = std::min(first_panel + p.panels_per_item, num_panels(q.weight->num_outputs));
-  alignas(64) float chains[kMaxTile * kPanel];
+  alignas(64) float chains[kMaxTile * kMaxPanels * kPanel];
   if (q.has_only_row()) return run_row(p, first_panel, last_panel, chains);
-  for (int panel = first_panel; panel < last_panel; ++panel) {
+  const int64_t quads = num_quads(q.weight->num_inputs), bytes = quads * quad_bytes(q.weight->type);
+  for (int panel = first_panel; panel < last_panel; panel += q.kernels->panels_together) {
+    const int panels = std::min(q.kernels->panels_together, last_panel - panel);
+    // What this thread is likely to multiply next: all tiles fetch a share of it, while there is arithmetic.
+    const int next = panel + panels < last_panel ? panel + panels : first_panel + p.panels_to_next;
+    const bool is_end = next >= num_panels(q.weight->num_outputs);
     for (int tile = first_tile; tile < last_tile; ++tile) {
       const QuantRows rows = q.tile(tile);
-      q.kernels->multiply({rows, q.weight, panel, 0, chains});
-      finish(p, chains, tile * q.tile_rows, rows.num_rows, panel);
+      QuantTile t{rows, q.weight, panel, 0, chains, panels, nullptr, 0};
+      t.ahead = q.weight->values + (is_end ? panel : next) * bytes;
+      if (!is_end) {
+        t.ahead_step = quad_bytes(q.weight->type) / (last_tile - first_tile);
+        t.ahead += (tile - first_tile) * quads * t.ahead_step;
+      }
+      q.kernels->multiply(t);
+      for (int b = 0; b < panels; ++b) {
+        finish(p, chains + b * rows.num_rows * kPanel, tile * q.tile_rows, rows.num_rows, panel + b);
+      }
     }
   }
 }
@@ -136,7 +151,7 @@ void quant_gemm(const QuantWeight& weight, const float* x, int num_rows, const f
   parallel_for(tiles, tiles < 4 ? 1 : num_threads, quantize_tile, &rows);
 
   const int panels = num_panels(weight.num_outputs);
-  Product product{&rows, bias, out, 0, 0, 0};
+  Product product{&rows, bias, out, 0, 0, 0, 0};
   product.tiles_per_item = int(std::min<int64_t>(tiles, std::max<int64_t>(1, kBlockBytes / (rows.tile_floats * 4))));
   // Four items per thread and block of rows, so that a thread that is held up for a while does not hold up the others.
   const int items = num_threads == 1 ? 1 : num_threads * 4;
@@ -144,6 +159,7 @@ void quant_gemm(const QuantWeight& weight, const float* x, int num_rows, const f
   if (rows.has_only_row()) {
     product.panels_per_item = (product.panels_per_item + kPanelsOfRow - 1) / kPanelsOfRow * kPanelsOfRow;
   }
+  product.panels_to_next = product.panels_per_item * num_threads;
   product.panel_items = (panels + product.panels_per_item - 1) / product.panels_per_item;
   const int blocks = (tiles + product.tiles_per_item - 1) / product.tiles_per_item;
   parallel_for(blocks * product.panel_items, num_threads, run_item, &product);

@@ -50,13 +50,16 @@ struct QuantRows {
   int num_rows;
 };
 
-// One tile of rows times one panel, or one row times kPanelsOfRow panels; a step of 0: times one.
+// One tile of rows times some panels in a row, or one row times kPanelsOfRow panels that lie apart.
 struct QuantTile {
   QuantRows x;
   const QuantWeight* weight;
-  int panel;       // the first
-  int panel_step;  // from one to the next
-  float* out;      // [num_rows, kPanel] or [kPanelsOfRow, kPanel]: the chains, without channel scales and bias
+  int panel;            // the first
+  int panel_step;       // of one row: from one to the next; 0: there is only one
+  float* out;           // [panels, num_rows, kPanel]: the chains, without channel scales and bias
+  int num_panels;       // of a tile of rows: up to panels_together
+  const uint8_t* ahead; // what is to be fetched meanwhile, as much with each quad as the quad has; a hint
+  int64_t ahead_step;   // bytes by which it moves with each quad
 };
 
 constexpr int kPanelsOfRow = 4;
@@ -68,6 +71,7 @@ struct QuantKernels {
   void (*quantize)(const float* x, int64_t row_stride, int num_inputs, int group, int bytes, const QuantRows& to);
   void (*multiply)(const QuantTile& tile);
   void (*multiply_row)(const QuantTile& tile);  // for a product's only row, x as int8; null: `multiply`
+  int panels_together = 1;
 };
 
 // The kernels compiled for `isa`, or null if there are none in this build.

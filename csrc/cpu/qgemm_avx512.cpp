@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "qgemm.h"
 #include "unroll.h"
@@ -10,18 +11,15 @@
 namespace octavo {
 namespace {
 
-constexpr int kAhead = 2048;   // bytes, as in the AVX2 unit
-constexpr int kMaxRows = 12;  // of 32 registers; as many chains as two units of latency five want
+constexpr int kMaxRows = 12;  // times two panels: 24 of 32 registers
 
 // The quad's weights of all sixteen outputs, four bytes each.
 template <bool kIsInt8>
 inline __m512i weights_of(const uint8_t* panel, int64_t quad) {
   if (kIsInt8) return _mm512_loadu_si512(panel + quad * 64);
-  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + quad * 32));
-  const __m256i nibble = _mm256_set1_epi8(15);
-  const __m256i low = _mm256_and_si256(both, nibble);
-  const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
-  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+  const __m512i twice = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + quad * 32)));
+  const __m512i shifted = _mm512_srlv_epi64(twice, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4));
+  return _mm512_and_si512(shifted, _mm512_set1_epi8(15));
 }
 
 inline __m512 widen_bf16(const uint16_t* at) {
@@ -39,47 +37,78 @@ inline __m512 widen_u8(const uint8_t* at) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
 }
 
-template <int R, bool kIsInt8>
+// -zero * sum of x, where one zero point goes for all outputs; exact, as the sums are.
+inline __m512i first_sum(float x_sum, int zero) { return _mm512_set1_epi32(-zero * static_cast<int>(x_sum)); }
+
+// Chains of a group: its scales times its sums. Each output's chain lies in `out` between groups.
+template <int R, int B, bool kIsInt8>
+inline void extend(const QuantTile& t, int g, const __m512i (&sums)[R][B]) {
+  const QuantWeight& w = *t.weight;
+  OCTAVO_UNROLL
+  for (int b = 0; b < B; ++b) {
+    const int64_t at = (int64_t(t.panel + b) * num_groups(w) + g) * kPanel;
+    const __m512 scale = kIsInt8 ? _mm512_set1_ps(1.0f) : widen_scales(w, at);
+    const bool has_zeros = !kIsInt8 && w.zeros != nullptr;
+    const __m512 zero = has_zeros ? widen_u8(w.zeros + at) : _mm512_setzero_ps();
+    OCTAVO_UNROLL
+    for (int r = 0; r < R; ++r) {
+      float* chain = t.out + (b * R + r) * kPanel;
+      const __m512 x_scale = _mm512_set1_ps(t.x.scales[g * R + r]);
+      __m512 exact = _mm512_cvtepi32_ps(sums[r][b]);
+      if (has_zeros) exact = _mm512_fnmadd_ps(zero, _mm512_set1_ps(t.x.sums[g * R + r]), exact);
+      const __m512 before = g == 0 ? _mm512_setzero_ps() : _mm512_loadu_ps(chain);
+      _mm512_storeu_ps(chain, _mm512_fmadd_ps(exact, kIsInt8 ? x_scale : _mm512_mul_ps(x_scale, scale), before));
+    }
+  }
+}
+
+template <int R, int B, bool kIsInt8>
 void multiply_as(const QuantTile& t) {
   const QuantWeight& w = *t.weight;
   const int quads = num_quads(w.num_inputs), groups = num_groups(w), group_quads = w.group / kQuad;
-  const uint8_t* panel = w.values + t.panel * quads * quad_bytes(w.type);
+  const int64_t panel_bytes = quads * quad_bytes(w.type);
+  const uint8_t* panel = w.values + t.panel * panel_bytes;
+  const uint8_t* ahead = t.ahead;
   const int8_t* x = static_cast<const int8_t*>(t.x.values);
-  __m512 chains[R];
-  OCTAVO_UNROLL
-  for (int r = 0; r < R; ++r) chains[r] = _mm512_setzero_ps();
+  const int zero = kIsInt8 ? 128 : w.zeros == nullptr ? 8 : 0;
   for (int g = 0; g < groups; ++g) {
     const int first = g * group_quads, last = first + group_quads < quads ? first + group_quads : quads;
-    __m512i sums[R];
+    __m512i sums[R][B];
     OCTAVO_UNROLL
-    for (int r = 0; r < R; ++r) sums[r] = _mm512_setzero_si512();
-    for (int q = first; q < last; ++q) {
-      _mm_prefetch(reinterpret_cast<const char*>(panel + q * quad_bytes(w.type) + kAhead), _MM_HINT_T0);
-      const __m512i weights = weights_of<kIsInt8>(panel, q);
+    for (int r = 0; r < R; ++r) {
+      OCTAVO_UNROLL
+      for (int b = 0; b < B; ++b) sums[r][b] = first_sum(t.x.sums[g * R + r], zero);
+    }
+    for (int q = first; q < last; ++q, ahead += t.ahead_step) {
+      __m512i weights[B];
+      OCTAVO_UNROLL
+      for (int b = 0; b < B; ++b) {
+        _mm_prefetch(reinterpret_cast<const char*>(ahead + b * panel_bytes), _MM_HINT_T1);
+        weights[b] = weights_of<kIsInt8>(panel + b * panel_bytes, q);
+      }
       OCTAVO_UNROLL
       for (int r = 0; r < R; ++r) {
         const __m512i input = _mm512_set1_epi32(*reinterpret_cast<const int*>(x + (int64_t(q) * R + r) * kQuad));
-        sums[r] = _mm512_dpbusd_epi32(sums[r], weights, input);
+        OCTAVO_UNROLL
+        for (int b = 0; b < B; ++b) {
+          sums[r][b] = _mm512_dpbusd_epi32(sums[r][b], weights[b], input);
+          OCTAVO_STAY(sums[r][b]);
+        }
       }
     }
-    const int64_t at = (int64_t(t.panel) * groups + g) * kPanel;
-    const __m512 scale = kIsInt8 ? _mm512_set1_ps(1.0f) : widen_scales(w, at);
-    const __m512 zero = kIsInt8 ? _mm512_set1_ps(128.0f)
-                        : w.zeros == nullptr ? _mm512_set1_ps(8.0f) : widen_u8(w.zeros + at);
-    OCTAVO_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const __m512 x_scale = _mm512_set1_ps(t.x.scales[g * R + r]), x_sum = _mm512_set1_ps(t.x.sums[g * R + r]);
-      const __m512 exact = _mm512_fnmadd_ps(zero, x_sum, _mm512_cvtepi32_ps(sums[r]));
-      chains[r] = _mm512_fmadd_ps(exact, kIsInt8 ? x_scale : _mm512_mul_ps(x_scale, scale), chains[r]);
-    }
+    extend<R, B, kIsInt8>(t, g, sums);
   }
-  OCTAVO_UNROLL
-  for (int r = 0; r < R; ++r) _mm512_storeu_ps(t.out + r * kPanel, chains[r]);
+  if (groups == 0) std::memset(t.out, 0, sizeof(float) * R * B * kPanel);
+}
+
+template <int R, int B>
+void multiply_panels(const QuantTile& t) {
+  t.weight->type == QuantType::int8 ? multiply_as<R, B, true>(t) : multiply_as<R, B, false>(t);
 }
 
 template <int R>
 void multiply_rows(const QuantTile& t) {
-  t.weight->type == QuantType::int8 ? multiply_as<R, true>(t) : multiply_as<R, false>(t);
+  t.num_panels == 1 ? multiply_panels<R, 1>(t) : multiply_panels<R, 2>(t);
 }
 
 void multiply(const QuantTile& t) {
@@ -101,6 +130,6 @@ void multiply(const QuantTile& t) {
 
 }  // namespace
 
-const QuantKernels kQuantAvx512{kMaxRows, 1, quantize_avx2, multiply, nullptr};
+const QuantKernels kQuantAvx512{kMaxRows, 1, quantize_avx2, multiply, nullptr, 2};
 
 }  // namespace octavo

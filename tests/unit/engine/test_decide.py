@@ -12,6 +12,7 @@ from octavo.core.config import EngineConfig
 from octavo.core.errors import ConfigError
 from octavo.engine.decide import Machine, Resolved, resolve_start
 from octavo.kernels.attention.work import SPAN
+from octavo.kernels.cpu import native
 from octavo.models.storage import plan_storage
 
 GIB = 1 << 30
@@ -47,7 +48,11 @@ def test_deterministic() -> None:
         ]
         assert len(found) == 1 and found[0].value == "on"
         assert not [d for d in resolve(machine).decisions if d.name == "deterministic"]
-    for dtype in ("bfloat16", "float16"):
+    resolve(GPU, deterministic=True, dtype="bfloat16")
+    has_pairs = native.features().get("avx512_bf16", False)
+    if has_pairs:
+        resolve(CPU, deterministic=True, dtype="bfloat16")
+    for dtype in ("float16",) if has_pairs else ("bfloat16", "float16"):
         with pytest.raises(ConfigError, match=f"--deterministic .* on a CPU in {dtype}") as caught:
             resolve(CPU, deterministic=True, dtype=dtype)
         assert "--dtype float32" in caught.value.fix

@@ -32,6 +32,7 @@ def compiled(
     *,
     capability: int,
     warps: int,
+    stages: int = 3,
 ) -> Compiled:
     """`types` by parameter, in triton's short names ("*bf16", "i32"). Pointers are aligned to 16 bytes; so many
     divide a number whose type ends in ":16", as they do the strides of a model's rows.
@@ -51,7 +52,9 @@ def compiled(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of triton, about its own next version
         made = triton.compile(
-            source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps}
+            source,
+            target=GPUTarget("cuda", capability, 32),
+            options={"num_warps": warps, "num_stages": stages},
         )
     registers, stack = _usage(made.asm["cubin"])
     return Compiled(registers, stack, made.metadata.shared, made.asm["ptx"])

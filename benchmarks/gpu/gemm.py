@@ -7,7 +7,7 @@
 Shapes are those of Llama-3.1-8B's layers. Each result is first compared with the reference. Times are of CUDA graphs over as
 many copies of the weight as the L2 cache cannot hold. `of reading` is the bytes of the packed weight, rows and results over
 the time, as a share of the measured ceiling; `of products` is two operations per weight and row, over the measured bf16
-ceiling (int8 and fp8 can pass 1: their units are twice as fast).
+ceiling (int8, fp8 and fp8_block can pass 1: their units are twice as fast).
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ SHAPES = {
     "down": (4096, 14336),
 }
 ROWS = (1, 16, 64, 256, 2048)
-KINDS = {"int8": "w8", "int4_g128": "w4", "int8_w8a8": "int8", "fp8": "fp8"}
+KINDS = {
+    "int8": "w8",
+    "int4_g128": "w4",
+    "int8_w8a8": "int8",
+    "fp8": "fp8",
+    "fp8_block": "fp8_block",
+}
 """What is tuned by: a format, and the kind of kernel that it stands for."""
 COLD_BYTES = 256 << 20
 """Several times the L2 cache of any card."""
@@ -134,7 +140,7 @@ def tiles_to_try(card: Card, kind: str, bucket: int) -> list[Tile]:
                 found.append(tile)
                 if kind == "w4" and bucket > 64:
                     found.append(tile._replace(scales_weights=True))
-                elif kind != "w4":
+                elif kind not in ("w4", "fp8_block"):
                     found.append(tile._replace(inputs=64))
     return found[:2] if card.is_dry else found
 

@@ -6,6 +6,9 @@ code: nothing spills, keys and values come by asynchronous copies of 16 bytes, a
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from octavo.kernels.triton import support
@@ -13,10 +16,22 @@ from octavo.kernels.triton import support
 if support.missing() is not None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
+import triton.language as tl
+
 from gpu_compile import compiled
 from octavo.kernels.attention.base import AttentionCase
-from octavo.kernels.attention.triton import tilings
-from octavo.kernels.triton import attention, dense, inputs, norm_rounded, rows
+from octavo.kernels.attention.triton import SPAN, tilings
+from octavo.kernels.triton import (
+    attention,
+    dense,
+    gemm,
+    gemm_blocks,
+    inputs,
+    norm_rounded,
+    quantize,
+    rows,
+    tiles,
+)
 
 CASE = AttentionCase(
     device="cuda",
@@ -38,6 +53,8 @@ NUMBERS = {
 }
 COPY_16 = "0x10"
 SHARED_OF_A100 = 163 * 1024
+SHARED_OF = {80: SHARED_OF_A100, 89: 99 * 1024, 90: 227 * 1024}
+"""By compute capability: of an A100, of an L4 or an RTX 4090, of an H100 (CUDA C++ Programming Guide, table 30)."""
 
 
 @pytest.mark.parametrize(
@@ -71,6 +88,46 @@ def test_attention(which: int, capability: int) -> None:
     assert copies and all(COPY_16 in line for line in copies)
     wide = which == 2 and capability == 90
     assert ("wgmma.mma_async" if wide else "mma.sync") in made.ptx
+
+
+@pytest.mark.parametrize(
+    ("changes", "capability"),
+    [
+        ({"dtype": "float32"}, 90),
+        ({"dtype": "float32", "head_dim": 256}, 80),
+        ({"head_dim": 256}, 90),
+        ({"head_dim": 256}, 80),
+        ({"is_invariant": True}, 80),
+    ],
+    ids=["float32", "float32-wide", "wide-90", "wide-80", "deterministic"],
+)
+def test_attention_of_mixed_steps_keeps_its_sums_in_registers(
+    changes: dict[str, Any], capability: int
+) -> None:
+    """Kilobytes of stack per thread would be gigabytes of the device's memory, beside the plan."""
+    case = replace(CASE, **changes)
+    tiling, is_float = tilings(case)[1], case.dtype == "float32"
+    types = POINTERS | NUMBERS
+    if is_float:
+        types |= {name: "*fp32" for name in ("q", "k", "v", "k_scales", "v_scales", "out")}
+    constants = {
+        "HEADS": 8,
+        "GROUP": 4,
+        "DIM": case.head_dim,
+        "PADDED": case.head_dim,
+        "M": tiling.rows,
+        "N": tiling.keys,
+        "SPAN": SPAN if case.is_invariant else 0,
+        "WINDOW": 0,
+        "AHEAD": 0,
+        "HAS_CAP": False,
+        "HAS_SCALES": False,
+        "PRECISION": "ieee" if is_float else "tf32",
+        "STAGES": tiling.stages,
+    }
+    made = compiled(attention.attend, types, constants, capability=capability, warps=tiling.warps)
+    assert made.stack <= 32
+    assert made.shared <= SHARED_OF_A100
 
 
 def test_what_is_around_attention() -> None:
@@ -141,3 +198,57 @@ def test_a_norm_that_rounds() -> None:
             warps=8,
         )
         assert made.stack == 0 and "ld.global.v4" in made.ptx
+
+
+KINDS = ("w4", "w8", "int8", "fp8", "fp8_block")
+RULES = sorted({*tiles._RULES.values(), tiles._INVARIANT._replace(shares=0)})
+
+
+@pytest.mark.parametrize(
+    ("capability", "kind", "tile"),
+    [(90, kind, tile) for kind in KINDS for tile in RULES]
+    + [(80, kind, tile) for kind in KINDS[:3] for tile in RULES]
+    + [(89, kind, tile) for kind in KINDS[3:] for tile in RULES],
+)
+def test_products_with_quantized_weights(capability: int, kind: str, tile: tiles.Tile) -> None:
+    """Every tile that is chosen without a table."""
+    types = {"out": "*bf16", "bias": "*bf16", "scales": "*fp32", "row_scales": "*fp32"}
+    types |= {"num_rows": "i32", "outputs": "i32:16", "inputs": "i32:16"}
+    sizes = {"BLOCK_N": tile.rows, "BLOCK_O": tile.outputs, "BAND": tile.band}
+    sizes |= {"HAS_BIAS": True, "IS_SHARE": False}
+    x = {"int8": "*i8", "fp8": "*fp8e4nv", "fp8_block": "*fp8e4nv"}.get(kind, "*bf16")
+    types |= {"x": x, "levels": {"w4": "*u8", "w8": "*i8"}.get(kind, x)}
+    if kind == "w4":
+        kernel = gemm.linear_w4
+        del types["row_scales"]
+        types |= {
+            "scales": "*bf16",
+            "zeros": "*u8",
+            "num_blocks": "i32:16",
+            "blocks_per_share": "i32",
+        }
+        sizes |= {"GROUP": 128, "HALF": 64, "HAS_ZEROS": True, "DOT": tl.bfloat16}
+        sizes |= {"SCALES_WEIGHTS": tile.scales_weights}
+    elif kind == "fp8_block":
+        kernel = gemm_blocks.linear_blocks
+        types |= {"num_blocks": "i32:16", "groups_per_share": "i32:16"}
+        sizes |= {"TALL": 128, "GROUP": 128}
+    else:
+        kernel = gemm.linear_w8
+        types |= {"inputs_per_share": "i32:16"}
+        sizes |= {"SUMS": tl.int32 if kind == "int8" else tl.float32, "DOT": tl.bfloat16}
+        sizes |= {"HAS_ROW_SCALES": kind != "w8", "IS_FP8": kind == "fp8", "BLOCK_D": tile.inputs}
+    made = compiled(
+        kernel, types, sizes, capability=capability, warps=tile.warps, stages=tile.stages
+    )
+    assert made.stack == 0
+    assert made.shared <= SHARED_OF[capability]
+    assert ("wgmma.mma_async" if capability == 90 else "mma.sync") in made.ptx
+
+
+def test_rows_are_rounded_in_groups() -> None:
+    types = {"x": "*bf16", "levels": "*fp8e4nv", "scales": "*fp32", "num_rows": "i32"}
+    types |= {"inputs": "i32:16"}
+    sizes = {"GROUP": 128, "GROUPS": quantize.GROUPS, "TINY": quantize.TINY}
+    made = compiled(quantize.quantize_group, types, sizes, capability=90, warps=4)
+    assert made.stack == 0 and "ld.global.v4" in made.ptx

@@ -120,6 +120,39 @@ def test_a_model_is_its_numbers(tmp_path: Path, name: str) -> None:
     assert not torch.equal(got, again) and (again - wanted).norm() < 0.04 * wanted.norm()
 
 
+@pytest.mark.parametrize(
+    ("name", "beside", "weights"),
+    [
+        ("gptq-32", "quantize_config.json", "gptq_model-4bit-32g.safetensors"),
+        ("gptq-ordered", "quantize_config.json", "model.safetensors"),
+        ("awq-32", "quant_config.json", "model.safetensors"),
+    ],
+)
+def test_settings_in_a_file_of_their_own(
+    tmp_path: Path, name: str, beside: str, weights: str
+) -> None:
+    """As old versions of AutoGPTQ and AutoAWQ wrote them: the same bits as of the section of config.json."""
+    stored, _ = checkpoint(tmp_path, KINDS[name])
+    wanted = Driver(load_model(stored, dtype="float32")).step(TOKENS)
+    config = json.loads((stored / "config.json").read_text())
+    told = config.pop("quantization_config")
+    del told["quant_method"]
+    told |= {"model_name_or_path": None, "model_file_base_name": None, "damp_percent": 0.01}
+    (stored / "config.json").write_text(json.dumps(config))
+    (stored / "model.safetensors").rename(stored / weights)
+    with pytest.raises(ModelError, match="do not fit its config"):
+        load_model(stored, dtype="float32")
+    (stored / beside).write_text(json.dumps(told))
+    assert torch.equal(Driver(load_model(stored, dtype="float32")).step(TOKENS), wanted)
+    (stored / beside).write_text(json.dumps(told | {"bits": 3, "w_bit": 3}))
+    with pytest.raises(ModelError, match=f"{beside}: .*bit.* is 3"):
+        load_model(stored)
+    (stored / "config.json").write_text(
+        json.dumps(config | {"quantization_config": KINDS[name].config()})
+    )
+    assert torch.equal(Driver(load_model(stored, dtype="float32")).step(TOKENS), wanted)
+
+
 def test_sizes_are_planned_exactly(tmp_path: Path) -> None:
     """The plan, made of config.json alone, against what kernels hold; panels are whole at these sizes."""
     left = {"modules_to_not_convert": ["lm_head", "layers.1.mlp.down_proj"]}

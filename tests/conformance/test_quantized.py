@@ -171,7 +171,7 @@ def test_bad_input() -> None:
 
 
 def test_formats_for_gpus_are_refused_elsewhere() -> None:
-    for form in ("fp8", "int8_w8a8"):
+    for form in ("fp8", "fp8_block", "int8_w8a8"):
         check_device(form, "cuda")
         with pytest.raises(ConfigError, match=f"{form} .* runs on CUDA devices, not on cpu"):
             check_device(form, "cpu")

@@ -14,6 +14,7 @@ from octavo.kernels.gemm import triton
 from octavo.kernels.gemm.formats import FORMATS, Quantized, quantize, quantize_whole_rows
 from octavo.kernels.gemm.quantized import TorchQuantized
 from octavo.kernels.gemm.registry import LINEAR
+from octavo.kernels.gemm.triton_blocks import TritonBlocks
 from octavo.kernels.triton import tiles
 from octavo.kernels.triton.quantize import quantize_rows
 from octavo.kernels.triton.tiles import ROW_BUCKETS, Shape, Tile, choose_tile
@@ -67,7 +68,7 @@ def test_matches_the_levels(form: str) -> None:
 
 
 @pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("form", ["int4_g32_zp", "int4_g128", "fp8"])
+@pytest.mark.parametrize("form", ["int4_g32_zp", "int4_g128", "fp8", "fp8_block"])
 def test_every_tile_matches(form: str, tile: Tile) -> None:
     kernel = kernel_of(form, "float16", 70, 300)
     kernel.force_tile(tile)
@@ -90,7 +91,7 @@ def test_integer_sums_are_the_same_bits_in_any_tile() -> None:
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("form", ["int8", "int4", "fp8_block"])
 def test_an_invariant_row_does_not_depend_on_the_others(form: str) -> None:
     kernel = kernel_of(form, "bfloat16", 20, 1100, is_invariant=True)
     packed = kernel.pack(random(20, 1100))
@@ -101,7 +102,7 @@ def test_an_invariant_row_does_not_depend_on_the_others(form: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, which interprets
-@pytest.mark.parametrize("form", ["int4", "fp8"])
+@pytest.mark.parametrize("form", ["int4", "fp8", "fp8_block"])
 def test_rows_that_are_not_finite_fail_alone(form: str) -> None:
     kernel = kernel_of(form, "bfloat16", 20, 200)
     packed = kernel.pack(random(20, 200))
@@ -153,9 +154,9 @@ def test_levels_of_a_checkpoint_are_kept_as_they_are() -> None:
 
 
 def test_weights_are_rounded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for form in ("int4_g32_zp", "int8", "fp8"):
-        kernel = kernel_of(form, "bfloat16", 50, 70)
-        weight_OD = random(50, 70)
+    for form in ("int4_g32_zp", "int8", "fp8", "fp8_block"):
+        kernel = kernel_of(form, "bfloat16", 150, 70)
+        weight_OD = random(150, 70)
         whole = kernel.pack(weight_OD)
         monkeypatch.setattr(triton, "_VALUES_AT_ONCE", 70 * 7)
         for one, other in zip(whole, kernel.pack(weight_OD), strict=True):
@@ -166,7 +167,8 @@ def test_weights_are_rounded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_takes_what() -> None:
     def reasons(form: str, dtype: str) -> list[str | None]:
         case = OpCase(device=DEVICE, dtype=dtype, weights=form, sizes=(8, 8))
-        return [kind.refuses(case) for kind in (triton.TritonWeightOnly, triton.Triton8Bit)]
+        kinds = (triton.TritonWeightOnly, triton.Triton8Bit, TritonBlocks)
+        return [kind.refuses(case) for kind in kinds]
 
     for form in FORMATS:
         assert len([reason for reason in reasons(form, "bfloat16") if reason is None]) == 1

@@ -41,12 +41,12 @@ def ours(op: Any, dtype: str, size: int = 0) -> Callable[..., Any]:
     return found
 
 
-def compare(got: Any, wanted: Any, dtype: str, slack: float = 1.0) -> None:
+def compare(got: Any, wanted: Any, dtype: str) -> None:
     for one, other in zip(
         *(x if isinstance(x, tuple) else (x,) for x in (got, wanted)), strict=True
     ):
         assert one.dtype == other.dtype and one.shape == other.shape
-        limit = ROW_TOLERANCE[dtype] * slack
+        limit = ROW_TOLERANCE[dtype]
         torch.testing.assert_close(one, other, atol=limit, rtol=limit, equal_nan=True)
 
 
@@ -91,13 +91,13 @@ def test_activations(dtype: str) -> None:
         for size in SIZES:
             x = random(rows, 2 * size, dtype=dtype, scale=3.0)
             compare(ours(SILU_AND_MUL, dtype)(x), ops.silu_and_mul(x), dtype)
+            # In float64: torch's erf of float32 is off by 1e-6 where it has AVX-512, 0.4e-6 elsewhere.
+            exact = x.double() if dtype == "float32" else x
             for curve in ("gelu", "gelu_tanh", "relu"):
-                # torch's own error function with AVX-512 is off by 6e-6 in float32, more than this kernel.
-                slack = 4.0 if curve == "gelu" else 1.0
-                wanted = ops.activate_and_mul(x, curve)
-                compare(ours(ACTIVATE_AND_MUL, dtype)(x, curve), wanted, dtype, slack)
-                wanted = ops.activate(x, curve)
-                compare(ours(ACTIVATE, dtype)(x.clone(), curve), wanted, dtype, slack)
+                wanted = ops.activate_and_mul(exact, curve).to(x.dtype)
+                compare(ours(ACTIVATE_AND_MUL, dtype)(x, curve), wanted, dtype)
+                wanted = ops.activate(exact, curve).to(x.dtype)
+                compare(ours(ACTIVATE, dtype)(x.clone(), curve), wanted, dtype)
 
 
 @torch.inference_mode()

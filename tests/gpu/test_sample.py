@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random as numbers
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from octavo.decoding.rng import uniform
 from octavo.decoding.sampler import Sampler
 from octavo.decoding.state import SamplingBatch
 from octavo.kernels.sampling import ROW, RowMasks
-from octavo.kernels.triton import sample
+from octavo.kernels.triton import logprobs, sample
 from unit.decoding._rows import random_logits, request, state_of
 
 # numpy's, which interprets: what overflows or is undefined there is masked out afterwards, as on a device.
@@ -187,6 +188,35 @@ def test_most_likely_of_a_small_or_flat_vocabulary() -> None:
             assert ours is not None and theirs is not None
             assert (ours.token_ids, ours.rank) == (theirs.token_ids, theirs.rank)
             np.testing.assert_allclose(ours.logprobs, theirs.logprobs, rtol=2e-6, atol=2e-6)
+
+
+class Recorded:
+    """A kernel, and the constants that it was launched with: each other set is compiled anew, for a second or more."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.seen: list[dict[str, Any]] = []
+
+    def __getitem__(self, grid: Any) -> Any:
+        def launch(*arguments: Any, **constants: Any) -> None:
+            self.seen.append(constants)
+            self.kernel[grid](*arguments, **constants)
+
+        return launch
+
+
+def test_nothing_is_compiled_for_how_many_log_probabilities_are_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernels = {name: Recorded(getattr(logprobs, name)) for name in ("look", "settle")}
+    for name, kernel in kernels.items():
+        monkeypatch.setattr(logprobs, name, kernel)
+    logits_NV = torch.randn(2, 300, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    for count in (0, 1, 20):
+        requests = [request(SamplingParams(temperature=0.0, logprobs=count))] * 2
+        Sampler(TritonChooser()).sample(logits_NV, [0, 1], state_of(requests, 300), [2, 2])
+    for kernel in kernels.values():
+        assert len(kernel.seen) == 3 and all(each == kernel.seen[0] for each in kernel.seen)
 
 
 def test_nothing_is_read_before_it_is_asked_for() -> None:

@@ -47,7 +47,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         str,
         _Help(
             description="Round weights at load: none, int8 or int4 (or int4_g32, int4_g64, int4_g128, "
-            "with zero points int4_g32_zp ...), on CUDA also int8_w8a8 or fp8. A checkpoint that is quantized says so "
+            "with zero points int4_g32_zp ...), on CUDA also int8_w8a8, fp8 or fp8_block. A checkpoint that is quantized says so "
             "itself; awq, gptq or compressed-tensors may be given beside it."
         ),
     ] = "none"

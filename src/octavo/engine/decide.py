@@ -17,8 +17,8 @@ from octavo.core.kvspec import BLOCK_SIZE, DTYPE_BYTES, KV_DTYPES, group_layers
 from octavo.core.resolve import Decision
 from octavo.engine import buckets
 from octavo.engine.memory import MemoryPlan, Needs, plan
-from octavo.kernels.attention.work import Cut, max_work
-from octavo.kernels.gemm.format_table import head_format
+from octavo.kernels.attention.work import ITEM_WORDS, SPAN, Cut, max_work
+from octavo.kernels.gemm.format_table import FORMATS, head_format
 from octavo.kernels.gemm.storage import packed_refusal
 from octavo.kernels.gpu_facts import FP8_CAPABILITY
 from octavo.layers.quant.asked import asked_format
@@ -76,6 +76,7 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
     POLICIES.load(config.scheduling_policy)  # for its error: an unknown name
     injections(config.inject)  # likewise
     facts = shard(read_facts(model_folder(config.model), config.runner), machine.num_ranks)
+    facts = facts.on_device(machine.capability)
     chunks = config.enable_chunked_prefill and not facts.sees_whole_prompts
     device = machine.device
     quantization = asked_format(facts.stored, config.quantization)
@@ -212,7 +213,8 @@ def _check_products(facts: ModelFacts, quantization: str, machine: Machine) -> N
         ConfigError: it is fp8, and the GPU is too old.
     """
     has = machine.capability
-    is_fp8 = kept_as(facts.stored, quantization, machine.device) == "fp8"
+    kept = kept_as(facts.stored, quantization, machine.device)
+    is_fp8 = kept in FORMATS and FORMATS[kept].rows == "fp8"
     if not is_fp8 or has is None or has >= FP8_CAPABILITY:
         return
     least = ".".join(map(str, FP8_CAPABILITY))
@@ -259,9 +261,11 @@ def _graph_bytes(
     # Contexts that are split leave partial results; no more of them than the cache holds tokens.
     per_token = sum(group.bytes_per_block for group in groups) / BLOCK_SIZE
     tokens = int(machine.available / per_token)
-    cut = Cut(1, max(1, facts.num_heads // facts.num_kv_heads), None, 0, 0)
-    partials = max_work(sizes[-1], length, tokens, cut)[1] * facts.num_kv_heads
-    scratch = len(groups) * partials * (facts.head_dim + 2) * 4
+    group = max(1, facts.num_heads // facts.num_kv_heads)
+    cut = Cut(1, group, None, 0, SPAN if config.deterministic else 0)
+    items, partials = max_work(sizes[-1], length, tokens, cut)
+    scratch = partials * facts.num_kv_heads * (facts.head_dim + 2) + len(sizes) * items * ITEM_WORDS
+    scratch *= len(groups) * 4
     temporaries = facts.activation_bytes(rows, dtype, num_logits=0)
     return temporaries + nodes + inputs + bridges + scratch
 

@@ -1,7 +1,7 @@
 """What a GPU's engine does once before it is ready, so that no request is the first of anything.
 
 The largest step that limits allow is run with the cache in place, so that a plan that does not hold fails here; kernels of
-prompts, of single tokens and of sampling are compiled; what captured steps share is made.
+prompts, of single tokens beside them and alone, and of sampling are compiled; what captured steps share is made.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from octavo.core.errors import ConfigError
 from octavo.decoding.state import greedy_batch, random_batch
 from octavo.engine.captured import CapturedSteps
 from octavo.engine.device import Device
-from octavo.engine.measure import largest_step
+from octavo.engine.measure import largest_step, null_step
 from octavo.engine.memory import MemoryPlan
 from octavo.engine.runner import Runner
 from octavo.scheduler.limits import Limits
 
 GIB = 1 << 30
+MIXED_TOKENS = (16, 32, 64, 128, 512)
+"""Of steps of a chunk beside a single token. Products have variants for up to so many rows (`kernels/triton/tiles.py`), and
+attention has one for such steps, which serving is full of and the largest step is not."""
 
 
 def settle(device: Device, memory: MemoryPlan) -> None:
@@ -64,6 +67,12 @@ def _run_all(runner: Runner, limits: Limits, device: Device) -> None:
     for sampling in (greedy_batch, random_batch):
         chooser.choose(logits_NV, sampling(len(logits_NV)))
     del hidden_TD, logits_NV
+    for tokens in MIXED_TOKENS:
+        if tokens < batch.num_tokens:
+            counts = [min(tokens - 1, limits.max_model_len), 1][: limits.max_num_seqs]
+            hidden_TD = runner.forward(null_step(counts, len(runner.pool.groups), where))
+            runner.model.logits(hidden_TD[: limits.max_num_seqs])
+            del hidden_TD
     if isinstance(runner.graphs, CapturedSteps):
         runner.graphs.prepare(runner)
     runner.probe()

@@ -27,6 +27,16 @@ class Rounded(NamedTuple):
     """Of the rows before, and of what is made of them."""
 
 
+def quantize_groups(x_ND: torch.Tensor, kind: str, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `quantize_whole_rows`, with a scale per group of inputs, float32 [N, G]; the last group may be smaller."""
+    rows, inputs = x_ND.shape
+    padded_ND = torch.nn.functional.pad(x_ND, (0, -inputs % group))
+    num_groups = padded_ND.shape[1] // group
+    levels_Xg, scales_X = quantize_whole_rows(padded_ND.reshape(rows * num_groups, group), kind)
+    levels_ND = levels_Xg.reshape(padded_ND.shape)[:, :inputs]
+    return levels_ND, scales_X.view(rows, num_groups)
+
+
 def quantize_whole_rows(x_ND: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows as float32 levels [N, D] of `kind` (int8 or fp8) and one scale each, float32 [N]."""
     wide_ND = x_ND.float()

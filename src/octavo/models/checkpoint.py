@@ -1,4 +1,4 @@
-"""Where a checkpoint says what it is: config.json of a folder, or the header of a GGUF file. No torch."""
+"""Where a checkpoint says what it is: config.json of a folder, and files beside it; or the header of a GGUF file. No torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from octavo.models.gguf_config import config_of
 
 _MAX_VALUES = 1024
 """Of an array of metadata that is kept; vocabularies have more, and nobody asks for them again."""
+
+QUANTIZE_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Where AutoGPTQ (https://github.com/AutoGPTQ/AutoGPTQ, quantization/config.py) and AutoAWQ once kept what is now a section
+of config.json, and the `quant_method` that went without saying."""
 
 
 def read_config(model: Path) -> Config:
@@ -33,3 +37,18 @@ def _brief(part: Header) -> Header:
         if not isinstance(value, tuple) or len(value) <= _MAX_VALUES
     }
     return part._replace(metadata=short)
+
+
+def read_quantize_file(model: Path) -> Config | None:
+    """What a file beside config.json says of quantized weights; None where there is none.
+
+    Raises:
+        ModelError: it is malformed.
+    """
+    if is_gguf(model):
+        return None
+    for name, method in QUANTIZE_FILES.items():
+        path = model / name
+        if path.is_file():
+            return Config({"quant_method": method} | read_json(path), str(path))
+    return None

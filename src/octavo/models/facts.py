@@ -11,10 +11,11 @@ from msgspec.structs import replace
 from octavo.core.errors import ConfigError
 from octavo.core.gguf import Header
 from octavo.core.kvspec import DTYPE_BYTES, KVSpec
+from octavo.kernels.gpu_facts import FP8_CAPABILITY
 from octavo.layers.pool_spec import PoolSpec
-from octavo.layers.quant.spec import StoredSpec
+from octavo.layers.quant.spec import StoredSpec, on_device
 from octavo.layers.rope_spec import RopeSpec
-from octavo.models.checkpoint import read_config
+from octavo.models.checkpoint import read_config, read_quantize_file
 from octavo.models.pooling_config import Runner, folder_pooling
 from octavo.models.registry import FAMILIES, TRUNK_OF, unknown_architecture
 from octavo.models.stored_config import read_stored
@@ -56,6 +57,11 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Set: the checkpoint is quantized already."""
     parts: tuple[Header, ...] = ()
     """Of a GGUF file: where its tensors lie, as it was read for these facts."""
+
+    def on_device(self, capability: tuple[int, int] | None) -> ModelFacts:
+        """The same for a GPU of this compute capability (None: not a GPU's, or not known), which may have no products of e4m3."""
+        has_fp8 = capability is None or capability >= FP8_CAPABILITY
+        return replace(self, stored=on_device(self.stored, has_fp8=has_fp8))
 
     @property
     def sees_whole_prompts(self) -> bool:
@@ -141,7 +147,7 @@ def read_facts(folder: Path, runner: Runner = "auto") -> ModelFacts:
         ConfigError: `runner` asks for what the model is not.
     """
     config = read_config(folder)
-    stored = read_stored(config)
+    stored = read_stored(config, read_quantize_file(folder))
     names = config.strings("architectures")
     if not names:
         config.refuse("architectures", "a list with one name")

@@ -11,6 +11,8 @@ from octavo.models.config import read_json
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+AUTOGPTQ_NAMES = "gptq_model-*.safetensors"
+"""Of the single file that old versions of AutoGPTQ wrote: with bits and group, gptq_model-4bit-128g."""
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 _LENGTH_BYTES = 8
@@ -38,16 +40,19 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         single = folder / SINGLE_NAME
         if single.is_file():
             return (single,)
+        named = sorted(folder.glob(AUTOGPTQ_NAMES))
+        if len(named) == 1:
+            return (named[0],)
         raise ModelError(
             f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}.",
             code="E-MODEL-05",
             fix="Octavo loads safetensors and GGUF; convert other formats first.",
         )
-    named = read_json(index).get("weight_map")
-    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+    mapped = read_json(index).get("weight_map")
+    if not isinstance(mapped, dict) or not all(isinstance(name, str) for name in mapped.values()):
         raise ModelError(f"{index}: weight_map is not an object of strings.", code="E-MODEL-05")
     files = []
-    for name in sorted(set(named.values())):
+    for name in sorted(set(mapped.values())):
         if Path(name).name != name or not (folder / name).is_file():
             raise ModelError(f"{index} names {name!r}, no file of that folder.", code="E-MODEL-05")
         files.append(folder / name)

@@ -119,6 +119,7 @@ def load_model(
         ConfigError: an unknown dtype or kernel, or a kernel that refuses.
     """
     facts = read_facts(folder, runner) if filling.facts is None else filling.facts
+    facts = facts.on_device(_capability(device))
     filling = filling._replace(facts=facts)
     chosen = choose_dtype(facts, dtype, device, quantization)
     check_forced(kernels or {}, OPS)
@@ -167,6 +168,12 @@ def load_model(
         groups=group_layers(model.kv_specs()),
         choices=tuple(dispatch.choices),
     )
+
+
+def _capability(device: str) -> tuple[int, int] | None:
+    """Of a GPU."""
+    is_gpu = torch.device(device).type == "cuda"
+    return torch.cuda.get_device_capability(device) if is_gpu else None
 
 
 def _stored_format(facts: ModelFacts, quantization: str, device: str) -> QuantFormat | None:

@@ -19,16 +19,16 @@ MAX_BLOCK = 1 << 16
 LINEAR = "Linear"
 
 
-def read_stored(config: Config) -> StoredSpec | None:
-    """The section of a config.json that says how weights are stored; None where there is none.
+def read_stored(config: Config, beside: Config | None = None) -> StoredSpec | None:
+    """The section of a config.json that says how weights are stored, or else the file `beside` it; None where there is none.
 
     Raises:
         ModelError: a method, or a variant of one, that is not read.
     """
     key = next((key for key in KEYS if config.has(key)), None)
-    if key is None:
+    section = beside if key is None else config.section(key)
+    if section is None:
         return None
-    section = config.section(key)
     read = _READERS.get(section.string("quant_method", _COMPRESSED))
     if read is None:
         refuse_stored(section, "quant_method", " or ".join(map(repr, _READERS)))

@@ -1,16 +1,18 @@
-"""The GPU checks of `octavo doctor`: the driver's own view beside torch's. Rules are pure; two functions look."""
+"""The GPU checks of `octavo doctor`: the driver's own view beside torch's. Rules are pure; two functions look.
+
+Where a start on the GPU would be refused, the code of that refusal is told (`kernels/gpu_facts.py`).
+"""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from octavo.kernels.gpu_facts import LEAST_CAPABILITY
 from octavo.tools import gpu
 from octavo.tools.gpu import Gpu
 
 Finding = tuple[str, Literal["ok", "warn", "fail"], str, str]
 BUSY_SHARE = 0.1
-LEAST_CAPABILITY = 8.0
-"""First with bfloat16."""
 
 
 class TorchCuda(NamedTuple):
@@ -49,7 +51,7 @@ def judge(found: tuple[Gpu, ...] | str, cuda: TorchCuda | None) -> list[Finding]
     if isinstance(found, str):
         return [_no_driver(found, cuda)]
     if not found:
-        fix = "Pass the device into the container (docker run --gpus all), or serve with --device cpu."
+        fix = "Pass the device into the container (docker run --gpus all), or serve with --device cpu (E-GPU-04)."
         return [("driver", "warn", "it sees no device", fix)]
     findings: list[Finding] = [("driver", "ok", f"{found[0].driver}, {len(found)} device(s)", "")]
     findings += [_device(index, each) for index, each in enumerate(found)]
@@ -63,7 +65,8 @@ def _no_driver(reason: str, cuda: TorchCuda | None) -> Finding:
         return ("driver", "ok", f"{reason}; torch sees the device all the same", "")
     if reason.endswith("is not installed"):
         return ("device", "ok", f"cpu: {reason}", "")
-    fix = "Load or reinstall the driver (`sudo modprobe nvidia`; after an update reboot), or serve with --device cpu."
+    fix = "Load or reinstall the driver (`sudo modprobe nvidia`; after an update reboot), or serve with --device cpu "
+    fix += "(E-GPU-02, E-GPU-07)."
     return ("driver", "fail", reason, fix)
 
 
@@ -72,11 +75,13 @@ def _device(index: int, found: Gpu) -> Finding:
     used = f"{found.used_mib} of {found.total_mib} MiB in use"
     detail = f"{found.name}, compute capability {found.compute_capability}, {used}"
     try:
-        capability = float(found.compute_capability)
+        capability = tuple(map(int, found.compute_capability.split(".")))
     except ValueError:
         capability = LEAST_CAPABILITY
     if capability < LEAST_CAPABILITY:
-        fix = "It has no bfloat16: serve with --dtype float16, or take a newer device."
+        least = ".".join(map(str, LEAST_CAPABILITY))
+        fix = f"The kernels need compute capability {least}: take a GPU of the Ampere generation or later, or serve with "
+        fix += "--device cpu (E-GPU-05)."
         return (name, "warn", detail, fix)
     if found.used_mib > BUSY_SHARE * found.total_mib:
         fix = "End what uses it (`nvidia-smi` lists it); `octavo serve` plans with what is free."
@@ -88,11 +93,11 @@ def _torch(found: Gpu, cuda: TorchCuda) -> Finding:
     if cuda.is_available:
         return ("torch and CUDA", "ok", f"built for CUDA {cuda.built_for}", "")
     if cuda.built_for is None:
-        fix = "Install a CUDA build of torch, or serve with --device cpu."
+        fix = "Install a CUDA build of torch, or serve with --device cpu (E-GPU-01)."
         return ("torch and CUDA", "fail", f"torch has no CUDA; the machine has {found.name}", fix)
     reason = cuda.reason or "torch sees no device"
     fix = (
         f"Update the driver ({found.driver}) to one for CUDA {cuda.built_for}, or install a torch built for the driver's; "
-        "look at CUDA_VISIBLE_DEVICES, too."
+        "look at CUDA_VISIBLE_DEVICES, too (E-GPU-03, E-GPU-04)."
     )
     return ("torch and CUDA", "fail", reason, fix)

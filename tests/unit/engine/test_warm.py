@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from fake_device import FakeDevice
 from local_engine import LocalEngine, request, write_tiny
 from octavo.core.errors import ConfigError
 from octavo.engine.runner import Runner
-from octavo.engine.warm import exceeded, settle, warm_up
+from octavo.engine.warm import MIXED_TOKENS, exceeded, settle, warm_up
 
 
 class NoMemoryError(RuntimeError):
@@ -53,18 +54,22 @@ def test_the_largest_step_runs_before_the_first_request_and_leaves_nothing(tmp_p
     memory = plan_of(local)
     settle(device, memory)
     assert device.bound == memory.budget
-    seen: list[int] = []
+    seen: list[list[int]] = []
     forward = runner.model.forward
 
     def watched(batch: Any, kv: Any) -> Any:
-        seen.append(batch.num_tokens)
+        starts = batch.query_starts
+        seen.append([after - before for before, after in itertools.pairwise(starts)])
         return forward(batch, kv)
 
     runner.model.forward = watched  # type: ignore[method-assign]
     assert warm_up(runner, local.engine.scheduler.limits, memory, device) == 0
     limits = local.engine.scheduler.limits
     most = min(limits.max_num_batched_tokens, limits.max_num_seqs * limits.max_model_len)
-    assert seen == [most, 1]
+    assert sum(seen[0]) == most > 64 and seen[-1] == [1]
+    # A chunk beside a single token, in as many rows as products have variants for.
+    mixed = [[min(tokens - 1, limits.max_model_len), 1] for tokens in MIXED_TOKENS if tokens < most]
+    assert seen[1:-1] == mixed and len(mixed) >= 3
     assert all(not runner.pool.layer(i).k.any() for i in range(2))
     assert device.num_waits >= 1
 

@@ -112,7 +112,12 @@ def test_as_what_it_is_kept() -> None:
         return kept_as(StoredSpec(method="m", **fields), asked, device)
 
     assert kept("cuda", kind="fp8") == "fp8"
-    assert kept("cuda", kind="fp8", block=(128, 128)) == ""
+    assert kept("cuda", kind="fp8", block=(128, 128)) == "fp8_block"
+    assert kept("cuda", kind="fp8", block=(1, 128)) == "fp8_block"
+    assert kept("cuda", kind="fp8", block=(128, 64)) == kept("cpu", kind="fp8", block=(128, 128))
+    assert kept("cuda", kind="fp8", block=(128, 64)) == ""
+    assert kept("cuda", kind="fp8", block=(128, 128), rounds_rows=False) == ""
+    assert kept("cuda", kind="int8", block=(128, 128)) == ""
     assert kept("cuda", kind="fp8", rounds_rows=False) == ""
     assert kept("cuda", kind="int8") == "int8_w8a8"
     assert kept("cuda", kind="int8", rounds_rows=False) == "int8"

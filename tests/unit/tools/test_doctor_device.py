@@ -27,7 +27,7 @@ WORKS = TorchCuda("12.8", True)
         ((H100,), None, "ok", "H100"),
         ((H100,), TorchCuda(None, False), "fail", "CUDA build of torch"),
         ((H100,), TorchCuda("13.0", False, "driver too old"), "fail", "Update the driver"),
-        ((T4,), WORKS, "warn", "--dtype float16"),
+        ((T4,), WORKS, "warn", "E-GPU-05"),
         ((H100._replace(used_mib=60_000),), WORKS, "warn", "nvidia-smi"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,32 @@ def test_a_dry_run_measures_and_the_next_goes_on(
     assert command.main(asked) == 0
     assert "e: there already" in capsys.readouterr().out
     assert json.loads(out.read_text())["parts"]["e"] == part
+
+
+PARTS_HERE = ("a", "d", "b", "c", "f", "idle", "memory", "pieces")
+"""Those that run an engine in their own process and need no peer."""
+ALL_HERE = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from card import Card
+from cases import PARTS, Setting
+card = Card(is_dry=True)
+setting = Setting(card, card.ceilings())
+print(json.dumps({name: PARTS[name].run(setting) for name in sys.argv[2:]}, default=str))
+"""
+
+
+def test_every_part_with_an_engine_runs_dry() -> None:
+    """In one process, which saves their imports."""
+    command = [sys.executable, "-c", ALL_HERE, str(FOLDER), *PARTS_HERE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found) == set(PARTS_HERE)
+    assert not [name for name, part in found.items() if "refused" in part]
+    runs = found["pieces"]["runs"]
+    assert set(runs) == {"pieces", "eager"}
+    assert all(run["output_tokens_per_s"] > 0 for run in runs.values())
 
 
 def test_a_part_that_fails_or_hangs_costs_the_others_nothing(

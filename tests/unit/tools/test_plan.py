@@ -124,6 +124,12 @@ def test_one_sequence_is_bound_by_reading_and_a_prompt_by_arithmetic() -> None:
     assert found.keys_s(network.kv_bytes(1000), 1) == pytest.approx(1000 * 114_688 / read)
 
 
+def test_formats_that_a_device_does_not_multiply_are_refused() -> None:
+    find("l4", Given()).resolve(EngineConfig(model=MODEL, device="cuda", quantization="fp8_block"))
+    with pytest.raises(ConfigError, match=r"capability 8.9 or later, and this one has 8.0"):
+        resolved(find("a100", Given()), quantization="fp8_block")
+
+
 def test_windows_bound_what_is_read_and_multiplied(tmp_path: Path) -> None:
     facts = read_facts(Path(MODEL))
     facts = replace(facts, windows=(4,) * facts.num_layers)

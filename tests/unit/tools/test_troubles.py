@@ -47,6 +47,8 @@ def page() -> str:
         "count from the start of the server; `--seconds 60` looks at the next minute alone. Latencies and shares of fewer",
         f"than {troubles.LEAST} requests say nothing and are not judged.",
         "",
+        "What a start refuses, or the log has with a code, is in [errors.md](errors.md).",
+        "",
         "Written from `tools/troubles.py` by `tests/unit/tools/test_troubles.py`.",
     ]
     for symptom, heading in HEADINGS.items():

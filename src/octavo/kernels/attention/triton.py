@@ -19,6 +19,7 @@ from octavo.kernels.attention.base import AttentionCase
 from octavo.kernels.attention.work import (
     ITEM_WORDS,
     MERGE_WORDS,
+    SPAN,
     Cut,
     Work,
     lay_out,
@@ -34,8 +35,6 @@ KERNEL_BLOCK_SIZE = 16
 MAX_HEAD_DIM = 256
 MAX_GROUP = 64
 """Query heads per key/value head: a token's must fit in a tile."""
-SPAN = 1024
-"""Keys that have a softmax of their own where rows must not depend on their batch."""
 MAX_PROGRAMS = 4096
 """Of a plan with room, whose every program is started though most may find nothing to do: some thirty per multiprocessor.
 Others have a program per item, which the device hands out as places become free."""
@@ -57,15 +56,20 @@ def tilings(case: AttentionCase) -> tuple[Tiling, Tiling, Tiling]:
     """For steps of slices of few tokens, for mixed ones, and for those of chunks alone.
 
     A decode fills the smallest tile that matrix units take, because it waits for memory; a chunk the largest that
-    registers hold. Mixed steps take a middle one for both.
+    registers hold. Mixed steps take a middle one for both. Products of float32 have no matrix unit, and all of both operands
+    in registers.
     """
     group = max(16, _power_of_two(case.num_heads // case.num_kv_heads))
     is_wide, is_float = case.head_dim > 128, case.dtype == "float32"
-    keys, stages = (32, 2) if is_wide or is_float else (64, 3)
+    if is_float:
+        few = Tiling(group, 16 if is_wide else 32, 4, 2)
+        middle = few if is_wide else Tiling(max(32, group), 32, 8, 2)
+        return few, middle, middle
+    keys, stages = (32, 2) if is_wide else (64, 3)
     few = Tiling(group, keys, 4, stages)
-    middle = Tiling(max(64, group), keys, 4, stages)
-    many = middle if is_wide or is_float else Tiling(128, keys, 8, stages)
-    return few, middle, many
+    # Two softmaxes at once, where each span has its own, or 256 features, are more than four warps hold.
+    middle = Tiling(max(64, group), keys, 8 if is_wide or case.is_invariant else 4, stages)
+    return few, middle, middle if is_wide else Tiling(128, keys, 8, stages)
 
 
 @dataclass(slots=True, eq=False)

@@ -26,6 +26,8 @@ MIN_SPLIT = 256
 and values, with four query heads per key/value head of 128 features."""
 MAX_SPLITS = 64
 """Of a slice of few tokens: enough programs for a device, and few enough to fold in a row."""
+SPAN = 1024
+"""Keys that have a softmax of their own, and a range, where rows must not depend on their batch."""
 MAX_CHUNK_ITEMS = 32
 """A slice of many tokens has so many tiles that it is split only into this many items."""
 

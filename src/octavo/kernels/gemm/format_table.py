@@ -13,18 +13,21 @@ class WeightFormat(NamedTuple):
     bits: int
     group: int = 0
     """Inputs that share a scale; 0: all of an output."""
+    tall: int = 1
+    """Outputs that share it."""
     has_zeros: bool = False
     """Whether a group has a zero point; without, 0 is level 8 of 16."""
     head: str = ""
     """Format of the head, and of an embedding tied to it; "": this one. Logits suffer most from few bits."""
     rows: str = ""
-    """What activations become beside the weights, with one scale per row: "int8", or "fp8" (e4m3), which weights then are,
-    too. Such formats are for GPUs, whose matrix units take no finer scales. "": as the kernel says."""
+    """What activations become beside the weights, with one scale per row and `group`: "int8", or "fp8" (e4m3), which weights
+    then are, too. Such formats are for GPUs. "": as the kernel says."""
 
     @property
     def bits_per_weight(self) -> float:
         """Scales and zero points included; those per output are not counted."""
-        return self.bits + (0 if self.group == 0 else (16 + 8 * self.has_zeros) / self.group)
+        scale_bits = 32 if self.rows else 16 + 8 * self.has_zeros
+        return self.bits + (0 if self.group == 0 else scale_bits / (self.group * self.tall))
 
 
 FORMATS = {
@@ -38,8 +41,10 @@ FORMATS = {
     "int4_g128_zp": WeightFormat(4, 128, has_zeros=True, head="int8"),
     "int8_w8a8": WeightFormat(8, head="int8", rows="int8"),
     "fp8": WeightFormat(8, head="int8", rows="fp8"),
+    "fp8_block": WeightFormat(8, 128, tall=128, head="int8", rows="fp8"),
 }
-"""By the value of `--quantization`. `_g` is the size of a group, `_zp` says that groups have zero points."""
+"""By the value of `--quantization`. `_g` is the size of a group, `_zp` says that groups have zero points. `fp8_block` has the
+blocks of DeepSeek-V3 (https://arxiv.org/abs/2412.19437, 3.3.2)."""
 
 
 def quantized_as(asked: str) -> str:
@@ -78,7 +83,7 @@ def check_device(name: str, device: str) -> None:
     """
     if name and weight_format(name).rows and device != "cuda":
         raise ConfigError(
-            f"--quantization {name} rounds activations with one scale per row and runs on CUDA devices, not on {device}.",
+            f"--quantization {name} rounds activations as matrix units of GPUs take them and runs on CUDA devices, not on {device}.",
             param="quantization",
             code="E-CFG-08",
             fix="Use --quantization int8, which multiplies in int8 on a CPU, or a GPU.",

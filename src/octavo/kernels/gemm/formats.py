@@ -18,7 +18,7 @@ from octavo.kernels.gemm.format_table import (
     quantized_as,
     weight_format,
 )
-from octavo.kernels.rounded import LARGEST, TINY, quantize_whole_rows
+from octavo.kernels.rounded import LARGEST, TINY, quantize_groups, quantize_whole_rows
 
 __all__ = [
     "FORMATS",
@@ -30,6 +30,7 @@ __all__ = [
     "narrowed",
     "plain",
     "quantize",
+    "quantize_groups",
     "quantize_rows",
     "quantize_whole_rows",
     "quantized_as",
@@ -105,13 +106,15 @@ _CLIPPINGS = 7
 def quantize(weight_OD: torch.Tensor, form: WeightFormat) -> Quantized:
     """`weight_OD` in `form`, in plain torch: what every kernel's own packing must equal, bit for bit.
 
-    int8: scale max |w| / 127; fp8: max |w| / 448. int4 without zero points: the value of largest magnitude becomes level 0, that is -8, as
+    int8: scale max |w| / 127; fp8: max |w| / 448, of an output or of a block. int4 without zero points: the value of largest magnitude becomes level 0, that is -8, as
     in ggml's Q4_0; with them: levels 0 .. 15 span the group's range, 0 included. An int4 range is clipped by whichever
     of 1, 0.95, ... 0.7 leaves the smallest squared error.
     """
     weight_OD = weight_OD.float()
     outputs, inputs = weight_OD.shape
     group = form.group or max(1, inputs)
+    if form.rows == "fp8" and form.group:
+        return _quantize_blocks(weight_OD, form)
     if form.rows == "fp8":
         levels_OD, scales_O = quantize_whole_rows(weight_OD, "fp8")
         return Quantized(levels_OD, scales_O[:, None], torch.zeros_like(scales_O[:, None]), group)
@@ -128,6 +131,22 @@ def quantize(weight_OD: torch.Tensor, form: WeightFormat) -> Quantized:
         levels_OGg = _levels(values_OGg, scales_OG, zeros_OG)
     levels_OD = levels_OGg.flatten(1)[:, :inputs].int()
     return Quantized(levels_OD, scales_OG, zeros_OG, group)
+
+
+def _quantize_blocks(weight_OD: torch.Tensor, form: WeightFormat) -> Quantized:
+    """One scale for `tall` outputs and `group` inputs; blocks at the ends may be smaller. B blocks of outputs, V values."""
+    outputs, inputs = weight_OD.shape
+    tall, wide = form.tall, form.group
+    padded_OD = torch.nn.functional.pad(weight_OD, (0, -inputs % wide, 0, -outputs % tall))
+    blocks, groups = padded_OD.shape[0] // tall, padded_OD.shape[1] // wide
+    values_BGtw = padded_OD.view(blocks, tall, groups, wide).transpose(1, 2)
+    levels_XV, scales_X = quantize_whole_rows(
+        values_BGtw.reshape(blocks * groups, tall * wide), "fp8"
+    )
+    levels_BtGw = levels_XV.view(blocks, groups, tall, wide).transpose(1, 2)
+    levels_OD = levels_BtGw.reshape(padded_OD.shape)[:outputs, :inputs]
+    scales_OG = scales_X.view(blocks, groups).repeat_interleave(tall, 0)[:outputs]
+    return Quantized(levels_OD, scales_OG, torch.zeros_like(scales_OG), wide)
 
 
 def _find_levels(values_OGg: torch.Tensor, *, has_zeros: bool) -> tuple[torch.Tensor, torch.Tensor]:

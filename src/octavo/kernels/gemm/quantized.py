@@ -19,6 +19,7 @@ from octavo.kernels.gemm.formats import (
     adopts_int4,
     narrowed,
     quantize,
+    quantize_groups,
     quantize_rows,
     quantize_whole_rows,
 )
@@ -36,7 +37,7 @@ class CpuQuantized(CpuLinear):
         if case.weights not in FORMATS:
             return "takes weights quantized at load"
         if FORMATS[case.weights].rows:
-            return "has finer scales of activations than one per row"
+            return "rounds activations to int8, in groups of its own"
         return extension.refusal(case.device, case.dtype, ("float32",))
 
     def pack(self, weight_OD: torch.Tensor, /) -> QuantWeight:
@@ -93,6 +94,11 @@ class TorchQuantized:
 
     def _rounded(self, x_ND: torch.Tensor) -> torch.Tensor:
         """float64 [N, D]."""
+        if self._format.rows and self._format.group:
+            group = self._format.group
+            levels_ND, scales_NG = quantize_groups(x_ND, self._format.rows, group)
+            scales_ND = scales_NG.repeat_interleave(group, 1)[:, : x_ND.shape[1]]
+            return levels_ND.double() * scales_ND.double()
         if self._format.rows:
             levels_ND, scales_N = quantize_whole_rows(x_ND, self._format.rows)
             return levels_ND.double() * scales_N.double()[:, None]

@@ -18,6 +18,7 @@ LINEAR: Op[OpCase, LinearKernel] = Op(
             "cpu_quantized": "octavo.kernels.gemm.quantized:CpuQuantized",
             "triton_weight_only": "octavo.kernels.gemm.triton:TritonWeightOnly",
             "triton_8bit": "octavo.kernels.gemm.triton:Triton8Bit",
+            "triton_blocks": "octavo.kernels.gemm.triton_blocks:TritonBlocks",
             "cpu_packed": "octavo.kernels.gemm.cpu:CpuLinear",
             "triton_dense": "octavo.kernels.gemm.triton_dense:TritonDense",
             "torch": "octavo.kernels.gemm.torch_linear:TorchLinear",

@@ -36,8 +36,8 @@ _VALUES_AT_ONCE = 1 << 24
 _INTERPRETED_UNITS = 2
 
 
-class _TritonLinear:
-    """What both have in common."""
+class TritonLinear:
+    """What kernels of quantized weights have in common; one also has `refuses`, `pack`, `run` and perhaps `adopt`."""
 
     repacks = True
 
@@ -53,17 +53,6 @@ class _TritonLinear:
     def stores(checkpoint: str, /) -> str:
         """The checkpoint's own: levels are made of what it says."""
         return checkpoint
-
-    def rows(self, packed: Int4Weight | Weight8, ids_T: torch.Tensor, /) -> torch.Tensor:
-        """Rows int64 [T] of the weight, [T, D]."""
-        # lazy: Triton is loaded where it runs
-        from octavo.kernels.triton.gemm import Int4Weight
-
-        if isinstance(packed, Int4Weight):
-            return _int4_rows(packed, ids_T).to(self._dtype)
-        levels_TD = packed.levels_OD.view(torch.uint8).index_select(0, ids_T)
-        scales_T1 = packed.scales_O.index_select(0, ids_T)[:, None]
-        return (levels_TD.view(packed.levels_OD.dtype).float() * scales_T1).to(self._dtype)
 
     def force_tile(self, tile: Tile | None) -> None:
         """Use this tile for any number of rows from now on; None chooses again. For measurements and tests."""
@@ -84,8 +73,18 @@ class _TritonLinear:
         return tile
 
 
-class _Adopting8(_TritonLinear):
+class _Adopting8(TritonLinear):
     """Keeps 8-bit levels of a checkpoint as they are."""
+
+    def rows(self, packed: Int4Weight | Weight8, ids_T: torch.Tensor, /) -> torch.Tensor:
+        """Rows int64 [T] of the weight, [T, D]."""
+        # lazy: Triton is loaded where it runs
+        from octavo.kernels.triton.gemm import Int4Weight
+
+        if isinstance(packed, Int4Weight):
+            return _int4_rows(packed, ids_T).to(self._dtype)
+        levels_TD = level_rows(packed.levels_OD, ids_T)
+        return (levels_TD * packed.scales_O.index_select(0, ids_T)[:, None]).to(self._dtype)
 
     def adopts(self, levels: Quantized, /) -> bool:
         """Whether they are levels of this format, with one scale per output."""
@@ -116,7 +115,7 @@ class TritonWeightOnly(_Adopting8):
     def pack(self, weight_OD: torch.Tensor, /) -> Int4Weight | Weight8:
         """Levels, scales and zero points in the kernel's layout."""
         if self._format.bits == 4:
-            parts = _in_parts(weight_OD, self._format)
+            parts = in_parts(weight_OD, self._format)
             return _pack_int4(parts, weight_OD, self._format)
         return _pack_8(weight_OD, self._format)
 
@@ -157,6 +156,8 @@ class Triton8Bit(_Adopting8):
         rows = FORMATS[case.weights].rows if case.weights in FORMATS else ""
         if not rows:
             return "takes weights whose format says that activations are rounded"
+        if FORMATS[case.weights].group:
+            return "takes one scale per output"
         if case.sizes and case.sizes[1] > _MAX_INPUTS:
             return f"takes at most {_MAX_INPUTS} inputs and not {case.sizes[1]}"
         return support.refusal(
@@ -199,9 +200,15 @@ def _device_facts(device: str) -> tuple[str, int]:
     return facts.name, facts.multi_processor_count
 
 
-def _in_parts(weight_OD: torch.Tensor, form: WeightFormat) -> Iterator[tuple[slice, Quantized]]:
-    """The levels of some outputs after the other, so that rounding a large weight takes little memory."""
+def level_rows(levels_OD: torch.Tensor, ids_T: torch.Tensor) -> torch.Tensor:
+    """Rows int64 [T] of 8-bit levels, float32 [T, D]. Torch gathers no e4m3."""
+    return levels_OD.view(torch.uint8).index_select(0, ids_T).view(levels_OD.dtype).float()
+
+
+def in_parts(weight_OD: torch.Tensor, form: WeightFormat) -> Iterator[tuple[slice, Quantized]]:
+    """The levels of some outputs after the other, whole blocks of them, so that rounding a large weight takes little memory."""
     size = max(1, _VALUES_AT_ONCE // max(1, weight_OD.shape[1]))
+    size = -(-size // form.tall) * form.tall
     for start in range(0, len(weight_OD), size):
         part = slice(start, min(start + size, len(weight_OD)))
         yield part, quantize(weight_OD[part], form)
@@ -214,7 +221,7 @@ def _pack_8(weight_OD: torch.Tensor, form: WeightFormat) -> Weight8:
     dtype = torch.float8_e4m3fn if form.rows == "fp8" else torch.int8
     levels_OD = torch.empty(weight_OD.shape, dtype=dtype, device=weight_OD.device)
     scales_O = torch.empty(len(weight_OD), device=weight_OD.device)
-    for part, found in _in_parts(weight_OD, form):
+    for part, found in in_parts(weight_OD, form):
         levels_OD[part] = found.levels_OD.to(dtype)
         scales_O[part] = found.scales_OG[:, 0] if found.scales_OG.shape[1] else 0.0
     return Weight8(levels_OD, scales_O)

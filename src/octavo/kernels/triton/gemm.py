@@ -272,10 +272,10 @@ def multiply_int4(
     rows, outputs = len(x_ND), len(weight.levels_OB)
     num_blocks = weight.levels_OB.shape[1] // weight.half
     if not rows or not num_blocks:
-        return _nothing(x_ND, outputs, bias_O)
+        return nothing(x_ND, outputs, bias_O)
     per_share = -(-num_blocks // tile.shares)
     shares = -(-num_blocks // per_share)
-    target = _target(x_ND, shares, outputs, torch.float32)
+    target = target_of(x_ND, shares, outputs, torch.float32)
     linear_w4[_grid(rows, outputs, tile, shares)](
         x_ND,
         weight.levels_OB,
@@ -336,13 +336,13 @@ def _multiply_8(
 ) -> torch.Tensor:
     rows, outputs, inputs = len(x_ND), *weight.levels_OD.shape
     if not rows or not inputs:
-        return _nothing(x_ND.to(dtype), outputs, bias_O)
+        return nothing(x_ND.to(dtype), outputs, bias_O)
     turns = -(-inputs // tile.inputs)
     per_share = -(-turns // tile.shares) * tile.inputs
     shares = -(-inputs // per_share)
     is_fp8 = weight.levels_OD.dtype == torch.float8_e4m3fn
     sums = torch.int32 if scales_N is not None and not is_fp8 else torch.float32
-    target = _target(x_ND, shares, outputs, sums, dtype)
+    target = target_of(x_ND, shares, outputs, sums, dtype)
     linear_w8[_grid(rows, outputs, tile, shares)](
         x_ND,
         weight.levels_OD,
@@ -374,7 +374,7 @@ def _grid(rows: int, outputs: int, tile: Tile, shares: int) -> tuple[int, int]:
     return triton.cdiv(rows, tile.rows) * triton.cdiv(outputs, tile.outputs), shares
 
 
-def _target(
+def target_of(
     x_ND: torch.Tensor,
     shares: int,
     outputs: int,
@@ -416,7 +416,7 @@ def add_shared(
     return out_NO
 
 
-def _nothing(x_ND: torch.Tensor, outputs: int, bias_O: torch.Tensor | None) -> torch.Tensor:
+def nothing(x_ND: torch.Tensor, outputs: int, bias_O: torch.Tensor | None) -> torch.Tensor:
     """What rows without inputs, or no rows, give."""
     out_NO = x_ND.new_zeros(len(x_ND), outputs)
     return out_NO if bias_O is None else out_NO + bias_O

@@ -74,11 +74,11 @@ def _hold(logits, vocab, listed, num_listed, least, wanted, values, ids):
     return tl.minimum(count, _HELD)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["columns"])
 def settle(
     logits, tokens, wanted, num_top, maxima, tile_maxima, tile_sums, tile_ranks, listed, values,
-    ids, out_ids, out_logprobs, vocab, blocks, tiles,
-    X: tl.constexpr, T: tl.constexpr, COLUMNS: tl.constexpr,
+    ids, out_ids, out_logprobs, vocab, blocks, tiles, columns,
+    X: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """The row's log-probabilities and rank: the chosen token first, then the most likely by logit, then by id."""
     row = tl.program_id(0).to(tl.int64)
@@ -93,8 +93,8 @@ def settle(
     log_sum = tl.log(tl.sum(scaled_T, 0))
     log_sum = tl.where(tl.abs(largest) == _INFINITY, float("nan"), log_sum)
     token = tl.maximum(tl.load(tokens + entry), 0)
-    out_ids += row * COLUMNS
-    out_logprobs += row * COLUMNS
+    out_ids += row * columns
+    out_logprobs += row * columns
     tl.store(out_ids, tl.sum(rank_T, 0).to(tl.int64) + 1)
     tl.store(out_ids + 1, token)
     tl.store(out_logprobs, tl.load(logits + token) - largest - log_sum)
@@ -166,8 +166,7 @@ def token_logprobs(
     ids = torch.empty(count * _HELD.value, dtype=torch.int32, device=device)
     settle[(count,)](
         logits_NV, tokens_N, wanted_C, num_top_C, maxima, tile_maxima, tile_sums, tile_ranks,
-        listed, values, ids, out_ids, out_logprobs, vocab, blocks, tiles,
-        X=triton.next_power_of_2(blocks), T=triton.next_power_of_2(tiles), COLUMNS=columns,
-        num_warps=8,
+        listed, values, ids, out_ids, out_logprobs, vocab, blocks, tiles, columns,
+        X=triton.next_power_of_2(blocks), T=triton.next_power_of_2(tiles), num_warps=8,
     )  # fmt: skip
     return out_ids, out_logprobs[:, : 1 + most]

@@ -1,4 +1,4 @@
-"""Rows of activations to 8 bits in Triton, each with one scale. Shape letters: N rows, D inputs."""
+"""Rows of activations to 8 bits in Triton, each with one scale or with one per group. Shape letters: N rows, D inputs, G groups."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ def _round_e4m3(value):
 
 @triton.jit
 def row_scale(is_bad, largest, LARGEST: tl.constexpr, TINY: tl.constexpr):
-    """The scale of a row and what to multiply it with, by its largest magnitude. NaN for a row that is not finite."""
+    """The scale of each row and what to multiply it with, by its largest magnitude. NaN for a row that is not finite."""
     is_zero = largest < TINY
-    inverse = tl.where(
-        is_zero, 0.0, tl.div_rn(tl.full([], LARGEST, tl.float32), tl.where(is_zero, 1.0, largest))
-    )
-    scale = tl.where(is_zero, 0.0, tl.div_rn(largest, tl.full([], LARGEST, tl.float32)))
+    top = tl.zeros_like(largest) + LARGEST
+    inverse = tl.where(is_zero, 0.0, tl.div_rn(top, tl.where(is_zero, 1.0, largest)))
+    scale = tl.where(is_zero, 0.0, tl.div_rn(largest, top))
     return tl.where(is_bad, float("nan"), scale), inverse
 
 
@@ -80,7 +79,36 @@ def quantize_row(
         tl.store(levels + d_B, scaled_B.to(levels.dtype.element_ty), mask=d_B < inputs)
 
 
+@triton.jit(do_not_specialize=["num_rows"])
+def quantize_group(
+    x,
+    levels,
+    scales,
+    num_rows,
+    inputs,
+    GROUP: tl.constexpr,
+    TINY: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """GROUPS groups of a row [D] to e4m3 levels, and a scale each into scales [G, N]. Compiled as `quantize_row` is."""
+    row = tl.program_id(0).to(tl.int64)
+    g_G = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    d_Gg = g_G[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    at_Gg = row * inputs + d_Gg
+    value_Gg = tl.load(x + at_Gg, mask=d_Gg < inputs, other=0).to(tl.float32)
+    size_Gg = tl.abs(value_Gg)
+    is_bad_G = tl.max((~(size_Gg < float("inf"))).to(tl.int32), 1) != 0
+    largest_G = tl.max(tl.where(is_bad_G[:, None], 1.0, size_Gg), 1)
+    scale_G, inverse_G = row_scale(is_bad_G, largest_G, 448.0, TINY)
+    tl.store(scales + g_G.to(tl.int64) * num_rows + row, scale_G, mask=g_G * GROUP < inputs)
+    scaled_Gg = tl.where(is_bad_G[:, None], 0.0, value_Gg * inverse_G[:, None])
+    level_Gg = round_levels(scaled_Gg, 448.0, True)
+    tl.store(levels + at_Gg, level_Gg.to(levels.dtype.element_ty), mask=d_Gg < inputs)
+
+
 _BLOCK = 4096
+GROUPS = 8
+"""Groups of a program that rounds groups: of 128 inputs a kilobyte of levels, and enough programs for one row."""
 TINY = 2.0**-119
 """Below it a row counts as zero, as in `formats.py`."""
 
@@ -107,3 +135,26 @@ def quantize_rows(x_ND: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor,
             enable_fp_fusion=False,
         )
     return levels_ND, scales_N
+
+
+def quantize_row_groups(x_ND: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """e4m3 levels [N, D] and float32 scales [G, N]: those of `rounded.quantize_groups`."""
+    x_ND = x_ND.contiguous()
+    rows, inputs = x_ND.shape
+    groups = triton.cdiv(inputs, group)
+    levels_ND = torch.empty(rows, inputs, dtype=torch.float8_e4m3fn, device=x_ND.device)
+    scales_GN = torch.empty(groups, rows, dtype=torch.float32, device=x_ND.device)
+    if rows and inputs:
+        quantize_group[(rows, triton.cdiv(groups, GROUPS))](
+            x_ND,
+            levels_ND,
+            scales_GN,
+            rows,
+            inputs,
+            GROUP=group,
+            TINY=TINY,
+            GROUPS=GROUPS,
+            num_warps=4,
+            enable_fp_fusion=False,
+        )
+    return levels_ND, scales_GN

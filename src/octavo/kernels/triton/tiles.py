@@ -33,7 +33,7 @@ class Tile(NamedTuple):
     outputs: int
     """Outputs of a program; a power of two from 16."""
     inputs: int = 128
-    """Inputs of one turn, for 8-bit weights. int4 weights come in blocks of their own."""
+    """Inputs of one turn, for 8-bit weights with one scale per output. Others come in blocks of their own."""
     shares: int = 0
     """Programs that share the inputs of a tile; 0: as many as fill the device."""
     warps: int = 4
@@ -48,7 +48,7 @@ class Shape(NamedTuple):
     """A product."""
 
     kind: str
-    """"w4", "w8" (16-bit rows), "int8" or "fp8" (rows alike)."""
+    """"w4", "w8" (16-bit rows), "int8", "fp8" or "fp8_block" (rows alike)."""
     rows: int
     outputs: int
     inputs: int
@@ -58,7 +58,7 @@ _RULES: Mapping[int, Tile] = {
     16: Tile(16, 64),
     32: Tile(32, 64),
     64: Tile(64, 64),
-    128: Tile(64, 128, stages=3, warps=4),
+    128: Tile(64, 128, stages=3, warps=8),
     512: Tile(128, 128, inputs=64, stages=3, warps=8, scales_weights=True),
     ROW_BUCKETS[-1]: Tile(128, 128, inputs=64, stages=3, warps=8, scales_weights=True),
 }

@@ -6,8 +6,12 @@ from typing import Literal
 
 import msgspec
 
+from octavo.kernels.gemm.format_table import FORMATS
+
 SCALE = "weight_scale"
 """Name of scales beside `weight`; the loader knows other spellings (`Spelling.renamed`)."""
+BLOCKS = "fp8_block"
+"""The format with scales of blocks."""
 GROUPS = (128, 64, 32)
 """Inputs that share a scale in the kernels' int4 formats, largest first."""
 
@@ -63,7 +67,8 @@ class StoredSpec(msgspec.Struct, frozen=True, kw_only=True):
         if self.packing is not None:
             return self.packing.form
         if self.block is not None:
-            return ""
+            is_kept = self.kind == "fp8" and self.block[1] == FORMATS[BLOCKS].group
+            return BLOCKS if is_kept and self.rounds_rows else ""
         if self.kind == "int8":
             return "int8_w8a8" if self.rounds_rows else "int8"
         return "fp8" if self.rounds_rows else ""
@@ -80,6 +85,13 @@ class StoredSpec(msgspec.Struct, frozen=True, kw_only=True):
         else:
             scales = "a scale per output"
         return f"{self.kind} ({self.method}, {scales})"
+
+
+def on_device(stored: StoredSpec | None, *, has_fp8: bool) -> StoredSpec | None:
+    """The description for a device, which may have no products of e4m3: there blocks are widened as if rows were not rounded."""
+    if stored is None or stored.form != BLOCKS or has_fp8:
+        return stored
+    return msgspec.structs.replace(stored, rounds_rows=False)
 
 
 def kept_as(stored: StoredSpec | None, asked: str, device: str) -> str:

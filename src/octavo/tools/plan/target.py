@@ -56,9 +56,11 @@ class Target(NamedTuple):
         Raises:
             OperatorError: it cannot work; MemoryPlanError where it does not fit.
         """
-        return resolve_start(
-            config, Machine(self.kind, self.available, plan_storage, self.num_ranks)
+        capability = None if self.row is None else self.row.capability
+        machine = Machine(
+            self.kind, self.available, plan_storage, self.num_ranks, capability=capability
         )
+        return resolve_start(config, machine)
 
 
 def find(name: str, given: Given, num_ranks: int = 1) -> Target:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Ordered
-from itertools import islice
 
 import numpy as np
 
@@ -149,19 +148,14 @@ class Cohort:
         self._to_border -= 1
         if self._to_border == 0:
             self._to_border = self._until_filled()
-            for index in np.flatnonzero(self._start_S % BLOCK_SIZE == 0).tolist():
-                self._tell((index,))
-                cache.publish(self.sequences[index])
+            filled = np.flatnonzero(self._start_S % BLOCK_SIZE == 0)
+            self._tell(filled.tolist())
+            cache.publish_each([self.sequences[index] for index in filled.tolist()])
         if cache.has_windows:
             self.catch_up()
             for sequence in self.sequences:
                 cache.slide(sequence)
         return Advanced(self._ids, token_ids, self._gave_way)
-
-    def lag(self, index: int) -> int:
-        """Tokens that a sequence has and does not know of yet."""
-        is_foreseen = self._before is not None
-        return int(self._start_S[index]) - is_foreseen - self.sequences[index].num_computed
 
     def catch_up(self) -> None:
         """Tell every sequence what it does not know yet; before anybody else looks at any."""
@@ -181,11 +175,12 @@ class Cohort:
             self._to_border = self._until_filled()
 
     def _tell(self, indices: Iterable[int]) -> None:
-        taken = self._taken
+        taken, is_foreseen = list(self._taken), self._before is not None
+        known_S = (self._start_S - is_foreseen).tolist()
         for index in indices:
-            lag = self.lag(index)
+            sequence = self.sequences[index]
+            lag = known_S[index] - sequence.num_computed
             if lag:
-                sequence = self.sequences[index]
-                sequence.token_ids += [ids[index] for ids in islice(taken, len(taken) - lag, None)]
+                sequence.token_ids += [ids[index] for ids in taken[-lag:]]
                 sequence.num_computed += lag
                 sequence.last_token_at = self._taken_at

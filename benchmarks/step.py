@@ -7,6 +7,11 @@ timed from outside, by wrapping the calls that the loop makes; what lies between
 rows sum to the whole. Forward pass, logits and the choice of tokens are kernels, with the Python that calls them; all
 else counts as "around". Parts are medians, and so sum to the whole only nearly: the row "sum" beside "step" shows by how
 much.
+
+With `--output N` a request ends after N tokens and another takes its place: at 256 rows and N = 256 one ends and one begins
+in nearly every step, as in a busy server. With `--ahead` steps are planned while the ones before them run, as on a GPU, and
+with `--no-kernels` forward pass, logits and choice give what they gave the first time for as many rows: what a host pays
+whose caches no kernels of its own have filled.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from typing import Any, ParamSpec, TypeVar
 from octavo.core.config import EngineConfig
 from octavo.core.params import SamplingParams
 from octavo.core.request import Request
+from octavo.core.result import Finished
 from octavo.engine.boot import boot
 from octavo.engine.engine import Engine
 from octavo.engine.ipc import (
@@ -44,6 +50,7 @@ R = TypeVar("R")
 
 PARTS = (
     "drain",
+    "foresee",
     "schedule",
     "update",
     "pack",
@@ -100,6 +107,19 @@ class Stopwatch:
         return {part: spent / 1e3 for part, spent in {**self.spent, "step": whole}.items()}
 
 
+def _repeated(call: Callable[..., Any], size: Callable[..., int]) -> Callable[..., Any]:
+    """`call`, made once for each size; what it gave then is given again."""
+    known: dict[int, Any] = {}
+
+    def repeat(*args: Any) -> Any:
+        of = size(*args)
+        if of not in known:
+            known[of] = call(*args)
+        return known[of]
+
+    return repeat
+
+
 class LocalEngine:
     """An engine in this process, its socket, and the stopwatch on its parts."""
 
@@ -115,14 +135,26 @@ class LocalEngine:
             threads=args.threads,
             enable_prefix_caching=True,
             step_log=args.step_log,
+            async_scheduling=args.ahead,
         )
         now = time.monotonic()
         self.engine = boot(config, SocketLink(ours), asked_at=now, process_at=now)
         self.buffer = FrameBuffer()
         self.abbreviation = Abbreviation()
         self.watch = Stopwatch()
+        if args.no_kernels:
+            self._leave_out_kernels()
         self._wrap()
         self.read()
+
+    def _leave_out_kernels(self) -> None:
+        runner: Any = self.engine.runner
+        for owner, name, size in (
+            (runner.graphs, "run", lambda _, batch: batch.num_tokens),
+            (runner.model, "logits", len),
+            (runner.sampler.chooser_for(runner.device), "choose", lambda logits, _: len(logits)),
+        ):
+            setattr(owner, name, _repeated(getattr(owner, name), size))
 
     def _wrap(self) -> None:
         watch, engine = self.watch.watch, self.engine
@@ -130,6 +162,8 @@ class LocalEngine:
         for owner, name, part in (
             (engine.link, "receive", "drain"),
             (engine.scheduler, "schedule", "schedule"),
+            (engine.scheduler, "foresee", "foresee"),
+            (engine.scheduler, "planned", "foresee"),
             (runner, "update", "update"),
             (runner.rows, "pack", "pack"),
             (runner.graphs, "run", "forward"),
@@ -142,53 +176,65 @@ class LocalEngine:
         ):
             setattr(owner, name, watch(part, getattr(owner, name)))
 
-    def read(self) -> None:
-        """Take what the engine sent, as its client would."""
+    def read(self) -> int:
+        """Take what the engine sent, as its client would; how many requests have ended."""
         self.theirs.setblocking(False)
+        num_ended = 0
         while True:
             try:
                 data = self.theirs.recv(1 << 20)
             except BlockingIOError:
-                return
+                return num_ended
             for body in self.buffer.feed(data):
                 message = self.abbreviation.complete(decode_from_engine(body))
-                failed = isinstance(message, Events) and [
-                    event for event in message.events if hasattr(event, "error")
-                ]
-                assert not failed, failed
+                if isinstance(message, Events):
+                    failed = [event for event in message.events if hasattr(event, "error")]
+                    assert not failed, failed
+                    num_ended += sum(isinstance(event, Finished) for event in message.events)
 
     def send(self, *messages: Any) -> None:
         """Frames to the engine, all before its next step."""
+        if not messages:
+            return
         self.theirs.setblocking(True)
         self.theirs.sendall(b"".join(map(frame, messages)))
 
     def measure(self, kind: str, batch: int, args: argparse.Namespace) -> list[dict[str, float]]:
         """One row per step with all `batch` sequences decoding."""
-        requests = [
-            Request(
-                id=f"{kind}-{batch}-{index}",
-                token_ids=tuple((7 * index + 3 * at + 300) % 4000 for at in range(args.context)),
-                params=KINDS[kind],
-                max_tokens=args.steps + SPARE - 1,
-                seed=index,
-                arrived=float(index),
+        names: list[str] = []
+
+        def request(max_tokens: int) -> Submit:
+            index = len(names)
+            names.append(f"{kind}-{batch}-{index}")
+            ids = tuple((7 * index + 3 * at + 300) % 4000 for at in range(args.context))
+            return Submit(
+                Request(
+                    id=names[-1],
+                    token_ids=ids,
+                    params=KINDS[kind],
+                    max_tokens=max_tokens,
+                    seed=index,
+                    arrived=float(index),
+                )
             )
-            for index in range(batch)
-        ]
-        self.send(*map(Submit, requests))
+
+        most = args.output or args.steps + SPARE - 1
+        # Where they end, they are not to end together.
+        first = [most - (args.output or 0) * index // batch for index in range(batch)]
+        self.send(*map(request, first))
         scheduler = self.engine.scheduler
         self.engine.step()
         while scheduler.waiting or any(s.num_pending > 1 for s in scheduler.running):
             self.engine.step()
-            self.read()
+            self.send(*[request(most) for _ in range(self.read())])
         rows = []
         for turn in range(-10, args.steps):
             row = self.watch.step(self.engine)
-            self.read()
+            self.send(*[request(most) for _ in range(self.read())])
             if turn >= 0:
                 rows.append(row)
-        assert len(scheduler.running) == batch, "the sequences were to run through"
-        self.send(Cancel(tuple(request.id for request in requests)))
+        assert args.output or len(scheduler.running) == batch, "the sequences were to run through"
+        self.send(Cancel(tuple(names)))
         self.engine.step()
         self.read()
         assert not scheduler.has_work
@@ -215,9 +261,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64, 256])
     parser.add_argument("--kind", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--context", type=int, default=32, help="prompt tokens")
+    parser.add_argument(
+        "--output", type=int, help="tokens after which a request ends and another comes"
+    )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--step-log", help="folder: write the step log as a server would")
+    parser.add_argument(
+        "--ahead", action="store_true", help="plan a step while the one before it runs, as on a GPU"
+    )
+    parser.add_argument("--no-kernels", action="store_true", help="compute nothing anew")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     local = LocalEngine(args)

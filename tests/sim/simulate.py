@@ -26,7 +26,16 @@ from octavo.core.kvspec import BLOCK_SIZE, KVGroup, KVSpec
 from octavo.core.params import SamplingParams
 from octavo.core.plan import Slice, StepPlan
 from octavo.core.request import Request
-from octavo.core.result import Chosen, Event, Failed, Finished, SliceResult, StepResult, TokenOut
+from octavo.core.result import (
+    Advanced,
+    Chosen,
+    Event,
+    Failed,
+    Finished,
+    SliceResult,
+    StepResult,
+    TokenOut,
+)
 from octavo.core.sequence import Sequence
 from octavo.engine.epochs import BlockEpochs
 from octavo.scheduler import cohort, invariants
@@ -236,7 +245,7 @@ class Watched(Sequence):
         together = Watched.of[id(self)]._cohort
         if (
             together is None
-            or not together._is_behind
+            or not together.is_behind
             or sys._getframe(2).f_code.co_filename == cohort_file
         ):
             return
@@ -260,6 +269,22 @@ for _name in ("token_ids", "num_computed", "last_token_at"):
 
 
 @dataclass
+class Flight:
+    """A step whose results are not told yet."""
+
+    plan: StepPlan
+    result: StepResult
+    sequences: dict[Scheduler, list[Sequence]]
+
+    def drop(self, ended: tuple[int, ...]) -> None:
+        """Rows that changed hands since have no token, as with the engine's runner."""
+        slices = self.result.slices
+        if any(each.row in ended for each in slices):
+            kept = [SliceResult(row=s.row) if s.row in ended else s for s in slices]
+            self.result = replace(self.result, slices=tuple(kept))
+
+
+@dataclass
 class Twins:
     """A scheduler, and perhaps one that goes through its sequences one by one: told the same, they must say the same."""
 
@@ -267,6 +292,8 @@ class Twins:
     other: OneByOne | None
     is_watched: bool
     """Whether the first one's sequences are, and are left alone between most steps."""
+    is_ahead: bool = False
+    """Whether a step is planned before the one before it has results."""
 
     def add(self, request: Request) -> list[Event]:
         events = self._ask(lambda scheduler: scheduler.add(request))
@@ -287,6 +314,18 @@ class Twins:
 
     def apply(self, plan: StepPlan, result: StepResult, now: float) -> Ordered[Event]:
         return self._ask(lambda scheduler: scheduler.apply(plan, result, now))
+
+    def planned(self, plan: StepPlan) -> dict[Scheduler, list[Sequence]]:
+        """Of each, who is in the plan."""
+        both = [self.one] if self.other is None else [self.one, self.other]
+        return {scheduler: scheduler.planned(plan) for scheduler in both}
+
+    def foresee(self, flight: Flight) -> None:
+        self._ask(lambda scheduler: scheduler.foresee(flight.plan, flight.sequences[scheduler]))
+
+    def land(self, flight: Flight, now: float) -> Ordered[Event]:
+        plan, result, told = flight.plan, flight.result, flight.sequences
+        return self._ask(lambda scheduler: scheduler.apply(plan, result, now, told[scheduler]))
 
     def _ask(self, ask: Callable[[Scheduler], T]) -> T:
         said = ask(self.one)
@@ -318,7 +357,7 @@ def run_workload(seed: int) -> Outcome:
     cache = KVCache(groups, enable_prefix_caching=rng.random() < 0.8)
     policy = POLICIES.load(rng.choice(list(POLICIES)))
     scheduler = Scheduler(limits, cache, policy())
-    twins = Twins(scheduler, None, is_watched=seed % 2 == 0)
+    twins = Twins(scheduler, None, is_watched=seed % 2 == 0, is_ahead=seed % 3 == 1)
     Watched.of.clear()
     if seed % EVERY == 0:
         again = KVCache(groups, enable_prefix_caching=cache.enable_prefix_caching)
@@ -340,7 +379,8 @@ def _drive(
     ends: dict[str, Finished | Failed] = {}
     free_at_first = scheduler.cache.num_free
     steps = alike = 0
-    while pending or scheduler.has_work:
+    flight: Flight | None = None
+    while pending or scheduler.has_work or flight is not None:
         events: list[Event] = []
         while pending and rng.random() < 0.5:
             is_full = scheduler.accounts.num_waiting >= scheduler.limits.max_num_waiting
@@ -353,14 +393,28 @@ def _drive(
         known = scheduler.places.by_id
         if rng.random() < 0.004 and known:
             events += twins.cancel(rng.choice(sorted(known)))
+        if flight is not None:
+            twins.foresee(flight)
         plan = twins.schedule(float(steps))
-        assert plan is not None or not scheduler.has_work, f"{label}: work, but no plan"
-        if plan is not None:
-            if not twins.is_watched:
-                wrong = invariants.check_plan(scheduler, plan) + invariants.check(scheduler)
-                assert not wrong, f"{label}: {wrong}"
-            events += twins.apply(plan, runner.run(plan), float(steps))
-            alike += scheduler._cohort is not None  # what it took all at once
+        is_idle = plan is None and flight is None
+        assert not is_idle or not scheduler.has_work, f"{label}: work, but no plan"
+        if plan is not None and not twins.is_watched:
+            wrong = invariants.check_plan(scheduler, plan) + invariants.check(scheduler)
+            assert not wrong, f"{label}: {wrong}"
+        if twins.is_ahead:
+            before, flight = flight, None
+            if plan is not None:
+                sequences = twins.planned(plan)
+                flight = Flight(plan, runner.run(plan), sequences)
+            if before is not None:
+                before.drop(() if plan is None else plan.ended)
+                said = twins.land(before, float(steps))
+                events += said
+                alike += isinstance(said, Advanced)
+        elif plan is not None:
+            said = twins.apply(plan, runner.run(plan), float(steps))
+            events += said
+            alike += isinstance(said, Advanced)
         if not twins.is_watched or steps % CHECK_EVERY == 0:
             wrong = invariants.check(scheduler)
             assert not wrong, f"{label}: {wrong}"

@@ -6,11 +6,12 @@ where a sliding window has passed, the null block stands in.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from octavo.cache.blocks import NULL_BLOCK, BlockPool
-from octavo.cache.prefix import extend_chain, root_digest
+from octavo.cache.prefix import extend_chain, next_digest, root_digest
 from octavo.cache.search import first_visible, leading, longest
 from octavo.core.kvspec import BLOCK_SIZE, KVGroup
 from octavo.core.sequence import Sequence
@@ -221,6 +222,26 @@ class KVCache:
                 if table[index] != NULL_BLOCK:
                     pool.publish(table[index], sequence.hashes[index])
         sequence.num_published = full
+
+    def publish_each(self, sequences: Iterable[Sequence]) -> None:
+        """`publish` for each. Those that filled one block more since the last time, as whoever decodes, take a shorter way."""
+        if not self.enable_prefix_caching:
+            return
+        pools = self.pools
+        for sequence in sequences:
+            hashes, at = sequence.hashes, sequence.num_published
+            first = at * BLOCK_SIZE
+            if not 0 < at == len(hashes) == sequence.num_computed // BLOCK_SIZE - 1:
+                self.publish(sequence)
+                continue
+            block = array("i", sequence.token_ids[first : first + BLOCK_SIZE])
+            digest = next_digest(hashes[-1], block.tobytes())
+            hashes.append(digest)
+            self.num_named += 1
+            sequence.num_published += 1
+            for pool, table in zip(pools, sequence.blocks, strict=True):
+                if table[at] != NULL_BLOCK:
+                    pool.publish(table[at], digest)
 
     def slide(self, sequence: Sequence) -> None:
         """Let go of what windows no longer see."""

@@ -53,6 +53,8 @@ class PagesAhead:
         self._find = find or _populate
         self._lock = threading.Lock()
         self._highest = 0
+        self._enough_to = 0
+        """Up to this block nothing has to be found, so that the regions, two of each layer, need not be looked at."""
         self._thread: threading.Thread | None = None
         self._is_over = not self._regions
         for region in self._regions:
@@ -61,6 +63,9 @@ class PagesAhead:
     def reach(self, block: int) -> None:
         """Blocks up to this one are handed out."""
         if self._is_over or block <= self._highest:
+            return
+        if block <= self._enough_to:
+            self._highest = block
             return
         with self._lock:
             self._highest = block
@@ -96,15 +101,26 @@ class PagesAhead:
         chosen: Region | None = None
         for at, region in enumerate(self._regions):
             used = (self._highest + 1) * region.block_bytes
-            ahead = LARGE_PAGE // 2 + LARGE_PAGE * at // count
-            wanted = region.address + min(region.num_bytes, used + ahead)
+            wanted = region.address + min(region.num_bytes, used + self._ahead(at))
             if wanted - region.done > behind:
                 behind, chosen = wanted - region.done, region
         if chosen is None:
             self._is_over = all(r.done >= r.address + r.num_bytes for r in self._regions)
+            self._enough_to = min(map(self._last_found, range(count)), default=0)
             return None
         end = min((chosen.done // LARGE_PAGE + 1) * LARGE_PAGE, chosen.address + chosen.num_bytes)
         return chosen, end - chosen.done
+
+    def _ahead(self, at: int) -> int:
+        return LARGE_PAGE // 2 + LARGE_PAGE * at // len(self._regions)
+
+    def _last_found(self, at: int) -> int:
+        """The highest block up to which a region has what it wants."""
+        region = self._regions[at]
+        found = region.done - region.address
+        if found >= region.num_bytes:
+            return 1 << 62
+        return (found - self._ahead(at)) // region.block_bytes - 1
 
 
 def _populate(address: int, num_bytes: int) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from octavo.core.kvspec import BLOCK_SIZE
 
 DIGEST_BYTES = 16
+BLOCK_BYTES = BLOCK_SIZE * array("i").itemsize
 
 
 def root_digest(scope: str, revision: str, adapter: str | None) -> bytes:
@@ -31,8 +32,12 @@ def extend_chain(
     """Append to `chain` the digests of all full blocks within the first `num_tokens` token ids."""
     first = len(chain) * BLOCK_SIZE
     data = array("i", token_ids[first : num_tokens // BLOCK_SIZE * BLOCK_SIZE]).tobytes()
-    step = BLOCK_SIZE * array("i").itemsize
     digest = chain[-1] if chain else root
-    for at in range(0, len(data), step):
-        digest = hashlib.blake2b(digest + data[at : at + step], digest_size=DIGEST_BYTES).digest()
+    for at in range(0, len(data), BLOCK_BYTES):
+        digest = next_digest(digest, data[at : at + BLOCK_BYTES])
         chain.append(digest)
+
+
+def next_digest(before: bytes, block: bytes) -> bytes:
+    """The digest of a block, of its token ids as int32, behind that of the one before it."""
+    return hashlib.blake2b(before + block, digest_size=DIGEST_BYTES).digest()

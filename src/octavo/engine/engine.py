@@ -228,7 +228,9 @@ class Engine:
         if charges is not None:
             self.link.send(Charged(charges))
 
-    def _run_ahead(self, plan: StepPlan | None, runner: AheadRunner, planned: float) -> list[Event]:
+    def _run_ahead(
+        self, plan: StepPlan | None, runner: AheadRunner, planned: float
+    ) -> Sequence[Event]:
         """Launch a plan, then take the results of the step before it; and its own, where the next step needs them."""
         before, self._flight = self._flight, None
         begun = None
@@ -237,14 +239,16 @@ class Engine:
             at = time.monotonic()
             step = self.isolator.begin(plan, runner)
             begun = _Flight(step, sequences, planned, at, self._seen())
-        events = [] if before is None else self._land(before, runner, begun)
-        if begun is not None and not begun.step.is_ahead:
-            events += self._land(begun, runner, None)
-        else:
+        events: Sequence[Event] = () if before is None else self._land(before, runner, begun)
+        if begun is None or begun.step.is_ahead:
             self._flight = begun
-        return events
+            return events
+        own = self._land(begun, runner, None)
+        return own if before is None else [*events, *own]
 
-    def _land(self, flight: _Flight, runner: AheadRunner, behind: _Flight | None) -> list[Event]:
+    def _land(
+        self, flight: _Flight, runner: AheadRunner, behind: _Flight | None
+    ) -> Sequence[Event]:
         plan = flight.step.plan
         result = self.isolator.finish(flight.step, runner, behind and behind.step)
         self.pulse.landed(plan, result.elapsed_s, is_whole=self.isolator.is_whole)
@@ -252,7 +256,7 @@ class Engine:
         self._account(plan, result)
         now = time.monotonic()
         events = self.scheduler.apply(plan, result, now, flight.sequences)
-        return [*self._recorded("step", events, now)]
+        return self._recorded("step", events, now)
 
     def _drain(self, *, wait: bool) -> list[Event]:
         events: list[Event] = []

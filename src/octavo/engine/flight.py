@@ -47,8 +47,9 @@ class Pending:
             return self.sampled
         self.mark.synchronize()
         assert self.on_host_N is not None, "it was launched ahead"
-        token_ids = tuple(self.on_host_N.tolist())
-        bad_rows = {n: NOT_FINITE for n, token_id in enumerate(token_ids) if token_id < 0}
+        token_ids_N = self.on_host_N.numpy()
+        token_ids = tuple(token_ids_N.tolist())
+        bad_rows = {n: NOT_FINITE for n in np.flatnonzero(token_ids_N < 0).tolist()}
         return SampledTokens(
             token_ids=token_ids, logprobs=(None,) * len(token_ids), bad_rows=bad_rows
         )
@@ -65,6 +66,10 @@ class LastTokens:
         """Replace -1 - row by the row's last token, in place and without asking the device for anything."""
         rows_T = (-1 - token_ids_T).clamp_(min=0)
         token_ids_T.copy_(torch.where(token_ids_T < 0, self._tokens_R[rows_T], token_ids_T))
+
+    def give(self, rows_T: torch.Tensor, token_ids_T: torch.Tensor) -> None:
+        """What `fill_in` does where the last tokens of `rows_T` are all that there is, in one go."""
+        torch.index_select(self._tokens_R, 0, rows_T, out=token_ids_T)
 
     def put(self, rows_N: torch.Tensor, token_ids_N: torch.Tensor) -> torch.Tensor:
         """Take note of new tokens. What the host may read of them after the next mark."""

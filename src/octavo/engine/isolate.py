@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from octavo.core.errors import NOTHING_WORKS, EngineError
 from octavo.core.log import get_logger
-from octavo.core.plan import Slice, StepPlan
+from octavo.core.plan import Decodes, Slice, StepPlan
 from octavo.core.request import Request
 from octavo.core.result import SliceResult, StepResult
 from octavo.engine.epochs import ForeignBlocks
@@ -104,8 +104,8 @@ class Flight:
     slices: Sequence[Slice]
     begun_badly: dict[int, Fault]
     outcome: Pending | Results | Exception | None
-    births: tuple[int, ...]
-    """Beside `slices`: whose rows they were."""
+    births_S: Any
+    """Beside `slices`, int64 [S]: whose rows they were; None where nothing can come in between."""
     begun: float
 
     @property
@@ -154,9 +154,10 @@ class Isolator:
         if begun_badly:
             slices = tuple(piece for piece in slices if piece.row not in begun_badly)
         if ahead is None or not slices:
-            return Flight(plan, slices, begun_badly, self._attempt(slices), (), begun)
-        births = tuple(ahead.rows.births_R[[piece.row for piece in slices]].tolist())
-        return Flight(plan, slices, begun_badly, self._launch(ahead, slices), births, begun)
+            return Flight(plan, slices, begun_badly, self._attempt(slices), None, begun)
+        row_S = slices.row_S if isinstance(slices, Decodes) else [piece.row for piece in slices]
+        births_S = ahead.rows.births_R[row_S]  # a copy
+        return Flight(plan, slices, begun_badly, self._launch(ahead, slices), births_S, begun)
 
     def _launch(self, ahead: AheadRunner, slices: Sequence[Slice]) -> Pending | Exception:
         try:
@@ -177,7 +178,7 @@ class Isolator:
             outcome: Results | Exception | None = self._taken(flight.outcome, ahead, behind)
         else:
             outcome = flight.outcome
-        if flight.births and (outcome is None or isinstance(outcome, Exception)):
+        if flight.births_S is not None and (outcome is None or isinstance(outcome, Exception)):
             slices = self._still_there(flight)
             outcome = self._attempt(slices) if outcome is None else outcome
         assert outcome is not None, "it was run"
@@ -218,7 +219,7 @@ class Isolator:
         rows = self._runner.rows
         return tuple(
             piece
-            for piece, birth in zip(flight.slices, flight.births, strict=True)
+            for piece, birth in zip(flight.slices, flight.births_S, strict=True)
             if rows.births_R[piece.row] == birth and rows.is_known(piece)
         )
 

@@ -228,19 +228,19 @@ class Rows:
         """Whether all tokens of a slice are known here."""
         return bool(piece.start + piece.count <= self.num_tokens_R[piece.row])
 
-    def mark_unknown(self, batch: ForwardBatch, spans: Spans) -> bool:
-        """Write -1 - row in place of tokens that were sampled and are not known here yet, as a batch on the CPU is packed.
-
-        That is a row's last token at most. False where all are known.
-        """
+    def unknown(self, spans: Spans) -> npt.NDArray[np.bool_] | None:
+        """Of which slices the last token, and that alone, was sampled and is not known here yet [S]; None: of none."""
         is_unknown_S = spans.start_S + spans.count_S > self.num_tokens_R[spans.row_S]
-        if not is_unknown_S.any():
-            return False
+        return is_unknown_S if is_unknown_S.any() else None
+
+    def mark_unknown(
+        self, batch: ForwardBatch, spans: Spans, is_unknown_S: npt.NDArray[np.bool_]
+    ) -> None:
+        """Write -1 - row in place of tokens that are not known here yet, as a batch on the CPU is packed."""
         last_S = spans.query_starts[1:][is_unknown_S] - 1
         batch.token_ids_T[torch.from_numpy(last_S)] = torch.from_numpy(
             -1 - spans.row_S[is_unknown_S]
         )
-        return True
 
     def pack(self, spans: Spans, logits_rows_N: IntArray, device: torch.device) -> ForwardBatch:
         """One step as tensors. `logits_rows_N` [N]: indices into the step's tokens whose logits are wanted.

@@ -17,8 +17,8 @@ from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 from octavo.core.plan import Decodes, StepPlan
-from octavo.core.steptime import attended
 from octavo.engine.page import ALLOWED, BEAT, FIELDS, MOVED, STEPS, Page
+from octavo.scheduler.steptime import context_of
 
 BEAT_S = 0.2
 """Between signs of life; what ten of them cost is below the resolution of an idle process's CPU clock."""
@@ -32,7 +32,6 @@ GRAMMAR_S = 60.0
 """The loop may wait so long for a grammar when there is nothing else to do; building one is limited to a few seconds,
 what it needs of the vocabulary is made before the first."""
 
-_start = attrgetter("start")
 _count = attrgetter("count")
 _CONTEXT_PER_TOKEN = 512
 """Tokens of context whose reading costs no more than one token through the model; in truth it is thousands."""
@@ -154,10 +153,7 @@ class Work(NamedTuple):
         if isinstance(slices, Decodes):
             return cls(True, rows, rows, slices.context)
         tokens = sum(map(_count, slices))
-        if tokens == rows:
-            return cls(True, tokens, rows, sum(map(_start, slices)) + rows)
-        context = sum([attended(piece.start, piece.count) for piece in slices])
-        return cls(False, tokens, rows, context)
+        return cls(tokens == rows, tokens, rows, context_of(plan))
 
 
 @dataclass(slots=True)

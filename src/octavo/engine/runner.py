@@ -190,11 +190,18 @@ class Runner:
     ) -> tuple[ForwardBatch, torch.Tensor | None]:
         """The step's tensors, and with `is_ahead` `rows_N`, where the model runs."""
         batch = self.rows.pack(spans, last_N, _HOST)
-        has_unknown = is_ahead and self.rows.mark_unknown(batch, spans)
+        is_unknown_S = self.rows.unknown(spans) if is_ahead else None
+        # As in most steps: every token is the last of its row, and no row's is known.
+        is_each = is_unknown_S is not None and spans.is_single and bool(is_unknown_S.all())
+        is_each &= len(rows_N) == len(spans.row_S)
+        if is_unknown_S is not None and not is_each:
+            self.rows.mark_unknown(batch, spans, is_unknown_S)
         more: tuple[torch.Tensor, ...] = (torch.from_numpy(rows_N),) if is_ahead else ()
         if self._staging is not None:
             batch, more = self._staging.carry(batch, *more)
-        if has_unknown:
+        if is_each:
+            self._last_tokens.give(more[0], batch.token_ids_T)
+        elif is_unknown_S is not None:
             self._last_tokens.fill_in(batch.token_ids_T)
         return batch, more[0] if more else None
 

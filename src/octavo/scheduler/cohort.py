@@ -6,6 +6,9 @@ changed nothing, and the sequences are gone through one by one. `tests/sim` comp
 
 Tokens are kept here, step by step, and a sequence is told of its own when it fills a block, or when anybody is about to
 look at it (`catch_up`): to write into hundreds of sequences in every step takes longer than all else about them.
+
+A step may be planned while the one before it has no results (`foresee`). Whoever looks at a sequence then is to find an
+UNKNOWN token, as `ahead.py` has it; once one has looked, that one step's results are gone through one by one.
 """
 
 from __future__ import annotations
@@ -13,15 +16,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Ordered
-from itertools import islice
 
 import numpy as np
 
 from octavo.cache.groups import KVCache
 from octavo.core.kvspec import BLOCK_SIZE
-from octavo.core.plan import Decodes, NewBlocks
+from octavo.core.plan import Decodes, NewBlocks, Slice
 from octavo.core.result import Advanced, Chosen, SliceResult
-from octavo.core.sequence import Sequence
+from octavo.core.sequence import UNKNOWN, Sequence
 from octavo.scheduler.room import Room
 
 
@@ -33,10 +35,13 @@ class Cohort:
         self.num_moves = num_moves
         self.sequences = sequences
         self.decodes: Decodes | None = None
-        """The step that was planned and has no results yet."""
+        """The step that was planned last, until it has results."""
+        self._before: Decodes | None = None
+        """The step before it, foreseen: it has no results yet either."""
         self._rows = tuple([s.row for s in sequences])
         self._row_S = np.array(self._rows, np.int64)
         self._start_S = np.array([s.num_computed for s in sequences], np.int64)
+        """Where the next step begins; what is foreseen counts as computed."""
         self._room_S = np.array([s.room for s in sequences], np.int64)
         self._ids = tuple([s.request.id for s in sequences])
         self._taken: deque[Ordered[int]] = deque(maxlen=BLOCK_SIZE)
@@ -44,16 +49,14 @@ class Cohort:
         self._taken_at = 0.0
         self._is_behind = False
         self._context = int(self._start_S.sum()) + len(sequences)
-        self._to_border = BLOCK_SIZE - int((self._start_S % BLOCK_SIZE).max())
-        """Tokens until the first of them fills a block."""
-        self._is_at_border = True
-        """Whether some may need another block."""
+        self._to_border = self._until_filled()
+        """Results until the first of them fills a block."""
+        self._to_full = 0
+        """Steps until some may need another block."""
         self._left = min([s.most_tokens - len(s.token_ids) for s in sequences])
         """Tokens until the first of them has all that it may have."""
         self._stop_ids = frozenset[int]().union(*{s.stop_ids for s in sequences})
-        self._is_booked = not any(
-            [s.first_token_at is None or s.num_computed < s.counted_to for s in sequences]
-        )
+        self._is_booked = self._are_booked()
         """Whether all are past their prompts, their first tokens, and what a preemption has thrown away."""
         gave_way = tuple([s.num_preemptions for s in sequences])
         self._gave_way = gave_way if any(gave_way) else ()
@@ -65,10 +68,31 @@ class Cohort:
             return None
         return cls(list(running), num_moves)
 
+    @property
+    def awaited(self) -> Decodes | None:
+        """The step whose results are to come next."""
+        return self.decodes if self._before is None else self._before
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether sequences do not know of all their tokens, or of those that are foreseen."""
+        return self._is_behind or self._before is not None
+
+    def _are_booked(self) -> bool:
+        return not any(
+            [s.first_token_at is None or s.num_computed < s.counted_to for s in self.sequences]
+        )
+
+    def holds(self) -> bool:
+        """After results of an earlier step, which was foreseen when this began: whether each has the token that counted."""
+        self._is_booked = self._are_booked()
+        each = zip(self.sequences, self._start_S.tolist(), strict=True)
+        return all([s.num_computed == at == len(s.token_ids) - 1 for s, at in each])
+
     def plan(self, cache: KVCache, room: Room) -> Decodes | None:
         """A token for each; None where blocks might not suffice for all."""
         growth = None
-        if self._is_at_border:
+        if self._to_full <= 0:
             needy = np.flatnonzero(self._start_S >= self._room_S).tolist()
             if needy and (
                 room.reserved or any([pool.num_free < len(needy) for pool in cache.pools])
@@ -76,8 +100,27 @@ class Cohort:
                 return None
             if needy and cache.pools:
                 growth = self._grow(needy, cache)
+            self._to_full = int((self._room_S - self._start_S).min())
         self.decodes = Decodes(self._rows, self._row_S, self._start_S, self._context, growth)
         return self.decodes
+
+    def foresee(self, slices: Ordered[Slice]) -> bool:
+        """Count on results of the step planned last, `slices`. False, with nothing done, where they may end somebody."""
+        if self.decodes is not slices or not self._is_booked or self._left <= 1:
+            return False
+        assert self._before is None, "one step at most is under way"
+        self._before, self.decodes = self.decodes, None
+        self._go_on()
+        return True
+
+    def _go_on(self) -> None:
+        self._left -= 1
+        self._to_full -= 1
+        self._context += len(self._rows)
+        self._start_S = self._start_S + 1
+
+    def _until_filled(self) -> int:
+        return BLOCK_SIZE - int((self._start_S % BLOCK_SIZE).max())
 
     def _grow(self, needy: list[int], cache: KVCache) -> NewBlocks:
         """Another block of each group for those whose last block is full."""
@@ -88,35 +131,31 @@ class Cohort:
         )
 
     def take(self, results: Ordered[SliceResult], cache: KVCache, now: float) -> Advanced | None:
-        """Results of the step planned last: everyone goes on by a token. None where that is not so."""
-        if not isinstance(results, Chosen) or not self._is_booked or self._left <= 1:
+        """Results of the step `awaited`: everyone goes on by a token. None where that is not so."""
+        if not isinstance(results, Chosen) or not self._is_booked:
             return None
         token_ids = results.token_ids
-        if not self._stop_ids.isdisjoint(token_ids):
+        is_foreseen = self._before is not None
+        if (not is_foreseen and self._left <= 1) or not self._stop_ids.isdisjoint(token_ids):
             return None
-        self.decodes = None
-        self._left -= 1
-        self._context += len(token_ids)
-        self._start_S = start_S = self._start_S + 1
+        if is_foreseen:
+            self._before = None
+        else:
+            self.decodes = None
+            self._go_on()
         self._taken.append(token_ids)
         self._taken_at, self._is_behind = now, True
         self._to_border -= 1
-        self._is_at_border = self._to_border == 0
-        if self._is_at_border:
-            used_S = start_S % BLOCK_SIZE
-            self._to_border = BLOCK_SIZE - int(used_S.max())
-            for index in np.flatnonzero(used_S == 0).tolist():
-                self._tell((index,))
-                cache.publish(self.sequences[index])
+        if self._to_border == 0:
+            self._to_border = self._until_filled()
+            filled = np.flatnonzero(self._start_S % BLOCK_SIZE == 0)
+            self._tell(filled.tolist())
+            cache.publish_each([self.sequences[index] for index in filled.tolist()])
         if cache.has_windows:
             self.catch_up()
             for sequence in self.sequences:
                 cache.slide(sequence)
         return Advanced(self._ids, token_ids, self._gave_way)
-
-    def lag(self, index: int) -> int:
-        """Tokens that a sequence has and does not know of yet."""
-        return int(self._start_S[index]) - self.sequences[index].num_computed
 
     def catch_up(self) -> None:
         """Tell every sequence what it does not know yet; before anybody else looks at any."""
@@ -124,12 +163,24 @@ class Cohort:
             self._is_behind = False
             self._tell(range(len(self.sequences)))
 
+    def foretell(self) -> None:
+        """After `catch_up`: tell every sequence that it will have a token more, which is not known yet. The results that
+        were awaited are the sequences' own then.
+        """
+        if self._before is not None:
+            self._before = None
+            for sequence in self.sequences:
+                sequence.num_computed += 1
+                sequence.token_ids.append(UNKNOWN)
+            self._to_border = self._until_filled()
+
     def _tell(self, indices: Iterable[int]) -> None:
-        taken = self._taken
+        taken, is_foreseen = list(self._taken), self._before is not None
+        known_S = (self._start_S - is_foreseen).tolist()
         for index in indices:
-            lag = self.lag(index)
+            sequence = self.sequences[index]
+            lag = known_S[index] - sequence.num_computed
             if lag:
-                sequence = self.sequences[index]
-                sequence.token_ids += [ids[index] for ids in islice(taken, len(taken) - lag, None)]
+                sequence.token_ids += [ids[index] for ids in taken[-lag:]]
                 sequence.num_computed += lag
                 sequence.last_token_at = self._taken_at

@@ -30,6 +30,8 @@ class Room:
         self._in_vain = 0
         self._named_before = 0
         self._asked_growth = False
+        self._whole = [0 for _ in cache.groups]
+        """Per group: blocks that suffice for everything that all who run can become."""
 
     def begin(self) -> None:
         """A step begins."""
@@ -71,11 +73,29 @@ class Room:
             return False
         if not running or sequence.num_preemptions >= MAX_PREEMPTIONS:
             return True
+        if self._is_enough_for_all(sequence):
+            return True
         self._asked_growth = True
         return self.growth.fits(sequence, match, running)
 
+    def _is_enough_for_all(self, sequence: Sequence) -> bool:
+        """Whether there are blocks even if all who run and `sequence` become as long as they may: then nothing has to be
+        predicted, which takes a look at everyone who runs.
+        """
+        own = self.cache.whole_need(sequence, self.chunk)
+        pools = self.cache.pools
+        return all(
+            whole + more <= pool.num_usable
+            for whole, more, pool in zip(self._whole, own, pools, strict=True)
+        )
+
+    def _count(self, sequence: Sequence, sign: int) -> None:
+        own = self.cache.whole_need(sequence, self.chunk)
+        self._whole = [whole + sign * more for whole, more in zip(self._whole, own, strict=True)]
+
     def start(self, sequence: Sequence) -> None:
         """What was admitted last has started; one preempted often enough gets all it can need reserved."""
+        self._count(sequence, 1)
         if sequence.num_preemptions >= MAX_PREEMPTIONS:
             self.reserved[sequence.id] = sequence
         if self._asked_growth:
@@ -85,6 +105,7 @@ class Room:
 
     def leave(self, sequence: Sequence) -> None:
         """`sequence` runs no more, and its blocks are back."""
+        self._count(sequence, -1)
         self.reserved.pop(sequence.id, None)
         self._left_at = self._steps
         self.growth.forget_step()

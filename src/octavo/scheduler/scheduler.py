@@ -36,8 +36,8 @@ from octavo.core.result import (
     Pooled,
     StepResult,
 )
-from octavo.core.sequence import UNKNOWN, Sequence, SequenceState
-from octavo.scheduler import victims
+from octavo.core.sequence import Sequence, SequenceState
+from octavo.scheduler import ahead, victims
 from octavo.scheduler.accounts import Account, Accounts
 from octavo.scheduler.budget import PrefillBudget, fits_row
 from octavo.scheduler.cohort import Cohort
@@ -93,6 +93,7 @@ class Scheduler:
         """Before anyone looks at what sequences that run know of themselves, or at their tokens."""
         if self._cohort is not None:
             self._cohort.catch_up()
+            self._cohort.foretell()
 
     @property
     def has_work(self) -> bool:
@@ -186,7 +187,11 @@ class Scheduler:
         """The slices of everyone who runs, where each has one token pending and there are blocks for all."""
         if not self._is_same():
             self._cohort = Cohort.of(self.places.running, self.places.num_moves)
-        return None if self._cohort is None else self._cohort.plan(self.cache, self.room)
+        decodes = None if self._cohort is None else self._cohort.plan(self.cache, self.room)
+        if decodes is None:
+            self._catch_up()
+            self._cohort = None
+        return decodes
 
     def _is_same(self) -> bool:
         """Whether nobody came or left since the cohort was made."""
@@ -196,7 +201,6 @@ class Scheduler:
     def _schedule_decodes(self, slices: dict[int, Slice], chunks: list[Sequence]) -> bool:
         """Give every running sequence with one token its slice and note the others; True when one stalled or gave way."""
         stalled = False
-        self._catch_up()
         running = SequenceState.RUNNING
         for sequence in tuple(self.places.running):  # a victim leaves the list
             start = sequence.num_computed
@@ -385,31 +389,23 @@ class Scheduler:
     # -- apply ---------------------------------------------------------------------------------------------------
 
     def planned(self, plan: StepPlan) -> list[Sequence]:
-        """The sequences of a plan just made, slice by slice: for `foresee` and `apply`, when rows may have changed hands."""
-        self._catch_up()
-        by_row = self.places.by_row
+        """The sequences of a plan just made, slice by slice: for `foresee` and `apply`, when rows may have changed hands. They
+        may lag: they are for no other eyes.
+        """
+        cohort, by_row = self._cohort, self.places.by_row
+        if cohort is not None and cohort.decodes is plan.slices:
+            return cohort.sequences
         return [by_row[piece.row] for piece in plan.slices]
 
     def foresee(self, plan: StepPlan, sequences: list[Sequence]) -> None:
         """Let the next plan count on a step that runs and has no results yet: whoever samples goes on from a token that is
         UNKNOWN. `schedule` and then `apply` of that step must follow, and nothing else in between.
         """
+        if self._cohort is not None and self._is_same() and self._cohort.foresee(plan.slices):
+            return
         self._catch_up()
         self._cohort = None  # it knows nothing of this
-        for piece, sequence in zip(plan.slices, sequences, strict=True):
-            if sequence.state is not SequenceState.RUNNING:
-                continue
-            sequence.num_computed = piece.start + piece.count
-            if piece.sample:
-                sequence.token_ids.append(UNKNOWN)
-                if len(sequence.token_ids) >= sequence.most_tokens:
-                    sequence.num_computed += 1  # the last token ends it: nothing is left to run
-
-    def _settle(self, piece: Slice, sequence: Sequence) -> bool:
-        """Undo what was foreseen of a slice; whether its result still matters to anyone."""
-        if piece.sample and sequence.token_ids[-1] == UNKNOWN:
-            sequence.token_ids.pop()
-        return sequence.state is not SequenceState.FINISHED
+        ahead.foresee(plan.slices, sequences)
 
     def apply(
         self,
@@ -431,20 +427,21 @@ class Scheduler:
                 plan.num_tokens, context_of(plan), result.elapsed_s, is_mixed=is_mixed(plan)
             )
         is_late = sequences is not None
-        cohort, self._cohort = self._cohort, None
-        if sequences is None:
-            if cohort is not None and cohort.decodes is plan.slices:
-                advanced = cohort.take(result.slices, self.cache, now)
-                if advanced is not None:
-                    self.counters.generation_tokens += len(advanced)
-                    self._cohort = cohort
-                    return advanced
-            if cohort is not None:
-                cohort.catch_up()
-            sequences = self.planned(plan)
+        cohort = self._cohort
+        if cohort is not None and cohort.awaited is plan.slices:
+            advanced = cohort.take(result.slices, self.cache, now)
+            if advanced is not None:
+                self.counters.generation_tokens += len(advanced)
+                return advanced
+            cohort.catch_up()
+            self._cohort = None
+        elif not is_late:
+            self._catch_up()
+            self._cohort = None
+        sequences = self.planned(plan) if sequences is None else sequences
         running = SequenceState.RUNNING
         for piece, outcome, sequence in zip(plan.slices, result.slices, sequences, strict=True):
-            if is_late and not self._settle(piece, sequence):
+            if is_late and not ahead.settle(piece, sequence):
                 continue
             if outcome.error is not None:
                 events.append(self._fail(sequence, outcome.error))
@@ -468,6 +465,8 @@ class Scheduler:
                     self.counters.generation_tokens += len(token_out.token_ids)
                 if end is not None:
                     events.append(self._finish(sequence, *end))
+        if self._cohort is not None and not (self._is_same() and self._cohort.holds()):
+            self._cohort = None
         return events
 
     def _fail(self, sequence: Sequence, error: ErrorInfo) -> Failed:

@@ -207,3 +207,26 @@ def test_the_longest_prefix_is_the_one_that_trying_all_finds(specs: tuple[KVSpec
             assert kv.reach(seq) == match.num_tokens
         found_some += expected > 1
     assert found_some > 50
+
+
+@pytest.mark.parametrize("enable", [True, False])
+def test_blocks_that_many_fill_at_once_get_the_names_that_one_by_one_gives(enable: bool) -> None:
+    """First blocks, one more, two more and none, of sequences that are alike and that are not."""
+    kvs = [cache(FULL, WINDOW, enable=enable) for _ in range(2)]
+    told = []
+    for kv, is_each in zip(kvs, (False, True), strict=True):
+        everyone = [sequence(list(range(at, at + 64))) for at in (0, 0, 500)]
+        for each in everyone:
+            kv.admit(each, kv.match(each))
+            kv.extend(each, each.num_tokens)
+        for computed in ((16, 15, 33), (32, 31, 48), (47, 64, 64)):
+            for each, count in zip(everyone, computed, strict=True):
+                each.num_computed = count
+                if not is_each:
+                    kv.publish(each)
+            if is_each:
+                kv.publish_each(everyone)
+        found = [kv.match(sequence(list(range(at, at + 65)))) for at in (0, 500)]
+        told.append((kv.num_named, [(s.hashes, s.num_published) for s in everyone], found))
+    assert told[0] == told[1]
+    assert [match.num_tokens for match in told[1][2]] == ([64, 64] if enable else [0, 0])

@@ -74,6 +74,26 @@ def test_layers_do_not_reach_their_next_large_page_with_the_same_block() -> None
     assert 1 <= most <= 2, "32 layers, and 32 blocks to a page: one each"
 
 
+@pytest.mark.parametrize("num_regions", [1, 4, 61])
+def test_regions_are_looked_at_where_one_of_them_wants_something(num_regions: int) -> None:
+    """What is found at each block is what is found where every block has a look."""
+    told = []
+    for looks_always in (False, True):
+        found = Found()
+        pages, _ = ahead(found, count=num_regions)
+        counts, num_looks = [], 0
+        for block in range(1, 256, 1 + num_regions % 2):
+            if looks_always:
+                pages._enough_to = 0
+            num_looks += not pages._is_over and block > pages._enough_to
+            reach(pages, block)
+            counts.append(len(found.pieces))
+        told.append((counts, found.pieces, num_looks))
+    assert told[0][:2] == told[1][:2]
+    assert told[0][2] <= told[1][2]
+    assert num_regions > 4 or told[0][2] < told[1][2] / 2
+
+
 def test_a_system_that_cannot_is_asked_once() -> None:
     found = Found(errno.EINVAL)
     pages, _ = ahead(found)

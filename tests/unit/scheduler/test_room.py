@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ from octavo.scheduler.budget import PrefillBudget, fits_row
 from octavo.scheduler.growth import MOST_KINDS, Growth, Lengths
 from octavo.scheduler.limits import Limits
 from octavo.scheduler.policies.registry import POLICIES
+from octavo.scheduler.room import Room
 
 LINE = StepTime(base_s=0.02, token_s=0.001, context_s=1e-6, num_steps=100)
 SHARE = 128
@@ -129,6 +132,34 @@ def test_what_runs_is_spared_what_it_is_expected_to_grow_by() -> None:
     for _ in range(800):
         growth.learn(others[0].request, 400, cut_off=False)
     assert not fits(growth, cache, others), "25 blocks more for each"
+
+
+class Asked(Growth):
+    """Notes whether it was asked."""
+
+    was = False
+
+    def fits(self, sequence: Sequence, match: Match, running: Iterable[Sequence]) -> bool:
+        self.was = True
+        return super().fits(sequence, match, running)
+
+
+@pytest.mark.parametrize(("num_blocks", "is_asked"), [(126, False), (125, True)])
+def test_nothing_is_predicted_where_all_can_become_as_long_as_they_may(
+    num_blocks: int, is_asked: bool
+) -> None:
+    """Each comes to 42 blocks, and one of three has ended."""
+    cache = make_cache(num_blocks)
+    room = Room(cache, limits())
+    growth = room.growth = Asked(cache, 512)
+    others = [running(cache, f"s{i}", 160, output=1) for i in range(3)]
+    for each in others:
+        room.start(each)
+    cache.release(others[2])
+    room.leave(others[2])
+    new = running(make_cache(), "new", 160)
+    assert room.admits(new, Match(0, ((),)), others[:2]), "it fits either way"
+    assert growth.was == is_asked
 
 
 def test_kinds_are_learned_apart_in_bounded_number() -> None:

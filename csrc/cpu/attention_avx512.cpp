@@ -94,7 +94,7 @@ struct Storing {
 };
 
 struct Avx512 : Avx2 {
-  static constexpr int heads_together(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
+  static constexpr int heads_together(int rows) { return rows == 1 ? 4 : 2; }
 
   template <DType K>
   static void pack_keys(float* panel, const char* k, int64_t stride, int n) {

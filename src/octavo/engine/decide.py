@@ -18,6 +18,7 @@ from octavo.core.resolve import Decision
 from octavo.engine import buckets
 from octavo.engine.memory import MemoryPlan, Needs, plan
 from octavo.kernels.attention.work import ITEM_WORDS, SPAN, Cut, max_work
+from octavo.kernels.cpu_facts import DtypeChoice
 from octavo.kernels.gemm.format_table import FORMATS, head_format
 from octavo.kernels.gemm.storage import packed_refusal
 from octavo.kernels.gpu_facts import FP8_CAPABILITY
@@ -130,11 +131,7 @@ def resolve_start(config: EngineConfig, machine: Machine) -> Resolved:
         Decision(
             "kv_cache_dtype",
             kv_dtype,
-            "as given"
-            if config.kv_cache_dtype != "auto"
-            else "the activations'"
-            if kv_dtype == dtype.dtype
-            else "what linear layers multiply",
+            _why_kv(config, dtype, kv_dtype),
         ),
         *_deterministic(config, device),
         length_decision,
@@ -158,6 +155,14 @@ def _limits(config: EngineConfig, tokens: int, length: int, *, chunks: bool) -> 
         prefill_share=1.0 if config.performance_mode == "throughput" else PREFILL_SHARE,
         max_itl_s=None if config.max_itl_ms is None else config.max_itl_ms / 1e3,
     )
+
+
+def _why_kv(config: EngineConfig, dtype: DtypeChoice, kv_dtype: str) -> str:
+    if config.kv_cache_dtype != "auto":
+        return "as given"
+    if kv_dtype == dtype.dtype:
+        return "the activations'"
+    return "what linear layers multiply" if dtype.products else "the checkpoint's own"
 
 
 def _kv_dtype(asked: str, activations: str, machine: Machine) -> str:

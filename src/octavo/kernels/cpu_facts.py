@@ -23,11 +23,13 @@ class DtypeChoice(NamedTuple):
     reason: str
     products: str = ""
     """What linear layers round their inputs to; empty: they do not."""
+    kept: str = ""
+    """What keys and values are kept in where that is narrower; empty: as everything else."""
 
     @property
     def kv_dtype(self) -> str:
         """Of keys and values, where nobody asks for another."""
-        return self.products or self.dtype
+        return self.products or self.kept or self.dtype
 
 
 def read_cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
@@ -75,7 +77,12 @@ def resolve_dtype(
     if device != "cpu" or checkpoint == "float32":
         return DtypeChoice(checkpoint, "the checkpoint's own")
     if is_quantized:
-        return DtypeChoice("float32", "what products with quantized weights take on a CPU")
+        # Weights of 4 or 8 bits round far more than the checkpoint's own type does. 16 sequences of 270 tokens on
+        # Qwen3-0.6B's shape, two cores of Zen 5: a step takes 32 ms with int8 weights, and 45 with float32 keys and values.
+        kept = checkpoint if has_kernels else ""
+        return DtypeChoice(
+            "float32", "what products with quantized weights take on a CPU", kept=kept
+        )
     if has_kernels:
         return DtypeChoice("float32", _kept_exactly(checkpoint, has_pairs=has_pairs))
     if cpu_flags & NATIVE_FLAGS[checkpoint]:

@@ -110,3 +110,18 @@ def test_read_cpu_flags(tmp_path: Path) -> None:
     assert read_cpu_flags(path) == {"fp", "asimdhp"}
     path.write_text("nothing\n")
     assert read_cpu_flags(path) == frozenset()
+
+
+def test_keys_and_values_beside_quantized_weights_stay_in_the_checkpoints_type() -> None:
+    """Where compiled kernels read them, and nobody asked for a dtype; else they are as everything else."""
+
+    def kept(asked: str, checkpoint: str, **options: bool) -> str:
+        options = {"is_quantized": True} | options
+        return resolve_dtype(
+            asked, checkpoint, device="cpu", cpu_flags=frozenset(), **options
+        ).kv_dtype
+
+    assert kept("auto", "bfloat16") == "bfloat16" and kept("auto", "float16") == "float16"
+    assert kept("auto", "float32") == "float32" == kept("float32", "bfloat16")
+    assert kept("auto", "bfloat16", has_kernels=False) == "float32"
+    assert kept("auto", "bfloat16", is_quantized=False) == "float32"

@@ -110,8 +110,9 @@ struct Avx512 : Avx2 {
     }
   }
 
+  // Not inlined: within the walk GCC 12 keeps the sums in memory, at a third of the speed.
   template <int R>
-  static void tile(float* out, const float* x, int64_t x_stride, const float* panel, int count, int64_t out_stride,
+  OCTAVO_APART static void tile(float* out, const float* x, int64_t x_stride, const float* panel, int count, int64_t out_stride,
                    bool from_zero) {
     __m512 sums[R];
     OCTAVO_UNROLL

@@ -7,6 +7,12 @@
 #define OCTAVO_UNROLL
 #endif
 
+#if defined(__GNUC__)
+#define OCTAVO_APART __attribute__((noinline))
+#else
+#define OCTAVO_APART
+#endif
+
 // Keeps a vector's sum where it is between two steps of its chain; without this GCC moves it from register to register,
 // and some to memory.
 #if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__)) && !defined(OCTAVO_EMULATED_AVX512)

@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 
 ENGINES = (
     ("octavo", "auto"),
-    ("octavo", "bfloat16"),
+    ("octavo", "float32"),
     ("octavo", "int8"),
     ("octavo", "int4"),
     ("vllm", "bfloat16"),

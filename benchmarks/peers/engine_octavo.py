@@ -18,12 +18,10 @@ from octavo.kernels.cpu_facts import PAIR_FLAG, read_cpu_flags
 
 
 def load(job: Job) -> tuple[Generate, dict[str, str]]:
-    """`auto` is the default of the machine; `bfloat16` rounds products, `int8` and `int4` quantize while loading."""
-    if job.precision == "bfloat16" and PAIR_FLAG not in read_cpu_flags():
-        raise Skipped(
-            f"this CPU has no {PAIR_FLAG}, without which products of bfloat16 are torch's"
-        )
-    named = "dtype" if job.precision == "bfloat16" else "quantization"
+    """`auto` is the default of the machine; `float32` rounds nothing, `int8` and `int4` quantize while loading."""
+    if job.precision == "float32" and PAIR_FLAG not in read_cpu_flags():
+        raise Skipped(f"auto is the same on a CPU without {PAIR_FLAG}")
+    named = "dtype" if job.precision == "float32" else "quantization"
     options = {} if job.precision == "auto" else {named: job.precision}
     for name in options:
         if name not in EngineConfig.__struct_fields__:

@@ -54,10 +54,12 @@ def resolve_dtype(
 ) -> DtypeChoice:
     """The dtype to compute in. `asked` is a dtype or "auto"; `checkpoint` is the dtype in config.json.
 
-    Where the compiled kernels run (`has_kernels`), that is float32 on every CPU, also on one that computes in bfloat16:
-    they keep the weights in the checkpoint's bfloat16, so that a decode reads no more, and promise the same bits whatever
-    else is in the batch, which torch's products do not. Asked for bfloat16 they round what they multiply, and keys and
-    values, on a CPU with AVX512_BF16, in the same order in any batch; sums and what lies between layers stay float32.
+    Where the compiled kernels run (`has_kernels`), what lies between layers is float32, also on a CPU that computes in
+    bfloat16: they keep the weights in the checkpoint's bfloat16, so that a decode reads no more, and promise the same bits
+    whatever else is in the batch, which torch's products do not. On a CPU with AVX512_BF16 they round what they multiply
+    with bfloat16 weights, and keys and values, in the same order in any batch, unless float32 is asked for; sums stay
+    float32. Measured 2026-11-22, two cores of Zen 5, Qwen3-0.6B's shape: 16 prompts of 256 tokens and 64 more of each took
+    8.4 s so and 15.2 s in float32 (`benchmarks/peers`).
 
     Measured 2026-11-21, AMD EPYC (family 25 model 1, AVX2), torch 2.13, F.linear 1024 -> 3072 on one thread, least of
     400 (1 row) and 12 (256 rows) calls in each of three runs, other work on the machine. 1 row: float32 0.60-0.63 ms,
@@ -65,8 +67,17 @@ def resolve_dtype(
     gains little at one row, costs six to nine times at many, and is worth asking for only to halve the memory.
     """
     has_pairs = device == "cpu" and has_kernels and PAIR_FLAG in cpu_flags
-    if has_pairs and (asked, checkpoint, is_quantized) == ("bfloat16", "bfloat16", False):
-        reason = "asked for bfloat16: products are this CPU's own, sums float32, the same bits in any batch"
+    if (
+        has_pairs
+        and asked in ("auto", "bfloat16")
+        and checkpoint == "bfloat16"
+        and not is_quantized
+    ):
+        why = "asked for bfloat16" if asked != "auto" else "the checkpoint's own bfloat16"
+        exact = "" if asked != "auto" else "; --dtype float32 rounds nothing"
+        reason = (
+            f"{why}: products are this CPU's own, sums float32, the same bits in any batch{exact}"
+        )
         return DtypeChoice("float32", reason, "bfloat16")
     if asked != "auto":
         wanted = NATIVE_FLAGS.get(asked)
@@ -84,22 +95,19 @@ def resolve_dtype(
             "float32", "what products with quantized weights take on a CPU", kept=kept
         )
     if has_kernels:
-        return DtypeChoice("float32", _kept_exactly(checkpoint, has_pairs=has_pairs))
+        return DtypeChoice("float32", _kept_exactly(checkpoint))
     if cpu_flags & NATIVE_FLAGS[checkpoint]:
         return DtypeChoice(checkpoint, "the checkpoint's own, and this CPU computes in it")
     return DtypeChoice("float32", f"this CPU has no {checkpoint} arithmetic; force with --dtype")
 
 
-def _kept_exactly(checkpoint: str, *, has_pairs: bool) -> str:
+def _kept_exactly(checkpoint: str) -> str:
     """What the compiled kernels make of a narrow checkpoint: bfloat16 is kept as it is, float16 has no products of its own."""
     if checkpoint != "bfloat16":
         return (
             f"{checkpoint} weights are kept in float32, which holds each exactly, in twice the bytes: the same bits in any "
             "batch; --quantization int8 takes a quarter of them"
         )
-    faster = (
-        "--dtype bfloat16 rounds what is multiplied, and is faster with many rows"
-        if has_pairs
-        else "force with --dtype"
+    return (
+        f"sums in float32 over {checkpoint} weights: the same bits in any batch; force with --dtype"
     )
-    return f"sums in float32 over {checkpoint} weights: the same bits in any batch; {faster}"

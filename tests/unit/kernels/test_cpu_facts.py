@@ -67,12 +67,21 @@ def test_asked_for_bfloat16_own_kernels_round_products_where_the_cpu_has_units_f
     assert choice.kv_dtype == "bfloat16"
 
 
-def test_auto_names_what_would_be_faster() -> None:
-    reasons = [
-        resolve_dtype("auto", "bfloat16", device="cpu", cpu_flags=flags).reason
-        for flags in (AMX, AVX2)
-    ]
-    assert "--dtype bfloat16" in reasons[0] and "--dtype bfloat16" not in reasons[1]
+def test_auto_takes_such_units_for_a_bfloat16_checkpoint_and_names_what_rounds_nothing() -> None:
+    with_units, without = (
+        resolve_dtype("auto", "bfloat16", device="cpu", cpu_flags=flags) for flags in (AMX, AVX2)
+    )
+    assert (with_units.dtype, with_units.products, with_units.kv_dtype) == (
+        "float32",
+        "bfloat16",
+        "bfloat16",
+    )
+    assert "--dtype float32" in with_units.reason
+    assert (without.products, without.kv_dtype) == ("", "float32")
+    asked = resolve_dtype("float32", "bfloat16", device="cpu", cpu_flags=AMX)
+    assert (asked.products, asked.kv_dtype) == ("", "float32")
+    other = resolve_dtype("auto", "float32", device="cpu", cpu_flags=AMX)
+    assert (other.products, other.kv_dtype) == ("", "float32")
 
 
 @pytest.mark.parametrize("flags", [AMX, AVX2])

@@ -18,10 +18,12 @@ from octavo.core.config import EngineConfig
 from octavo.core.errors import ConfigError
 from octavo.core.kvspec import KVSpec
 from octavo.kernels import ceilings
+from octavo.kernels.cpu import native
 from octavo.models.facts import read_facts
 from octavo.models.shards import shard
 from octavo.tools import cli, gpu
 from octavo.tools.plan import breakeven, speed
+from octavo.tools.plan import target as target_of_plan
 from octavo.tools.plan.changes import smallest_changes
 from octavo.tools.plan.command import plan_for
 from octavo.tools.plan.devices import DEVICES
@@ -372,6 +374,20 @@ def test_the_probe_measures(monkeypatch: pytest.MonkeyPatch) -> None:
         assert timing.pair_s > 0
         assert timing.flop_per_s > 1e8
         assert 1e-6 < timing.host_s < 1.0
+
+
+def test_products_are_timed_as_a_start_would_make_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of bfloat16 where this CPU has units for that and float32 is not asked for."""
+    rounds: list[bool] = []
+    monkeypatch.setattr(target_of_plan.native, "round_products", rounds.append)
+    monkeypatch.setattr(ceilings, "SECONDS", 0.002)
+    folder = write_tiny(tmp_path / "m", torch_dtype="bfloat16")
+    for dtype in ("auto", "float32"):
+        config = EngineConfig(model=str(folder), device="cpu", threads=1, dtype=dtype)
+        plan_for(config, find("cpu", Given(memory_bytes=1 << 30)), Fleet())
+    assert rounds == [native.features().get("avx512_bf16", False), False]
 
 
 @pytest.mark.parametrize("pace", [1, 3])

@@ -133,6 +133,7 @@ def speed_of(target: Target, resolved: Resolved, network: Network) -> Speed:
         )
     threads, _ = resolve.cpu_threads(resolved.config.threads, machine.usable_cores())
     spec = network.kv[0] if network.kv else None
+    native.round_products(resolved.products == "bfloat16")  # as a start does
     timing = ceilings.measure(
         network.layer(), network.head(), spec, resolved.facts.num_heads, threads
     )

@@ -83,6 +83,8 @@ class Subject:
         )
         now = time.monotonic()
         self.engine: Engine = boot(config, self.link, asked_at=now, process_at=now)
+        self.rounds = extension.isa() == "avx512_bf16"
+        """Whether its products round; one setting for all engines of a process, of which there is usually one."""
         runner = self.engine.runner
         assert isinstance(runner, Runner)
         self.runner = runner
@@ -123,6 +125,7 @@ class Subject:
 
     def rates(self, args: argparse.Namespace, gb_per_s: float, gflop_per_s: float) -> list[float]:
         """As `RATES` names them."""
+        extension.round_products(self.rounds)
         seconds, step = self.run(args.prompt, args.output)
         layers_gb_per_s = 1e-9 * self.layer_bytes / self.products()
         pairs = args.prompt * (args.prompt + 1) / 2 * self.facts.num_layers

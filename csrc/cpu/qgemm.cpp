@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "pool.h"
 #include "scratch.h"
@@ -71,13 +72,16 @@ struct Product {
 void finish(const Product& p, const float* chains, int first_row, int rows, int panel) {
   const QuantWeight& w = *p.rows->weight;
   const int first = panel * kPanel, valid = std::min(kPanel, w.num_outputs - first);
-  for (int r = 0; r < rows; ++r) {
-    float* out = p.out + int64_t(first_row + r) * w.num_outputs + first;
-    const float* chain = chains + r * kPanel;
-    for (int i = 0; i < valid; ++i) {
-      const float bias = p.bias == nullptr ? 0.0f : p.bias[first + i];
-      out[i] = w.type == QuantType::int8 ? chain[i] * w.channel_scales[first + i] + bias : chain[i] + bias;
-    }
+  float scale[kPanel], bias[kPanel];
+  for (int i = 0; i < kPanel; ++i) {
+    scale[i] = w.type == QuantType::int8 ? w.channel_scales[first + i] : 1.0f;
+    bias[i] = p.bias == nullptr || i >= valid ? 0.0f : p.bias[first + i];
+  }
+  float* out = p.out + int64_t(first_row) * w.num_outputs + first;
+  for (int r = 0; r < rows; ++r, out += w.num_outputs, chains += kPanel) {
+    float whole[kPanel];
+    for (int i = 0; i < kPanel; ++i) whole[i] = chains[i] * scale[i] + bias[i];
+    valid == kPanel ? std::memcpy(out, whole, sizeof whole) : std::memcpy(out, whole, sizeof(float) * size_t(valid));
   }
 }
 

@@ -20,9 +20,11 @@ SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
 """Number of the system call by machine."""
 MPOL_INTERLEAVE = 3
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of mallopt(3)."""
 LOAD_THRESHOLD = 1 << 20
+STEP_THRESHOLD = 32 << 20
+"""The most that glibc takes, and what its own rule comes to once anything so large was freed."""
 
 SetPolicy = Callable[[Sequence[int]], int]
 """Interleaves new pages over nodes; returns 0 or an errno."""
@@ -130,13 +132,8 @@ def free_large_at_once() -> None:
 
 
 def keep_freed() -> None:
-    """From now on what is freed is kept for what comes next, as steps want it: the same sizes again and again.
-
-    No allocation is mapped apart. By its own rule glibc maps those over 32 MiB, which are most of a step of 2,048 tokens, and
-    every page of them was found, cleared and given back once an operation: 4 to 12 % of a prefill of a 0.6B model (measured
-    2026-11-22, Zen 5). What is kept is the largest step's memory, which is planned for.
-    """
-    _mallopt({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: (1 << 31) - 1})
+    """From now on what is freed is kept for what comes next, as steps want it: the same sizes again and again."""
+    _mallopt({M_MMAP_THRESHOLD: STEP_THRESHOLD, M_TRIM_THRESHOLD: 2 * STEP_THRESHOLD})
 
 
 def _mallopt(settings: dict[int, int]) -> None:

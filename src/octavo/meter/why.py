@@ -253,6 +253,10 @@ class _Walk:
                 self._parts.add("step_under_way", seconds)
             else:
                 self._wait(seconds, record)
+            if (
+                sum(prices) <= 0
+            ):  # where steps were all alike, the fit may leave nothing to what is in them
+                prices = [1.0] * len(prices)
             self._charge(seconds, record, prices, sum(prices))
             return
         if total <= 0:

@@ -173,25 +173,3 @@ print(resident() - before)
     }
     assert 48 << 20 <= grown["on"] < 50 << 20, grown
     assert grown["off"] > grown["on"] + (4 << 20), grown
-
-
-def test_what_is_freed_between_steps_is_there_for_the_next() -> None:
-    """Also what is large: pages are found and cleared once, not for each of a long prompt's operations."""
-    script = """
-import numpy as np, resource
-from octavo.engine import machine
-
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-machine.free_large_at_once()
-machine.keep_freed()
-np.ones(50 << 20, np.uint8)
-before = faults()
-for _ in range(10):
-    np.ones(50 << 20, np.uint8)
-print(faults() - before)
-"""
-    words = [sys.executable, "-c", script]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1000, "less than a tenth of what one of them takes"

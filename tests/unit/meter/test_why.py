@@ -109,6 +109,17 @@ def test_before_anything_is_priced_tokens_count() -> None:
     assert (found["own_prefill"], found["others_prefill"]) == (0.25, 0.75)
 
 
+def test_whoever_had_the_row_cost_it_also_where_the_fit_leaves_nothing_to_them() -> None:
+    """Steps that were all alike are a base and no more."""
+    alike = StepTime(base_s=1.0, num_steps=99)
+    records = [
+        step(1, 1.0, 1.0, slice_of("x", 8), waiting=(("no_row", 1),)),
+        step(2, 2.0, 1.0, slice_of("x", 9), slice_of("me", 0, 8), started=("me",)),
+    ]
+    why = explain("me", stamps(3.0, 3.0), [Seen(0.9, records, alike)])
+    assert [(cost.id, cost.seconds) for cost in why.costliest] == [("x", 1.0)]
+
+
 def test_reasons_are_the_head_s_own_or_that_of_all_others() -> None:
     record = step(1, 0.0, 1.0, heads=(("a", "no_room"),), waiting=(("no_room", 1), ("behind", 4)))
     assert (reason_of(record, "a"), reason_of(record, "b")) == ("no_room", "behind")

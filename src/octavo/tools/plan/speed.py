@@ -43,8 +43,13 @@ GPU_OVERHEAD = Overhead(step_s=1.0e-3, layer_s=0.08e-3, row_s=3e-6, value_s=0.0)
 """Assumed: a loop in Python, and some ten kernel launches per layer of 8 us."""
 CPU_SHARES = Shares(read=0.53, products=0.61)
 """Medians of benchmarks/results/roofline-qwen3-0.6b.json, unquantized (2 cores, AVX2)."""
-CPU_OVERHEAD = Overhead(step_s=0.35e-3, layer_s=0.025e-3, row_s=8e-6, value_s=0.5e-9)
-"""Fitted to steps of octavo-mini in benchmarks/plan.py on quiet cores (2 cores, AVX2), products in a step with colder caches included."""
+CPU_OVERHEAD = Overhead(step_s=0.14e-3, layer_s=0.009e-3, row_s=8e-6, value_s=0.5e-9)
+"""Fitted to steps of octavo-mini in benchmarks/plan.py on quiet cores (2 cores of Zen 5). Two of Zen 3, whose caches are smaller, took
+0.3 ms a step more (1.0 ms) at a pace of 0.25 ms; of a model of useful size that is a hundredth."""
+CPU_IN_STEP = 1.1
+"""Products of a few rows, in a step: other things come between, so each begins to read anew. Median of benchmarks/plan.py with
+Qwen3-0.6B's shape on two cores of Zen 5: 1.11 to 1.18, bfloat16 and int8, one row and four."""
+CPU_FEW_ROWS = 8
 CPU_HOST_S = 0.25e-3
 """`ceilings.host_loops` on the cores to which `CPU_OVERHEAD` was fitted."""
 ALL_REDUCE_S = 15e-6
@@ -184,11 +189,11 @@ class Measured:
 
     def layers_s(self, rows: int) -> float:
         """Between the measured points."""
-        return between(self.timing.products, rows)
+        return between(self.timing.products, rows) * _in_step(rows)
 
     def head_s(self, rows: int) -> float:
         """Between the measured points."""
-        return between(self.timing.head, rows) if rows else 0.0
+        return between(self.timing.head, rows) * _in_step(rows) if rows else 0.0
 
     def keys_s(self, num_bytes: float, rows: int) -> float:
         """Between the measured rates."""
@@ -204,6 +209,10 @@ class Measured:
         """As fitted, at the speed that Python has here."""
         pace = self.timing.host_s / CPU_HOST_S
         return pace * _rest_s(self.overhead, self.network.facts, rows)
+
+
+def _in_step(rows: int) -> float:
+    return CPU_IN_STEP if rows <= CPU_FEW_ROWS else 1.0
 
 
 def _rest_s(overhead: Overhead, facts: ModelFacts, rows: int) -> float:

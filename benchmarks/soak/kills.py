@@ -175,7 +175,7 @@ async def kill(
                     report.failures.append("the server was not ready again")
                     return
                 await asyncio.sleep(0.01)
-        longest = {"under load": 2.5, "first steps": 0.3, "loading": 0.6}[moment]
+        longest = {"under load": 2.5, "first steps": 0.3, "loading": 0.25}[moment]
         await asyncio.sleep(rng.uniform(0.0, longest))
         while (pid := target.engine()) is None:  # between two of them
             await asyncio.sleep(0.002)

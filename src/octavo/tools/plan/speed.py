@@ -42,7 +42,7 @@ GPU_SHARES = Shares(read=0.75, products=0.55)
 GPU_OVERHEAD = Overhead(step_s=1.0e-3, layer_s=0.08e-3, row_s=3e-6, value_s=0.0)
 """Assumed: a loop in Python, and some ten kernel launches per layer of 8 us."""
 CPU_SHARES = Shares(read=0.53, products=0.61)
-"""Medians of benchmarks/results/roofline-qwen3-0.6b.json, unquantized (2 cores, AVX2)."""
+"""Medians of benchmarks/roofline.py on 2 cores of Zen 3 (AVX2), unquantized (benchmarks/README.md); Zen 5 reaches 0.85 and 0.75."""
 CPU_OVERHEAD = Overhead(step_s=0.14e-3, layer_s=0.009e-3, row_s=8e-6, value_s=0.5e-9)
 """Fitted to steps of octavo-mini in benchmarks/plan.py on quiet cores (2 cores of Zen 5). Two of Zen 3, whose caches are smaller, took
 0.3 ms a step more (1.0 ms) at a pace of 0.25 ms; of a model of useful size that is a hundredth."""

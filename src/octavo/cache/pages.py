@@ -5,6 +5,8 @@ clear it, 0.1 to 0.2 ms for a large page of 2 MiB, several times that on a virtu
 (4 ms measured). With large pages all layers reach the next one with the same block: tens of them in one step, which is what
 the slowest steps of a young pool were (45 of 60 ms). So a thread finds them a little ahead of the highest block handed out,
 and no two layers at the same time. Blocks are handed out in ascending order at first (`blocks.py`), so that is who comes next.
+The first blocks are found while there is nothing else to do: the first burst of requests after a start needs them at once,
+and the thread that finds them would take a core from what computes.
 """
 
 from __future__ import annotations
@@ -69,9 +71,18 @@ class PagesAhead:
             return
         with self._lock:
             self._highest = block
-            if self._thread is None and self._next() is not None:
+            if self._thread is None and self._next(block) is not None:
                 self._thread = threading.Thread(target=self._run, name="pages", daemon=True)
                 self._thread.start()
+
+    def find_one(self, block: int) -> bool:
+        """Find one piece of what blocks up to this one want, here and now; whether there may be more. The loop's thread."""
+        with self._lock:
+            piece = None if self._thread is not None else self._next(block)
+            if piece is None:
+                return False
+            self._take(*piece)
+            return not self._is_over
 
     def wait(self) -> None:
         """Until what has been asked for is there: for tests and measurements."""
@@ -82,25 +93,27 @@ class PagesAhead:
     def _run(self) -> None:
         while True:
             with self._lock:
-                piece = self._next()
+                piece = self._next(self._highest)
                 if piece is None:
                     self._thread = None
                     break
-            region, size = piece
-            error = self._find(region.done, size)
-            if error:
-                logger.info("pages are found as they are written: %s", os.strerror(error))
-                self._is_over = True
-            region.done += size
+            self._take(*piece)
 
-    def _next(self) -> tuple[Region, int] | None:
-        """What to find next: of the region that is furthest behind, to the end of a large page."""
+    def _take(self, region: Region, size: int) -> None:
+        error = self._find(region.done, size)
+        if error:
+            logger.info("pages are found as they are written: %s", os.strerror(error))
+            self._is_over = True
+        region.done += size
+
+    def _next(self, highest: int) -> tuple[Region, int] | None:
+        """What to find next for blocks up to `highest`: of the region that is furthest behind, to the end of a large page."""
         if self._is_over:
             return None
         behind, count = 0, len(self._regions)
         chosen: Region | None = None
         for at, region in enumerate(self._regions):
-            used = (self._highest + 1) * region.block_bytes
+            used = (highest + 1) * region.block_bytes
             wanted = region.address + min(region.num_bytes, used + self._ahead(at))
             if wanted - region.done > behind:
                 behind, chosen = wanted - region.done, region

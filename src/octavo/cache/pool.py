@@ -56,6 +56,11 @@ class KVPool:
             if new:
                 pages.reach(max(new))
 
+    def find_pages(self, num_tokens: int) -> bool:
+        """Find one piece of the memory that so many tokens will take, before they are there; whether there may be more."""
+        block = num_tokens // BLOCK_SIZE
+        return any(pages.find_one(block) for pages in self.pages)
+
     def _pages(self, group: KVGroup) -> PagesAhead:
         tensors = [t for layer in group.layers for t in self._layers[layer].tensors()]
         regions = [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -62,6 +63,8 @@ from octavo.scheduler.policies.registry import POLICIES
 from octavo.scheduler.scheduler import Scheduler
 
 MIB = 1 << 20
+FULL_STEPS_FOUND = 8
+"""For the keys and values of so many steps memory is found while a new engine on the CPU has nothing to do."""
 logger = get_logger(__name__)
 _REPLAYS = {"cpu": "one recording per batch size", "cuda": "a captured graph per bucket of sizes"}
 
@@ -256,6 +259,8 @@ def _build(
     engine = Engine(scheduler, runner, link, steps, desk, repros, pulse, recorder)
     if resolved.runs_ahead and isinstance(runner, Runner):
         engine.ahead = runner
+    if pool.pages:
+        engine.rest = partial(pool.find_pages, FULL_STEPS_FOUND * limits.max_num_batched_tokens)
     return engine
 
 

@@ -129,6 +129,44 @@ def test_the_whole_pool_of_a_small_model_is_found_at_once() -> None:
     assert found.pieces == [(BASE, 8 * 1024)]
 
 
+def test_with_nothing_else_to_do_the_first_blocks_are_found_piece_by_piece() -> None:
+    found = Found()
+    pages, regions = ahead(found)
+    num_calls = 1
+    while pages.find_one(100):
+        assert len(found.pieces) == num_calls, "one piece a time"
+        num_calls += 1
+    for region in regions:
+        assert region.done >= region.address + 101 * BLOCK
+    count = len(found.pieces)
+    reach(pages, 99)
+    assert len(found.pieces) == count, "what was found is not looked for again"
+    reach(pages, 255)
+    assert len(found.pieces) > count
+    assert not pages.find_one(255), "all are found"
+
+
+def test_what_cannot_be_found_ahead_is_not_looked_for_in_idle_moments() -> None:
+    found = Found(errno.EINVAL)
+    pages, _ = ahead(found)
+    assert not pages.find_one(100)
+    assert not pages.find_one(100)
+    assert len(found.pieces) == 1
+
+
+def test_a_pool_finds_what_so_many_tokens_take_and_no_more() -> None:
+    group = KVGroup(
+        spec=KVSpec(num_kv_heads=8, head_dim=128, dtype="float32"), layers=(0,), num_blocks=4096
+    )
+    pool = KVPool((group,), 1, torch.device("cpu"))
+    while pool.find_pages(1024):
+        pass
+    (pages,) = pool.pages
+    for region in pages._regions:
+        wanted = 1024 * 8 * 128 * 4
+        assert wanted <= region.done - region.address <= wanted + 3 * LARGE_PAGE
+
+
 @pytest.mark.parametrize("block", [0, -1])
 def test_the_null_block_asks_for_nothing(block: int) -> None:
     found = Found()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from octavo.engine.spawn import WORKER, Spawned
+
+_LOOK_EVERY_S = 0.05
+"""Whether a process has ended, where no thread can wait for that."""
 
 
 class EngineProcess:
@@ -34,6 +37,7 @@ class EngineProcess:
         self.folder = self._spawned.folder
         """In which its socket lies."""
         self._ended: asyncio.Future[int] | None = None
+        self._look: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int:
@@ -86,8 +90,16 @@ class EngineProcess:
                 with contextlib.suppress(RuntimeError):  # the loop may be closed by now
                     loop.call_soon_threadsafe(settle, code)
 
-            threading.Thread(target=watch, name="octavo-engine-exit", daemon=True).start()
+            try:
+                threading.Thread(target=watch, name="octavo-engine-exit", daemon=True).start()
+            except RuntimeError:  # no room for one, which may be what the process ended from, too
+                self._look = loop.create_task(self._look_until_ended(settle))
         return await asyncio.shield(self._ended)
+
+    async def _look_until_ended(self, settle: Callable[[int], None]) -> None:
+        while (code := self._popen.poll()) is None:
+            await asyncio.sleep(_LOOK_EVERY_S)
+        settle(code)
 
     def kill(self) -> None:
         """End it at once."""

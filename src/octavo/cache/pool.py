@@ -56,6 +56,11 @@ class KVPool:
             if new:
                 pages.reach(max(new))
 
+    def expect(self, num_tokens: int) -> None:
+        """Begin to find the memory that so many tokens will take."""
+        for pages in self.pages:
+            pages.reach(num_tokens // BLOCK_SIZE)
+
     def find_pages(self, num_tokens: int) -> bool:
         """Find one piece of the memory that so many tokens will take, before they are there; whether there may be more."""
         block = num_tokens // BLOCK_SIZE

@@ -260,6 +260,7 @@ def _build(
     if resolved.runs_ahead and isinstance(runner, Runner):
         engine.ahead = runner
     if pool.pages:
+        pool.expect(limits.max_num_batched_tokens)
         engine.rest = partial(pool.find_pages, FULL_STEPS_FOUND * limits.max_num_batched_tokens)
     return engine
 

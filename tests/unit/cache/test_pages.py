@@ -154,14 +154,19 @@ def test_what_cannot_be_found_ahead_is_not_looked_for_in_idle_moments() -> None:
     assert len(found.pieces) == 1
 
 
-def test_a_pool_finds_what_so_many_tokens_take_and_no_more() -> None:
+@pytest.mark.parametrize("is_idle", [True, False])
+def test_a_pool_finds_what_so_many_tokens_take_and_no_more(is_idle: bool) -> None:
     group = KVGroup(
         spec=KVSpec(num_kv_heads=8, head_dim=128, dtype="float32"), layers=(0,), num_blocks=4096
     )
     pool = KVPool((group,), 1, torch.device("cpu"))
-    while pool.find_pages(1024):
-        pass
     (pages,) = pool.pages
+    if is_idle:
+        while pool.find_pages(1024):
+            pass
+    else:
+        pool.expect(1024)
+        pages.wait()
     for region in pages._regions:
         wanted = 1024 * 8 * 128 * 4
         assert wanted <= region.done - region.address <= wanted + 3 * LARGE_PAGE

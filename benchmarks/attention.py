@@ -1,6 +1,7 @@
 """Every attention backend that takes the case, on one layer of a shape, beside each other and a bandwidth ceiling.
 
     python benchmarks/attention.py --dtype float32 --threads 2 --json benchmarks/results/attention.json
+    python benchmarks/attention.py --kv-cache-dtype bfloat16 --round-products --json benchmarks/results/attention-bfloat16.json
 
 A round runs each backend once, in alternating order; numbers are medians. A decode must at least read every key and
 value once: the column `GB/s` is those bytes over the time, and the last line is what a plain sum over as many bytes
@@ -36,6 +37,8 @@ STEPS = {
     "16 decodes at 256": [(1, 256)] * 16,
     "16 decodes at 4096": [(1, 4096)] * 16,
     "chunk of 512 at 2048": [(512, 2048)],
+    "prompt of 256": [(256, 256)],
+    "prompt of 4096": [(4096, 4096)],
     "128 + 16 decodes at 1024": [(128, 1024)] + [(1, 1024)] * 16,
 }
 """Name -> slices as (tokens, context)."""
@@ -129,12 +132,14 @@ def main() -> None:
     parser.add_argument("--heads", type=int, nargs=3, default=[16, 8, 128], metavar=("H", "G", "D"))
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--kv-cache-dtype", default="auto")
+    parser.add_argument("--round-products", action="store_true", help="with a CPU's own bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     extension.set_num_threads(args.threads)
+    extension.round_products(args.round_products)
     heads, kv_heads, head_dim = args.heads
     case = AttentionCase(
         device="cpu",

@@ -39,8 +39,8 @@ void run_fold(void* context, int item, int /*worker*/) {
 int64_t scratch_floats(const Attention& a, int64_t rows) {
   const int64_t stride = row_stride(a.head_dim);
   // Per row: query, sums of the span and of all spans, scores, the scales of keys and values if it is a KV head of its
-  // own, maxima and sums; then the packed keys of a block and the packed values of a stretch; alignment.
-  return rows * (3 * stride + 3 * kStretch + 4) + (kBlockSize + kStretch) * stride + 16 * 16;
+  // own, maxima and sums; then the packed keys and values of a stretch; alignment.
+  return rows * (3 * stride + 3 * kStretch + 4) + 2 * kStretch * stride + 16 * 16;
 }
 
 // How a step is cut.
@@ -158,8 +158,8 @@ const AttentionKernels* attention_kernels(Isa isa) {
     case Isa::avx2: return &attention_kernels_avx2;
 #endif
 #ifdef OCTAVO_HAVE_AVX512
-    case Isa::avx512_bf16:
     case Isa::avx512: return &attention_kernels_avx512;
+    case Isa::avx512_bf16: return &attention_kernels_avx512_bf16;
 #endif
     default: return nullptr;
   }

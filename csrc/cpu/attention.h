@@ -9,6 +9,11 @@
 //             chain over its visible keys in order of acc + p * v (int8: (p * the value's scale) * v); the sum of p runs
 //             in eight lanes, key j in lane j % 8, and is folded as a tree
 //   span    = kSpan keys from a multiple of kSpan: begins a softmax of its own; spans are folded in order
+//
+// Units for products of bfloat16 (Isa::avx512_bf16) take another order over caches of bfloat16, for head sizes that are a
+// multiple of 32. Queries and p are rounded to bfloat16, the sum of p is of p as it was; chains run over pairs of features,
+// 2 i and 2 i + 1, and over pairs of keys, 2 i and 2 i + 1 of the context, where the p and v of a key that a row does not see
+// are zero. A row's bits still depend on its own query, keys and values alone, but not every machine has such units.
 #pragma once
 
 #include <cstdint>
@@ -93,5 +98,6 @@ void paged_attention(const Attention& a, const AttentionKernels& kernels, int nu
 extern const AttentionKernels attention_kernels_scalar;
 extern const AttentionKernels attention_kernels_avx2;
 extern const AttentionKernels attention_kernels_avx512;
+extern const AttentionKernels attention_kernels_avx512_bf16;
 
 }  // namespace octavo

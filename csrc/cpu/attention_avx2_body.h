@@ -198,9 +198,20 @@ OCTAVO_INLINE void arrange(__m256 low, __m256 high, __m256* to) {
 }
 
 struct Avx2 {
+  static constexpr int kPair = 1;
+  static constexpr int kPanels = 1;
+
   static constexpr int heads_together(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
-  static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
+  // Not the intrinsic where there is another way: GCC 12 takes a function that only prefetches for one without effect, and
+  // leaves out calls of it.
+  static void prefetch(const char* p) {
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
+    __asm__ volatile("prefetcht0 %0" ::"m"(*p));
+#else
+    _mm_prefetch(p, _MM_HINT_T0);
+#endif
+  }
 
   template <DType K>
   static void load_as(float* dst, const char* src, int n) {
@@ -247,17 +258,18 @@ struct Avx2 {
     }
   }
 
-  template <int R>
-  static void tile(float* out, const float* x, int64_t x_stride, const float* panel, int count, int64_t out_stride,
-                   bool from_zero) {
+  template <int R, int B>
+  static void tile(const Tile& t) {
     __m256 sums[R][2];
     OCTAVO_UNROLL
     for (int r = 0; r < R; ++r) {
-      sums[r][0] = from_zero ? _mm256_setzero_ps() : _mm256_loadu_ps(out + r * out_stride);
-      sums[r][1] = from_zero ? _mm256_setzero_ps() : _mm256_loadu_ps(out + r * out_stride + 8);
+      sums[r][0] = t.from_zero ? _mm256_setzero_ps() : _mm256_loadu_ps(t.out + r * t.out_stride);
+      sums[r][1] = t.from_zero ? _mm256_setzero_ps() : _mm256_loadu_ps(t.out + r * t.out_stride + 8);
     }
-    for (int i = 0; i < count; ++i) {
-      const __m256 low = _mm256_load_ps(panel + i * 16), high = _mm256_load_ps(panel + i * 16 + 8);
+    const float* x = t.x;
+    const int64_t x_stride = t.x_stride;
+    for (int i = t.lo; i < t.hi; ++i) {
+      const __m256 low = _mm256_load_ps(t.panel + i * 16), high = _mm256_load_ps(t.panel + i * 16 + 8);
       OCTAVO_UNROLL
       for (int r = 0; r < R; ++r) {
         const __m256 input = _mm256_broadcast_ss(x + r * x_stride + i);
@@ -267,8 +279,8 @@ struct Avx2 {
     }
     OCTAVO_UNROLL
     for (int r = 0; r < R; ++r) {
-      _mm256_storeu_ps(out + r * out_stride, sums[r][0]);
-      _mm256_storeu_ps(out + r * out_stride + 8, sums[r][1]);
+      _mm256_storeu_ps(t.out + r * t.out_stride, sums[r][0]);
+      _mm256_storeu_ps(t.out + r * t.out_stride + 8, sums[r][1]);
     }
   }
 

@@ -16,8 +16,7 @@ namespace {
 
 #include "attention_body.h"
 #include "attention_avx2_body.h"
-
-inline __m128i load_quarter(const char* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
+#include "attention_avx512_body.h"
 
 template <DType K>
 OCTAVO_INLINE __m512 load_sixteen(const char* from) {
@@ -42,26 +41,14 @@ OCTAVO_INLINE __m512 sixteen_of(__m512i words) {
   return _mm512_cvtepi32_ps(_mm512_srai_epi32(E == 3 ? words : _mm512_slli_epi32(words, 24 - 8 * E), 24));
 }
 
-// Sixteen bytes of each of the keys i, i + 4, i + 8 and i + 12.
-OCTAVO_INLINE __m512i load_four(const char* k, int64_t stride) {
-  __m512i four = _mm512_castsi128_si512(load_quarter(k));
-  four = _mm512_inserti32x4(four, load_quarter(k + 4 * stride), 1);
-  four = _mm512_inserti32x4(four, load_quarter(k + 8 * stride), 2);
-  return _mm512_inserti32x4(four, load_quarter(k + 12 * stride), 3);
-}
-
 template <DType K>
 constexpr int kFeatures = 16 / int(size_of(K));  // in sixteen bytes
 
 // Calls take(i, feature i of sixteen keys) for i below kFeatures.
 template <DType K, class Take>
 OCTAVO_INLINE void over_features(const char* k, int64_t stride, const Take& take) {
-  const __m512i k0 = load_four(k, stride), k1 = load_four(k + stride, stride);
-  const __m512i k2 = load_four(k + 2 * stride, stride), k3 = load_four(k + 3 * stride, stride);
-  const __m512i a = _mm512_unpacklo_epi32(k0, k1), b = _mm512_unpacklo_epi32(k2, k3);
-  const __m512i c = _mm512_unpackhi_epi32(k0, k1), d = _mm512_unpackhi_epi32(k2, k3);
-  const __m512i words[4] = {_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b), _mm512_unpacklo_epi64(c, d),
-                            _mm512_unpackhi_epi64(c, d)};
+  __m512i words[4];
+  load_words(words, k, stride);
   constexpr int kEach = kFeatures<K> / 4;
   OCTAVO_UNROLL
   for (int w = 0; w < 4; ++w) {
@@ -94,6 +81,7 @@ struct Storing {
 };
 
 struct Avx512 : Avx2 {
+  static constexpr int kPanels = 4;
   static constexpr int heads_together(int rows) { return rows == 1 ? 4 : 2; }
 
   template <DType K>
@@ -111,22 +99,40 @@ struct Avx512 : Avx2 {
   }
 
   // Not inlined: within the walk GCC 12 keeps the sums in memory, at a third of the speed.
-  template <int R>
-  OCTAVO_APART static void tile(float* out, const float* x, int64_t x_stride, const float* panel, int count, int64_t out_stride,
-                   bool from_zero) {
-    __m512 sums[R];
+  template <int R, int B>
+  OCTAVO_APART static void tile(const Tile& t) {
+    __m512 sums[R][B];
     OCTAVO_UNROLL
-    for (int r = 0; r < R; ++r) sums[r] = from_zero ? _mm512_setzero_ps() : _mm512_loadu_ps(out + r * out_stride);
-    for (int i = 0; i < count; ++i) {
-      const __m512 line = _mm512_loadu_ps(panel + i * 16);
+    for (int r = 0; r < R; ++r) {
       OCTAVO_UNROLL
-      for (int r = 0; r < R; ++r) {
-        sums[r] = _mm512_fmadd_ps(_mm512_set1_ps(x[r * x_stride + i]), line, sums[r]);
-        OCTAVO_STAY(sums[r]);
+      for (int b = 0; b < B; ++b) {
+        sums[r][b] = t.from_zero ? _mm512_setzero_ps() : _mm512_loadu_ps(t.out + r * t.out_stride + b * 16);
+      }
+    }
+    const float *x = t.x + t.lo, *line = t.panel + t.lo * 16;
+    const int64_t x_stride = t.x_stride, panel_stride = t.panel_stride;
+    for (int i = t.lo; i < t.hi; ++i, ++x, line += 16) {
+      OCTAVO_UNROLL
+      for (int b = 0; b < B; ++b) {
+        const __m512 inputs = _mm512_loadu_ps(line + b * panel_stride);
+        OCTAVO_UNROLL
+        for (int r = 0; r < R; ++r) {
+          sums[r][b] = _mm512_fmadd_ps(_mm512_set1_ps(x[r * x_stride]), inputs, sums[r][b]);
+          OCTAVO_STAY(sums[r][b]);
+        }
       }
     }
     OCTAVO_UNROLL
-    for (int r = 0; r < R; ++r) _mm512_storeu_ps(out + r * out_stride, sums[r]);
+    for (int r = 0; r < R; ++r) {
+      OCTAVO_UNROLL
+      for (int b = 0; b < B; ++b) _mm512_storeu_ps(t.out + r * t.out_stride + b * 16, sums[r][b]);
+    }
+  }
+
+  static float softmax(float* row, int lo, int hi, const float* k_scales, const float* v_scales, const Attention& a,
+                       float* maximum, float* sum) {
+    return softmax16(row, lo, hi, k_scales, v_scales, a, maximum, sum,
+                     [row](int j, __m512 p) { _mm512_storeu_ps(row + j, p); });
   }
 
   template <DType K, int R, int B>

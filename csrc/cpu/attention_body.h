@@ -1,19 +1,22 @@
 // The walk over a piece's keys, shared by the translation units of vector instruction sets.
 //
 // Each unit defines, in its unnamed namespace, a struct `Ops` and includes this file into that namespace, so that no
-// function compiled for one instruction set can be merged by the linker with that of another. K is the cache's dtype;
-// a panel is 16 columns, one row of them after the other:
-//   load_row(dst, src, dtype, n), store_row(dst, src, factor, dtype, n)   n values from or to dtype
-//   pack_keys<K>(panel, k, stride, n)              16 keys -> panel[d][key]
-//   pack_values<K>(panels, v, stride, tokens, n)   tokens rows of n values -> panels, kStretch rows each
-//   tile<R>(out, x, x_stride, panel, count, out_stride, from_zero)   out[r] (+)= chain over i of x[r][i] * panel[i]
-//   scores<K, R, B>(out, q, q_stride, k, k_stride, n, ahead)   the same chains for 16 keys of B heads where they lie, R rows each;
-//                                                       out rows kStretch apart
+// function compiled for one instruction set can be merged by the linker with that of another. K is the cache's dtype; an
+// input is a float, or with kPair = 2 half of a word of two bfloat16; a panel is 16 columns, a line of them per input or
+// pair of inputs, line after line; columns of sums may lie in an order of the unit's own:
+//   load_row(dst, src, dtype, n), store_row(dst, src, factor, dtype, n)   n values from dtype to inputs, from sums to dtype
+//   pack_keys<K>(panel, k, stride, n)              16 keys -> a panel over features
+//   pack_values<K>(panels, v, stride, tokens, n)   tokens rows of n values -> panels over keys, kStretch keys long each
+//   tile<R, B>(tile)       out[r][16 b ..] (+)= chain over i in lo .. hi of x[r][i] * panel[b][i]
+//   kPanels                the most panels of a tile, a divisor of a stretch's blocks
+//   scores<K, R, B>(out, q, q_stride, k, k_stride, n, ahead)   the same chains for 16 keys of B heads where they lie, R rows
+//                                                       each; out rows kStretch apart
 //   add<K, R>(acc, stride, p, v, v_stride, lo, hi, n, ahead)   acc[r] += chain over j of p[r][j] * v[j]
-//   softmax(row, lo, hi, factors, a, maximum, sum)      scores[lo .. hi) -> weights; the factor for what was there
+//   softmax(row, lo, hi, factors, a, maximum, sum)      scores[lo .. hi) -> inputs; the factor for what was there
 //   scale(row, factor, n), fold(...), prefetch(p)
 //   heads_together(rows)   how many KV heads' scores are computed at once, a power of two: few rows alone have too few
 //                          chains to keep a machine busy, and sixteen keys of one head share few sets of the L1 as it is
+// Where keys lo .. hi begin or end within a pair, the other's weight is zero and its value counts as zero, whatever it is.
 //
 // Online softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867.
 
@@ -22,6 +25,18 @@ constexpr int kTileRows = 6;
 struct Range {
   int lo, hi;  // keys of a stretch
   bool empty() const { return lo >= hi; }
+};
+
+// Up to six rows times some panels.
+struct Tile {
+  float* out;
+  int64_t out_stride;
+  const float* x;  // input 0
+  int64_t x_stride;
+  const float* panel;  // input 0
+  int64_t panel_stride;
+  int lo, hi;
+  bool from_zero;
 };
 
 // What is read next, line by line: rows of some heads, `stride` bytes apart.
@@ -41,6 +56,15 @@ struct Ahead {
     }
   }
 };
+
+// Calls f(std::integral_constant<int, B>) for B = count, from 1 to kMost.
+template <int kMost, class F>
+inline void with_panels(int count, F f) {
+  if constexpr (kMost > 1) {
+    if (count < kMost) return with_panels<kMost - 1>(count, f);
+  }
+  f(std::integral_constant<int, kMost>());
+}
 
 // Calls f(std::integral_constant<int, B>) for B = count, a power of two up to kMost.
 template <int kMost, class F>
@@ -75,7 +99,8 @@ template <class Ops, DType K>
 class Walk {
  public:
   Walk(const Attention& a, const AttentionPiece& piece, float* scratch)
-      : a_(a), piece_(piece), D_(a.head_dim), stride_(row_stride(a.head_dim)), heads_(a.num_heads / a.num_kv_heads) {
+      : a_(a), piece_(piece), D_(a.head_dim), stride_(row_stride(a.head_dim)), q_stride_(stride_ / kPair),
+        heads_(a.num_heads / a.num_kv_heads) {
     rows_ = piece.num_rows * heads_;
     all_rows_ = rows_ * piece.num_kv_heads;
     const int count = a.query_starts[piece.slice + 1] - a.query_starts[piece.slice];
@@ -87,12 +112,12 @@ class Walk {
       scratch += (floats + 15) / 16 * 16;
       return taken;
     };
-    q_ = take(all_rows_ * stride_);
+    q_ = take(all_rows_ * q_stride_);
     acc_ = take(all_rows_ * stride_);
     total_ = take(all_rows_ * stride_);
     p_ = take(int64_t(all_rows_) * kStretch);
-    k_panel_ = take(kBlockSize * stride_);
-    v_panels_ = take(kStretch * stride_);
+    k_panels_ = take(Ops::kPanels * kBlockSize * q_stride_);
+    v_panels_ = take(kStretch / kPair * stride_);
     k_scales_ = take(int64_t(piece.num_kv_heads) * kStretch);
     v_scales_ = take(int64_t(piece.num_kv_heads) * kStretch);
     maximum_ = take(all_rows_);
@@ -133,7 +158,7 @@ class Walk {
     for (int g = 0; g < piece_.num_kv_heads; ++g) {
       for (int r = 0; r < rows_; ++r) {
         const int64_t from = output(g, r / heads_) + int64_t(r % heads_) * D_;
-        Ops::load_row(q_ + row(g, r) * stride_, at(a_.q, from, a_.dtype), a_.dtype, D_);
+        Ops::load_row(q_ + row(g, r) * q_stride_, at(a_.q, from, a_.dtype), a_.dtype, D_);
       }
     }
   }
@@ -180,7 +205,7 @@ class Walk {
       return;
     }
     for (int g = 0; g < piece_.num_kv_heads; ++g) {
-      for (int b = first_block_; b < num_blocks_; ++b) packed_scores(g, b);
+      for (int b = first_block_; b < num_blocks_; b += Ops::kPanels) packed_scores(g, b, least(b + Ops::kPanels, num_blocks_));
       softmax(g);
       packed_values(g);
     }
@@ -216,8 +241,19 @@ class Walk {
     return {at(cache, (token * a_.num_kv_heads + piece_.kv_head) * D_, K), int64_t(heads) * D_ * size_of(K), token_stride_};
   }
 
+  // A machine drops hints that it has no buffer for. So those of a block are given once more when it begins, in the order in
+  // which it lies in memory.
+  void fetch_dropped(const void* cache, int b) const {
+    const int tokens = least(kBlockSize, tokens_ - b * kBlockSize), bytes = piece_.num_kv_heads * D_ * int(size_of(K));
+    const char* from = block(cache, b, 0);
+    for (int j = 0; j < tokens; ++j, from += token_stride_) {
+      for (int i = 0; i < bytes; i += 64) Ops::prefetch(from + i);
+    }
+  }
+
   void scores_in_place(int b) {
     fetch_scales(b);
+    fetch_dropped(a_.k_cache, b);
     const bool is_end = b + 1 == num_blocks_;
     const void* next_cache = is_end ? a_.v_cache : a_.k_cache;
     const int next = base_ / kBlockSize + (is_end ? first_block_ : b + 1);
@@ -226,18 +262,19 @@ class Walk {
       while (g + count > piece_.num_kv_heads) count /= 2;
       Ahead<Ops> ahead = next_share(next_cache, next, g);
       float* out = p_ + row(g, 0) * kStretch + b * kBlockSize;
-      const float* q = q_ + row(g, 0) * stride_;
+      const float* q = q_ + row(g, 0) * q_stride_;
       const char* k = block(a_.k_cache, b, g);
       with_rows(rows_, [&](auto R) {
         if constexpr (R <= kRowsInPlace) {
           with_heads<Ops::heads_together(R)>(
-            count, [&](auto B) { Ops::template scores<K, R, B>(out, q, stride_, k, token_stride_, D_, ahead); });
+            count, [&](auto B) { Ops::template scores<K, R, B>(out, q, q_stride_, k, token_stride_, D_, ahead); });
         }
       });
     }
   }
 
   void values_in_place(int b) {
+    fetch_dropped(a_.v_cache, b);
     const bool is_end = b + 1 == num_blocks_;
     const void* next_cache = is_end ? a_.k_cache : a_.v_cache;
     const int next = !is_end ? base_ / kBlockSize + b + 1 : is_last_ ? last_ / kBlockSize : (base_ + kStretch) / kBlockSize;
@@ -247,7 +284,7 @@ class Walk {
       const int from = b * kBlockSize;
       over_ranges(0, rows_, {from, from + kBlockSize}, [&](int r, auto R, Range keys) {
         if constexpr (R <= kRowsInPlace) {
-          Ops::template add<K, R>(acc_ + row(g, r) * stride_, stride_, p_ + row(g, r) * kStretch + from, v, token_stride_,
+          Ops::template add<K, R>(acc_ + row(g, r) * stride_, stride_, p_ + row(g, r) * kStretch + from / kPair, v, token_stride_,
                                   keys.lo - from, keys.hi - from, D_, ahead);
         }
       });
@@ -261,19 +298,24 @@ class Walk {
     }
   }
 
-  void packed_scores(int g, int b) {
-    Ops::template pack_keys<K>(k_panel_, block(a_.k_cache, b, g), token_stride_, D_);
-    const int from = b * kBlockSize;
-    const char* values = block(a_.v_cache, b, g);
+  // Blocks first .. end of the stretch, as many as a tile has panels.
+  void packed_scores(int g, int first, int end) {
+    for (int b = first; b < end; ++b) {
+      Ops::template pack_keys<K>(k_panels_ + (b - first) * kBlockSize * q_stride_, block(a_.k_cache, b, g), token_stride_, D_);
+    }
     for (int r = 0; r < rows_; r += kTileRows) {
       const int count = least(kTileRows, rows_ - r);
-      fetch(values, kBlockSize * r / rows_, kBlockSize * (r + count) / rows_);
-      if (is_open_) {
-        // nothing to skip
-      } else if (range(r + count - 1).hi <= from || range(r).lo >= from + kBlockSize) continue;
-      float* out = p_ + row(g, r) * kStretch + from;
-      const float* q = q_ + row(g, r) * stride_;
-      with_rows(count, [&](auto R) { Ops::template tile<R>(out, q, stride_, k_panel_, D_, kStretch, true); });
+      for (int b = first; b < end; ++b) {
+        fetch(block(a_.v_cache, b, g), kBlockSize * r / rows_, kBlockSize * (r + count) / rows_);
+      }
+      const int from = is_open_ ? first : most(first, range(r).lo / kBlockSize);
+      const int to = is_open_ ? end : least(end, (range(r + count - 1).hi + kBlockSize - 1) / kBlockSize);
+      if (from >= to) continue;
+      const Tile tile{p_ + row(g, r) * kStretch + from * kBlockSize, kStretch, q_ + row(g, r) * q_stride_, q_stride_,
+                      k_panels_ + (from - first) * kBlockSize * q_stride_, kBlockSize * q_stride_, 0, D_, true};
+      with_rows(count, [&](auto R) {
+        with_panels<Ops::kPanels>(to - from, [&](auto B) { Ops::template tile<R, B>(tile); });
+      });
     }
   }
 
@@ -303,15 +345,19 @@ class Walk {
   void packed_values(int g) {
     for (int b = first_block_; b < num_blocks_; ++b) {
       const int tokens = least(kBlockSize, tokens_ - b * kBlockSize);
-      Ops::template pack_values<K>(v_panels_ + b * kBlockSize * 16, block(a_.v_cache, b, g), token_stride_, tokens, D_);
+      Ops::template pack_values<K>(v_panels_ + b * kBlockSize / kPair * 16, block(a_.v_cache, b, g), token_stride_, tokens, D_);
     }
-    for (int64_t column = 0; column < stride_; column += 16) {
-      fetch_next_keys(g, int(column * kStretch / stride_), int((column + 16) * kStretch / stride_));
-      const float* panel = v_panels_ + column * kStretch;
+    const int64_t all = stride_ * rows_, panel_stride = kStretch / kPair * 16;
+    for (int64_t column = 0, width = 0; column < stride_; column += width) {
+      width = least(Ops::kPanels, int(stride_ - column) / 16) * 16;
       for (int first = 0; first < rows_; first += kTileRows) {
-        over_ranges(first, least(kTileRows, rows_ - first), {0, kStretch}, [&](int r, auto R, Range keys) {
-          Ops::template tile<R>(acc_ + row(g, r) * stride_ + column, p_ + row(g, r) * kStretch + keys.lo, kStretch,
-                                panel + keys.lo * 16, keys.hi - keys.lo, stride_, false);
+        const int count = least(kTileRows, rows_ - first);
+        const int64_t done = column * rows_ + width * first;
+        fetch_next_keys(g, int(kStretch * done / all), int(kStretch * (done + width * count) / all));
+        over_ranges(first, count, {0, kStretch}, [&](int r, auto R, Range keys) {
+          const Tile tile{acc_ + row(g, r) * stride_ + column, stride_, p_ + row(g, r) * kStretch, kStretch,
+                          v_panels_ + column / 16 * panel_stride, panel_stride, keys.lo, keys.hi, false};
+          with_panels<Ops::kPanels>(int(width) / 16, [&](auto B) { Ops::template tile<R, B>(tile); });
         });
       }
     }
@@ -325,6 +371,9 @@ class Walk {
     if (is_open_) return with_rows(count, [&](auto R) { f(first, R, limits); });
     Range common = limits;
     for (int r = first; r < first + count; ++r) common = {most(common.lo, range(r).lo), least(common.hi, range(r).hi)};
+    // Nor is a pair of keys halved, of which some of the rows see both.
+    if (common.lo > most(limits.lo, range(first).lo)) common.lo = (common.lo + kPair - 1) / kPair * kPair;
+    if (common.hi < least(limits.hi, range(first + count - 1).hi)) common.hi = common.hi / kPair * kPair;
     const auto alone = [&](int from, int to) {
       for (int r = first; r < first + count; ++r) {
         const Range keys{most(range(r).lo, from), least(range(r).hi, to)};
@@ -355,10 +404,13 @@ class Walk {
     }
   }
 
+  static constexpr int kPair = Ops::kPair;
+
   const Attention& a_;
   const AttentionPiece& piece_;
   const int D_;
   const int64_t stride_;
+  const int64_t q_stride_;
   const int heads_;  // query heads that share a KV head
   int rows_;         // per KV head
   int all_rows_;
@@ -373,7 +425,7 @@ class Walk {
   int tokens_ = 0;
   bool is_last_ = false;
   bool is_open_ = false;  // all rows see the whole stretch
-  float *q_, *acc_, *total_, *p_, *k_panel_, *v_panels_, *k_scales_, *v_scales_;
+  float *q_, *acc_, *total_, *p_, *k_panels_, *v_panels_, *k_scales_, *v_scales_;
   float *maximum_, *sum_, *total_maximum_, *total_sum_;
 };
 

@@ -38,3 +38,22 @@ inline __m256i emulated_lower_halves(simde__m512i a) {
 }
 #define _mm512_srai_epi32(a, count) emulated_shift(a, count)
 #define _mm512_cvtepi32_epi16(a) emulated_lower_halves(a)
+inline simde__m512i emulated_integers(simde__m512 a) {
+  float each[16];
+  simde_mm512_storeu_ps(each, a);
+  return emulated_widen(_mm256_cvtps_epi32(_mm256_loadu_ps(each)), _mm256_cvtps_epi32(_mm256_loadu_ps(each + 8)));
+}
+// To nearest, ties to even; subnormal numbers become zero, NaN stays one.
+inline __m256i emulated_bfloat16s(simde__m512 a) {
+  uint32_t words[16];
+  uint16_t halves[16];
+  simde_mm512_storeu_ps(words, a);
+  for (int i = 0; i < 16; ++i) {
+    const uint32_t size = words[i] & 0x7fffffffu, rounded = words[i] + 0x7fffu + (words[i] >> 16 & 1u);
+    const uint32_t kept = size > 0x7f800000u ? words[i] | 0x400000u : size < 0x800000u ? words[i] & 0x80000000u : rounded;
+    halves[i] = uint16_t(kept >> 16);
+  }
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves));
+}
+#define _mm512_cvtps_epi32(a) emulated_integers(a)
+#define _mm512_cvtneps_pbh(a) emulated_bfloat16s(a)

@@ -22,7 +22,7 @@ class DtypeChoice(NamedTuple):
     dtype: str
     reason: str
     products: str = ""
-    """What linear layers round their inputs to; empty: they do not."""
+    """What linear layers round their inputs to, and attention its queries and weights; empty: they do not."""
     kept: str = ""
     """What keys and values are kept in where that is narrower; empty: as everything else."""
 

@@ -49,7 +49,7 @@ def limit_isa(name: str) -> None:
 
 
 def round_products(is_on: bool) -> None:
-    """Whether linear layers with bfloat16 weights round their inputs to bfloat16, too, on a CPU with units for that."""
+    """Whether products with bfloat16, of weights or of keys and values, round the other side, too, on a CPU with units for that."""
     if is_on:
         native.limit_isa("avx512_bf16")
     elif isa() == "avx512_bf16":

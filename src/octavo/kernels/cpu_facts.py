@@ -16,13 +16,16 @@ PAIR_FLAG = "avx512_bf16"
 """Of a CPU for which the compiled kernels have products of bfloat16."""
 
 
+_QUANTIZED = "what products with quantized weights take on a CPU"
+
+
 class DtypeChoice(NamedTuple):
     """A dtype and why."""
 
     dtype: str
     reason: str
     products: str = ""
-    """What linear layers round their inputs to, and attention its queries and weights; empty: they do not."""
+    """What layers with weights of that type round their inputs to, and attention its queries and weights; empty: they do not."""
     kept: str = ""
     """What keys and values are kept in where that is narrower; empty: as everything else."""
 
@@ -67,12 +70,10 @@ def resolve_dtype(
     gains little at one row, costs six to nine times at many, and is worth asking for only to halve the memory.
     """
     has_pairs = device == "cpu" and has_kernels and PAIR_FLAG in cpu_flags
-    if (
-        has_pairs
-        and asked in ("auto", "bfloat16")
-        and checkpoint == "bfloat16"
-        and not is_quantized
-    ):
+    if has_pairs and asked in ("auto", "bfloat16") and checkpoint == "bfloat16":
+        if is_quantized:
+            reason = f"{_QUANTIZED}, keys and values in the checkpoint's own bfloat16"
+            return DtypeChoice("float32", reason, "bfloat16")
         why = "asked for bfloat16" if asked != "auto" else "the checkpoint's own bfloat16"
         exact = "" if asked != "auto" else "; --dtype float32 rounds nothing"
         reason = (
@@ -91,9 +92,7 @@ def resolve_dtype(
         # Weights of 4 or 8 bits round far more than the checkpoint's own type does. 16 sequences of 270 tokens on
         # Qwen3-0.6B's shape, two cores of Zen 5: a step takes 32 ms with int8 weights, and 45 with float32 keys and values.
         kept = checkpoint if has_kernels else ""
-        return DtypeChoice(
-            "float32", "what products with quantized weights take on a CPU", kept=kept
-        )
+        return DtypeChoice("float32", _QUANTIZED, kept=kept)
     if has_kernels:
         return DtypeChoice("float32", _kept_exactly(checkpoint))
     if cpu_flags & NATIVE_FLAGS[checkpoint]:

@@ -54,7 +54,8 @@ def test_own_kernels_compute_in_float32_whatever_the_cpu_has(
         (AMX, "cpu", False, ("float32", "bfloat16")),
         (AVX2, "cpu", False, ("bfloat16", "")),
         (AMX, "cuda", False, ("bfloat16", "")),
-        (AMX, "cpu", True, ("bfloat16", "")),
+        (AMX, "cpu", True, ("float32", "bfloat16")),
+        (AVX2, "cpu", True, ("bfloat16", "")),
     ],
 )
 def test_asked_for_bfloat16_own_kernels_round_products_where_the_cpu_has_units_for_them(
@@ -78,6 +79,9 @@ def test_auto_takes_such_units_for_a_bfloat16_checkpoint_and_names_what_rounds_n
     )
     assert "--dtype float32" in with_units.reason
     assert (without.products, without.kv_dtype) == ("", "float32")
+    quantized = resolve_dtype("auto", "bfloat16", device="cpu", cpu_flags=AMX, is_quantized=True)
+    assert (quantized.products, quantized.kv_dtype) == ("bfloat16", "bfloat16")
+    assert "keys and values" in quantized.reason
     asked = resolve_dtype("float32", "bfloat16", device="cpu", cpu_flags=AMX)
     assert (asked.products, asked.kv_dtype) == ("", "float32")
     other = resolve_dtype("auto", "float32", device="cpu", cpu_flags=AMX)

@@ -57,7 +57,7 @@ void multiply(const Product& p, const GemmTile& tile) {
 }
 
 // A tile whose last panel goes beyond the outputs computes into a buffer of whole panels.
-void run_edge(const Product& p, GemmTile tile, int valid) {
+void run_edge(const Product& p, GemmTile& tile, int valid) {
   float whole[kMaxTileRows * kPanel] = {};
   float* out = tile.out;
   const int64_t stride = tile.out_stride;
@@ -70,8 +70,9 @@ void run_edge(const Product& p, GemmTile tile, int valid) {
   for (int r = 0; r < tile.num_rows; ++r) std::memcpy(out + r * stride, whole + r * kPanel, bytes);
 }
 
-// Panels first_panel .. last_panel for one tile's rows and one range of inputs, the first of all or one that goes on.
-void run_panels(const Product& p, GemmTile tile, int row, int first_panel, int last_panel, bool is_first) {
+// Panels first_panel .. last_panel for one tile's rows and one range of inputs, the first of all or one that goes on. The
+// tile is not copied: what was just written to it would be read in other pieces, which waits for all stores before.
+void run_panels(const Product& p, GemmTile& tile, int row, int first_panel, int last_panel, bool is_first) {
   const int whole = std::min(last_panel, p.weight->num_outputs / kPanel);
   tile.out = p.out + int64_t(row) * p.weight->num_outputs + int64_t(first_panel) * kPanel;
   tile.begin = !is_first ? tile.out : p.bias != nullptr ? p.bias + int64_t(first_panel) * kPanel : kZeros;
@@ -80,10 +81,11 @@ void run_panels(const Product& p, GemmTile tile, int row, int first_panel, int l
   tile.num_panels = whole - first_panel;
   if (tile.num_panels > 0) multiply(p, tile);
   if (whole < last_panel) {
-    tile.panel += tile.panel_stride * (whole - first_panel);
-    tile.out += int64_t(whole - first_panel) * kPanel;
-    tile.begin += tile.begin_panel * (whole - first_panel);
-    run_edge(p, tile, p.weight->num_outputs - whole * kPanel);
+    GemmTile edge = tile;
+    edge.panel += tile.panel_stride * (whole - first_panel);
+    edge.out += int64_t(whole - first_panel) * kPanel;
+    edge.begin += tile.begin_panel * (whole - first_panel);
+    run_edge(p, edge, p.weight->num_outputs - whole * kPanel);
   }
 }
 

@@ -2,6 +2,7 @@
 #include "gemm.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <vector>
 
@@ -13,10 +14,12 @@ namespace {
 
 constexpr int kBlockRows = 96;  // whose inputs, 96 x 1,024 floats, fill three quarters of a 512 KiB L2; panels stream past
 constexpr int kBlockInputs = 1024;
+constexpr int kFewRows = 48;  // up to here the first panels are waited for, and 512 inputs of them less long
+constexpr int kFewInputs = 512;
 constexpr int kLeastPanels = 4;  // of an item: as many as are read side by side
 constexpr int kMostPanels = 16;  // that rows are kept in a cache for
 constexpr int kItemsPerThread = 32;
-constexpr int64_t kAhead = 8192;  // bytes between what a lone tile of rows multiplies and what it has fetched meanwhile
+constexpr int64_t kAhead = 8192;  // bytes of all panels together, by which a lone tile of rows fetches before it multiplies
 constexpr int64_t kSkew = kPanel;  // words between rounded rows, so that rows of 4 KiB do not share lines of an L1
 constexpr int64_t kRoundedPerItem = 1 << 14;   // inputs: rounding fewer is not worth another thread
 constexpr int kPanelsOfRow = 4;  // read side by side for a product's only row: enough chains, enough runs of memory
@@ -42,6 +45,7 @@ struct Product {
   int panel_items;
   int num_items;
   int num_threads;
+  std::atomic<int> next_item{0};  // that no thread has taken
 };
 
 int ceil_div(int64_t a, int64_t b) { return int((a + b - 1) / b); }
@@ -110,19 +114,18 @@ void look_ahead(const Product& p, GemmTile& tile, int tiles, int nth, Part next)
   if (tiles > 1) {
     tile.ahead = is_end ? tile.panel : address_of(p, tile.panel_stride, next) + nth * lines * tile.ahead_step;
   } else {
-    tile.ahead = is_end ? tile.panel : tile.panel + kAhead;
+    tile.ahead = is_end ? tile.panel : tile.panel + kAhead / p.kernels->panels_together;
   }
 }
 
-void run_item(void* context, int item, int /*worker*/) {
-  const Product& p = *static_cast<const Product*>(context);
+// `next_item` is what the same thread does next, if there is one.
+void run_item(const Product& p, int item, int next_item) {
   const PackedWeight& w = *p.weight;
   const int panels = num_panels(w.num_outputs);
   const int first_row = item / p.panel_items * p.rows_per_item;
   const int rows = std::min(p.rows_per_item, p.num_rows - first_row);
   const int first_panel = item % p.panel_items * p.panels_per_item;
   const int last_panel = std::min(first_panel + p.panels_per_item, panels);
-  const int next_item = item + p.num_threads;  // that the same thread is likely to take
   const Part after{next_item < p.num_items ? next_item % p.panel_items * p.panels_per_item : panels, 0};
   GemmTile tile{};
   tile.dtype = w.dtype;
@@ -150,6 +153,16 @@ void run_item(void* context, int item, int /*worker*/) {
   }
 }
 
+// A thread takes an item when it begins the one before, so that what it asks for early is what it will read.
+void run_items(void* context, int /*item*/, int /*worker*/) {
+  Product& p = *static_cast<Product*>(context);
+  const auto take = [&p] { return p.next_item.fetch_add(1, std::memory_order_relaxed); };
+  for (int item = take(), after; item < p.num_items; item = after) {
+    after = take();
+    run_item(p, item, after);
+  }
+}
+
 // Cuts a product of two rows or more.
 void cut(Product& p) {
   const int panels = num_panels(p.weight->num_outputs);
@@ -162,7 +175,8 @@ void cut(Product& p) {
     p.rows_per_item = ceil_div(ceil_div(p.num_rows, kMaxTileRows), row_blocks) * kMaxTileRows;
     const int share = ceil_div(int64_t(panels) * row_blocks, p.num_threads * kItemsPerThread);
     p.panels_per_item = std::min(kMostPanels, ceil_div(share, kLeastPanels) * kLeastPanels);
-    const int blocks = std::max(1, ceil_div(p.num_inputs, kBlockInputs)), lines = ceil_div(p.num_inputs, p.inputs_per_line);
+    const int blocks = std::max(1, ceil_div(p.num_inputs, p.num_rows <= kFewRows ? kFewInputs : kBlockInputs));
+    const int lines = ceil_div(p.num_inputs, p.inputs_per_line);
     p.inputs_per_block = std::max(1, ceil_div(lines, blocks)) * p.inputs_per_line;
   }
   p.num_blocks = std::max(1, ceil_div(p.num_inputs, p.inputs_per_block));
@@ -306,7 +320,7 @@ void gemm(const PackedWeight& weight, const float* x, int num_rows, const float*
     return parallel_for(static_cast<int>(row.bounds.size()) - 1, num_threads, run_row_item, &row);
   }
   cut(p);
-  parallel_for(p.num_items, num_threads, run_item, &p);
+  parallel_for(std::min(num_threads, p.num_items), num_threads, run_items, &p);
 }
 
 }  // namespace octavo

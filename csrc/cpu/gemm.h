@@ -57,7 +57,10 @@ struct GemmTile {
   int num_rows;
   int num_panels;
   int num_inputs;  // or pairs
-  float* out;  // [num_rows, num_panels * kPanel] in rows of out_stride; holds the chains so far
+  const float* begin;   // of the first row and panel: the chains so far, or the bias
+  int64_t begin_row;    // floats from one row's to the next; 0: all rows begin alike
+  int64_t begin_panel;  // and from one panel's
+  float* out;           // [num_rows, num_panels * kPanel] in rows of out_stride; may be where chains begin
   int64_t out_stride;
   const char* ahead;   // of the first panel: what is to be fetched meanwhile, a line with each line that is read; a hint
   int64_t ahead_step;  // bytes by which it moves with each line

@@ -43,15 +43,21 @@ inline void add_input(const GemmTile& t, const float* x, const char* line, Sixte
 template <int R, int B, bool kIsBf16>
 inline void tile(const GemmTile& t, int first_panel) {
   const char* line = t.panel + first_panel * t.panel_stride;
+  const float* begin = t.begin + first_panel * t.begin_panel;
   float* out = t.out + int64_t(first_panel) * kPanel;
   Sixteen sums[R][B];
   OCTAVO_UNROLL
   for (int r = 0; r < R; ++r) {
     OCTAVO_UNROLL
     for (int b = 0; b < B; ++b) {
-      const float* from = out + r * t.out_stride + b * kPanel;
+      const float* from = begin + r * t.begin_row + b * t.begin_panel;
       sums[r][b] = {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)};
     }
+  }
+  OCTAVO_UNROLL
+  for (int r = 0; r < R; ++r) {
+    OCTAVO_UNROLL
+    for (int b = 0; b < B; ++b) OCTAVO_FETCH_TO_WRITE(out + r * t.out_stride + b * kPanel);
   }
   constexpr int kInputs = kIsBf16 ? 2 : 1;
   const float* x = t.x;

@@ -29,13 +29,12 @@ void gemm_scalar(const GemmTile& t) {
     const char* weights = t.panel + panel * t.panel_stride;
     for (int r = 0; r < t.num_rows; ++r) {
       for (int i = 0; i < kPanel; ++i) {
-        float& out = t.out[r * t.out_stride + panel * kPanel + i];
-        float sum = out;
+        float sum = t.begin[r * t.begin_row + panel * t.begin_panel + i];
         for (int64_t d = 0; d < t.num_inputs; ++d) {
           const float x = t.x[r * t.row_stride + d * t.input_stride];
           sum = std::fmaf(x, weight_at(weights, d, i, t.dtype), sum);
         }
-        out = sum;
+        t.out[r * t.out_stride + panel * kPanel + i] = sum;
       }
     }
   }

@@ -40,9 +40,11 @@ const RowKernels* row_kernels(Isa isa) {
   switch (isa) {
     case Isa::scalar: return &row_kernels_scalar;
 #ifdef OCTAVO_HAVE_AVX2
-    case Isa::avx512_bf16:
-    case Isa::avx512:  // no unit of its own yet
     case Isa::avx2: return &row_kernels_avx2;
+#endif
+#ifdef OCTAVO_HAVE_AVX512
+    case Isa::avx512:
+    case Isa::avx512_bf16: return &row_kernels_avx512;
 #endif
     default: return nullptr;
   }

@@ -101,5 +101,6 @@ void activate(const Activate& op, const RowKernels& kernels, int num_threads);
 
 extern const RowKernels row_kernels_scalar;
 extern const RowKernels row_kernels_avx2;
+extern const RowKernels row_kernels_avx512;
 
 }  // namespace octavo

@@ -20,3 +20,11 @@
 #else
 #define OCTAVO_STAY(vector)
 #endif
+
+// Asks for a line that is to be written. Where it is not asked for, stores wait for lines one after the other (x86 keeps
+// their order) and soon for room among waiting stores.
+#if defined(__GNUC__)
+#define OCTAVO_FETCH_TO_WRITE(address) __builtin_prefetch(address, 1, 3)
+#else
+#define OCTAVO_FETCH_TO_WRITE(address)
+#endif

@@ -2,8 +2,6 @@
 #include "qgemm.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 
 #include "pool.h"
 #include "scratch.h"
@@ -11,9 +9,10 @@
 namespace octavo {
 namespace {
 
-constexpr int kMaxTile = 16;  // rows
-constexpr int kMaxPanels = 2;
 constexpr int64_t kBlockBytes = 256 << 10;  // of quantized x per item: half of a 512 KiB L2; panels stream past it
+
+// Scales and sums of one row of x.
+int64_t num_factors(const QuantWeight& w) { return int64_t(num_activation_groups(w.num_inputs)) + num_groups(w); }
 
 // Quantized rows of x in tiles, one block of memory per tile.
 struct Quantized {
@@ -34,9 +33,8 @@ struct Quantized {
     QuantRows rows;
     rows.num_rows = std::min(tile_rows, num_rows - index * tile_rows);
     rows.values = blocks + index * tile_floats;
-    const int64_t groups = num_groups(*weight);
-    rows.scales = blocks + (index + 1) * tile_floats - 2 * groups * tile_rows;
-    rows.sums = rows.scales + groups * tile_rows;
+    rows.scales = blocks + (index + 1) * tile_floats - num_factors(*weight) * tile_rows;
+    rows.sums = reinterpret_cast<int32_t*>(rows.scales + num_activation_groups(weight->num_inputs) * tile_rows);
     return rows;
   }
 };
@@ -45,17 +43,19 @@ Quantized plan_rows(const QuantWeight& weight, const float* x, int num_rows, con
   Quantized q{&weight, x, num_rows, &kernels, 0, 1, 0, nullptr};
   if (weight.type == QuantType::int8 && !q.has_only_row()) q.bytes = kernels.bytes_int8;
   // As even as can be, so that no tile is left with one row.
-  const int tiles = (num_rows + kernels.max_rows - 1) / kernels.max_rows;
+  const bool is_few = weight.type == QuantType::int8 && num_rows <= 2 * kernels.max_few_rows;
+  const int most = is_few ? kernels.max_few_rows : kernels.max_rows;
+  const int tiles = (num_rows + most - 1) / most;
   q.tile_rows = (num_rows + tiles - 1) / tiles;
   const int64_t values = int64_t(num_quads(weight.num_inputs)) * kQuad * q.tile_rows * q.bytes;
-  q.tile_floats = 16 + ((values + 3) / 4 + 2 * int64_t(num_groups(weight)) * q.tile_rows + 15) / 16 * 16;
+  q.tile_floats = 16 + ((values + 3) / 4 + num_factors(weight) * q.tile_rows + 15) / 16 * 16;
   return q;
 }
 
 void quantize_tile(void* context, int item, int /*worker*/) {
   const Quantized& q = *static_cast<const Quantized*>(context);
   const float* x = q.x + int64_t(item) * q.tile_rows * q.weight->num_inputs;
-  q.kernels->quantize(x, q.weight->num_inputs, q.weight->num_inputs, q.weight->group, q.bytes, q.tile(item));
+  q.kernels->quantize(x, *q.weight, q.bytes, q.tile(item));
 }
 
 struct Product {
@@ -68,34 +68,15 @@ struct Product {
   int panels_to_next;  // from an item to the one that the same thread is likely to take next
 };
 
-// Scales, biases and stores the chains of a tile; the last panel may go beyond the outputs.
-void finish(const Product& p, const float* chains, int first_row, int rows, int panel) {
-  const QuantWeight& w = *p.rows->weight;
-  const int first = panel * kPanel, valid = std::min(kPanel, w.num_outputs - first);
-  float scale[kPanel], bias[kPanel];
-  for (int i = 0; i < kPanel; ++i) {
-    scale[i] = w.type == QuantType::int8 ? w.channel_scales[first + i] : 1.0f;
-    bias[i] = p.bias == nullptr || i >= valid ? 0.0f : p.bias[first + i];
-  }
-  float* out = p.out + int64_t(first_row) * w.num_outputs + first;
-  for (int r = 0; r < rows; ++r, out += w.num_outputs, chains += kPanel) {
-    float whole[kPanel];
-    for (int i = 0; i < kPanel; ++i) whole[i] = chains[i] * scale[i] + bias[i];
-    valid == kPanel ? std::memcpy(out, whole, sizeof whole) : std::memcpy(out, whole, sizeof(float) * size_t(valid));
-  }
-}
-
 // One row: an item is as many runs of memory as panels go together, each read from its begin to its end.
-void run_row(const Product& p, int first_panel, int last_panel, float* chains) {
+void run_row(const Product& p, int first_panel, int last_panel) {
   const Quantized& q = *p.rows;
   const int step = (last_panel - first_panel) / kPanelsOfRow;
   for (int panel = first_panel; panel < first_panel + step; ++panel) {
-    q.kernels->multiply_row({q.tile(0), q.weight, panel, step, chains, kPanelsOfRow, nullptr, 0});
-    for (int i = 0; i < kPanelsOfRow; ++i) finish(p, chains + i * kPanel, 0, 1, panel + i * step);
+    q.kernels->multiply_row({q.tile(0), q.weight, panel, step, p.bias, p.out, kPanelsOfRow, nullptr, 0});
   }
   for (int panel = first_panel + step * kPanelsOfRow; panel < last_panel; ++panel) {
-    q.kernels->multiply_row({q.tile(0), q.weight, panel, 0, chains, 1, nullptr, 0});
-    finish(p, chains, 0, 1, panel);
+    q.kernels->multiply_row({q.tile(0), q.weight, panel, 0, p.bias, p.out, 1, nullptr, 0});
   }
 }
 
@@ -106,26 +87,23 @@ void run_item(void* context, int item, int /*worker*/) {
   const int last_tile = std::min(first_tile + p.tiles_per_item, q.num_tiles());
   const int first_panel = item % p.panel_items * p.panels_per_item;
   const int last_panel = std::min(first_panel + p.panels_per_item, num_panels(q.weight->num_outputs));
-  alignas(64) float chains[kMaxTile * kMaxPanels * kPanel];
-  if (q.has_only_row()) return run_row(p, first_panel, last_panel, chains);
-  const int64_t quads = num_quads(q.weight->num_inputs), bytes = quads * quad_bytes(q.weight->type);
+  if (q.has_only_row()) return run_row(p, first_panel, last_panel);
+  const int64_t bytes = num_quads(q.weight->num_inputs) * quad_bytes(q.weight->type);
+  const int64_t lines = bytes / 64;
   for (int panel = first_panel; panel < last_panel; panel += q.kernels->panels_together) {
     const int panels = std::min(q.kernels->panels_together, last_panel - panel);
     // What this thread is likely to multiply next: all tiles fetch a share of it, while there is arithmetic.
     const int next = panel + panels < last_panel ? panel + panels : first_panel + p.panels_to_next;
     const bool is_end = next >= num_panels(q.weight->num_outputs);
     for (int tile = first_tile; tile < last_tile; ++tile) {
-      const QuantRows rows = q.tile(tile);
-      QuantTile t{rows, q.weight, panel, 0, chains, panels, nullptr, 0};
-      t.ahead = q.weight->values + (is_end ? panel : next) * bytes;
+      float* out = p.out + int64_t(tile) * q.tile_rows * q.weight->num_outputs;
+      QuantTile t{q.tile(tile), q.weight, panel, 0, p.bias, out, panels, nullptr, 0};
       if (!is_end) {
-        t.ahead_step = quad_bytes(q.weight->type) / (last_tile - first_tile);
-        t.ahead += (tile - first_tile) * quads * t.ahead_step;
+        const int64_t first_line = lines * (tile - first_tile) / (last_tile - first_tile);
+        t.ahead = q.weight->values + next * bytes + first_line * 64;
+        t.ahead_bytes = (lines * (tile + 1 - first_tile) / (last_tile - first_tile) - first_line) * 64;
       }
       q.kernels->multiply(t);
-      for (int b = 0; b < panels; ++b) {
-        finish(p, chains + b * rows.num_rows * kPanel, tile * q.tile_rows, rows.num_rows, panel + b);
-      }
     }
   }
 }
@@ -157,8 +135,9 @@ void quant_gemm(const QuantWeight& weight, const float* x, int num_rows, const f
   const int panels = num_panels(weight.num_outputs);
   Product product{&rows, bias, out, 0, 0, 0, 0};
   product.tiles_per_item = int(std::min<int64_t>(tiles, std::max<int64_t>(1, kBlockBytes / (rows.tile_floats * 4))));
-  // Four items per thread and block of rows, so that a thread that is held up for a while does not hold up the others.
-  const int items = num_threads == 1 ? 1 : num_threads * 4;
+  // Four items per thread and block of rows, so that a thread that is held up for a while does not hold up the others; of
+  // one row two, because longer runs of memory are read faster.
+  const int items = num_threads == 1 ? 1 : num_threads * (rows.has_only_row() ? 2 : 4);
   product.panels_per_item = std::max(2, (panels + items - 1) / items);
   if (rows.has_only_row()) {
     product.panels_per_item = (product.panels_per_item + kPanelsOfRow - 1) / kPanelsOfRow * kPanelsOfRow;

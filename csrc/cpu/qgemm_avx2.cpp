@@ -16,6 +16,7 @@ namespace {
 
 constexpr int kMaxRows = 6;
 constexpr int kAhead = 2048;  // bytes of a panel to ask for early: of one stream the hardware reads too little ahead
+alignas(32) constexpr float kZeros[kActivationGroup] = {};  // for rows with an infinity or NaN
 constexpr int kSumQuads = 8;  // quads whose 16-bit sums cannot overflow
 
 // Not std::min: a copy of it compiled for AVX2 could stand in for the baseline's.
@@ -76,52 +77,89 @@ inline __m128i round8(const float* x, int count, __m256 inverse) {
   return _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
 }
 
+inline int sum_of(__m128i sums) {
+  sums = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0xb1)));
+}
+
+// Inputs from .. from + count of row r, of one group of the weight; returns the sum of the integers.
 template <int kBytes>
-void quantize_as(const float* x, int64_t row_stride, int num_inputs, int group, const QuantRows& to) {
-  const int quads = num_quads(num_inputs);
-  const __m128i ones = _mm_set1_epi16(1);
+inline int round_group(const float* in, int count, int from, __m256 inverse, int r, int quads, const QuantRows& to) {
+  __m128i sums = _mm_setzero_si128();
+  for (int i = 0; i < count; i += 8) {
+    __m128i eight = round8(in + i, least(8, count - i), inverse);
+    sums = _mm_add_epi32(sums, _mm_madd_epi16(eight, _mm_set1_epi16(1)));
+    const int quad = (from + i) / kQuad;
+    char* at = static_cast<char*>(to.values) + (int64_t(quad) * to.num_rows + r) * kQuad * kBytes;
+    const int64_t next = int64_t(to.num_rows) * kQuad * kBytes;
+    if (kBytes == 1) eight = _mm_packs_epi16(eight, eight);
+    const int64_t low = _mm_cvtsi128_si64(eight);
+    std::memcpy(at, &low, kQuad * kBytes);
+    if (quad + 1 < quads) {
+      const int64_t high = kBytes == 1 ? low >> 32 : _mm_extract_epi64(eight, 1);
+      std::memcpy(at + next, &high, kQuad * kBytes);
+    }
+  }
+  return sum_of(sums);
+}
+
+template <int kBytes>
+void quantize_as(const float* x, const QuantWeight& w, const QuantRows& to) {
+  const int quads = num_quads(w.num_inputs), zero = common_zero(w);
   for (int r = 0; r < to.num_rows; ++r) {
-    for (int from = 0; from < num_inputs; from += group) {
-      const float* in = x + r * row_stride + from;
-      const int count = least(group, num_inputs - from);
+    for (int from = 0; from < w.num_inputs; from += kActivationGroup) {
+      const float* in = x + int64_t(r) * w.num_inputs + from;
+      const int count = least(kActivationGroup, w.num_inputs - from);
       const float largest = largest_of(in, count);
       const bool is_finite = largest <= FLT_MAX;
       const bool is_zero = largest < FLT_MIN * 128;
+      if (!is_finite) in = kZeros;
       const __m256 inverse = _mm256_set1_ps(is_finite && !is_zero ? 127.0f / largest : 0.0f);
-      __m128i sums = _mm_setzero_si128();
-      for (int i = 0; i < count; i += 8) {
-        __m128i eight = round8(in + i, least(8, count - i), inverse);
-        if (!is_finite) eight = _mm_setzero_si128();
-        sums = _mm_add_epi32(sums, _mm_madd_epi16(eight, ones));
-        const int quad = (from + i) / kQuad;
-        char* at = static_cast<char*>(to.values) + (int64_t(quad) * to.num_rows + r) * kQuad * kBytes;
-        const int64_t next = int64_t(to.num_rows) * kQuad * kBytes;
-        if (kBytes == 1) eight = _mm_packs_epi16(eight, eight);
-        const int64_t low = _mm_cvtsi128_si64(eight);
-        std::memcpy(at, &low, kQuad * kBytes);
-        if (quad + 1 < quads) {
-          const int64_t high = kBytes == 1 ? low >> 32 : _mm_extract_epi64(eight, 1);
-          std::memcpy(at + next, &high, kQuad * kBytes);
-        }
+      for (int i = 0; i < count; i += w.group) {
+        const int sum = round_group<kBytes>(in + i, least(w.group, count - i), from + i, inverse, r, quads, to);
+        to.sums[(from + i) / w.group * to.num_rows + r] = -zero * sum;
       }
-      sums = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0x4e));
-      sums = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0xb1));
-      const int at = from / group * to.num_rows + r;
-      to.scales[at] = !is_finite ? NAN : is_zero ? 0.0f : largest / 127.0f;
-      to.sums[at] = static_cast<float>(_mm_cvtsi128_si32(sums));
+      to.scales[from / kActivationGroup * to.num_rows + r] = !is_finite ? NAN : is_zero ? 0.0f : largest / 127.0f;
     }
   }
 }
 
-// chain = fma(fma(-zero, x_sum, sum), factor, chain), eight outputs
-inline void extend(float* chain, __m256i sum, __m256 zero, float x_sum, __m256 factor) {
-  const __m256 exact = _mm256_fnmadd_ps(zero, _mm256_set1_ps(x_sum), _mm256_cvtepi32_ps(sum));
-  _mm256_storeu_ps(chain, _mm256_fmadd_ps(exact, factor, _mm256_loadu_ps(chain)));
+// Eight outputs from `first` on, their scale and bias applied, as far as there are such outputs.
+inline void store8(const QuantTile& t, int row, int first, __m256 chain) {
+  const QuantWeight& w = *t.weight;
+  const int valid = w.num_outputs - first;
+  if (valid <= 0) return;
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i is_valid = _mm256_cmpgt_epi32(_mm256_set1_epi32(valid), lanes);
+  if (w.type == QuantType::int8) chain = _mm256_mul_ps(chain, _mm256_loadu_ps(w.channel_scales + first));
+  chain = _mm256_add_ps(chain, t.bias == nullptr ? _mm256_setzero_ps() : _mm256_maskload_ps(t.bias + first, is_valid));
+  float* out = t.out + int64_t(row) * w.num_outputs + first;
+  valid >= 8 ? _mm256_storeu_ps(out, chain) : _mm256_maskstore_ps(out, is_valid, chain);
+}
+
+// Chains of R rows, and of int4 those of the groups that share a scale of x.
+template <int R>
+struct Chains {
+  alignas(32) float whole[R][kPanel];
+  alignas(32) float part[R][kPanel];
+
+  Chains() { std::memset(whole, 0, sizeof whole); }
+
+  void store(const QuantTile& t) const {
+    for (int r = 0; r < R; ++r) {
+      store8(t, r, t.panel * kPanel, _mm256_load_ps(whole[r]));
+      store8(t, r, t.panel * kPanel + 8, _mm256_load_ps(whole[r] + 8));
+    }
+  }
+};
+
+inline void extend(float* chain, __m256 term, __m256 factor) {
+  _mm256_store_ps(chain, _mm256_fmadd_ps(term, factor, _mm256_load_ps(chain)));
 }
 
 // H parts of eight outputs from `part` on, over the quads of one group.
 template <int R, int H>
-inline void extend_int8(const QuantTile& t, const uint8_t* panel, int g, int first, int last, int part) {
+inline void extend_int8(const QuantTile& t, const uint8_t* panel, int g, int first, int last, int part, Chains<R>& chains) {
   const int16_t* x = static_cast<const int16_t*>(t.x.values);
   __m256i sums[R][2 * H];
   OCTAVO_UNROLL
@@ -149,7 +187,8 @@ inline void extend_int8(const QuantTile& t, const uint8_t* panel, int g, int fir
     for (int h = 0; h < H; ++h) {
       const __m256i pairs = _mm256_hadd_epi32(sums[r][2 * h], sums[r][2 * h + 1]);  // outputs 0 1 4 5 | 2 3 6 7
       const __m256i eight = _mm256_permute4x64_epi64(pairs, 0xd8);
-      extend(t.out + r * kPanel + (part + h) * 8, eight, _mm256_set1_ps(128.0f), t.x.sums[g * R + r], factor);
+      const __m256i exact = _mm256_add_epi32(eight, _mm256_set1_epi32(t.x.sums[g * R + r]));
+      extend(chains.whole[r] + (part + h) * 8, _mm256_cvtepi32_ps(exact), factor);
     }
   }
 }
@@ -160,11 +199,12 @@ void multiply_int8(const QuantTile& t) {
   const int quads = num_quads(w.num_inputs), groups = num_groups(w);
   const uint8_t* panel = w.values + int64_t(t.panel) * quads * 64;
   constexpr int kParts = R <= 2 ? 2 : 1;  // at once, while their sums fit
-  std::memset(t.out, 0, sizeof(float) * R * kPanel);
+  Chains<R> chains;
   for (int g = 0; g < groups; ++g) {
     const int first = g * (w.group / kQuad), last = least(first + w.group / kQuad, quads);
-    for (int part = 0; part < 2; part += kParts) extend_int8<R, kParts>(t, panel, g, first, last, part);
+    for (int part = 0; part < 2; part += kParts) extend_int8<R, kParts>(t, panel, g, first, last, part, chains);
   }
+  chains.store(t);
 }
 
 inline __m256 widen_bf16(const uint16_t* at) {
@@ -181,6 +221,30 @@ inline __m256 widen_scales(const QuantWeight& w, int64_t at) {
 inline __m256 widen_u8(const uint8_t* at) {
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
 }
+
+// Which groups of a weight begin and end those that share a scale of x.
+struct Together {
+  int groups;
+  int count;
+
+  explicit Together(const QuantWeight& w) : groups(num_groups(w)), count(kActivationGroup / w.group) {}
+  bool is_first(int g) const { return g % count == 0; }
+  bool is_last(int g) const { return g % count == count - 1 || g + 1 == groups; }
+};
+
+// What an int4 weight's group has for eight outputs.
+struct GroupOf8 {
+  __m256 scale;
+  __m256 zero;
+
+  GroupOf8(const QuantWeight& w, int64_t at)
+      : scale(widen_scales(w, at)), zero(w.zeros == nullptr ? _mm256_set1_ps(1.0f) : widen_u8(w.zeros + at)) {}
+
+  // The exact sum, from the sum of levels times x and the negative of x's.
+  __m256 sum(__m256i total, int x_sum) const {
+    return _mm256_fmadd_ps(zero, _mm256_set1_ps(static_cast<float>(x_sum)), _mm256_cvtepi32_ps(total));
+  }
+};
 
 // Adds the integer sums of quads first .. last, at most kSumQuads, to totals [R][2].
 template <int R>
@@ -220,7 +284,8 @@ void multiply_int4(const QuantTile& t) {
   const int quads = num_quads(w.num_inputs), groups = num_groups(w), group_quads = w.group / kQuad;
   const uint8_t* panel = w.values + int64_t(t.panel) * quads * 32;
   const int8_t* x = static_cast<const int8_t*>(t.x.values);
-  std::memset(t.out, 0, sizeof(float) * R * kPanel);
+  const Together together(w);
+  Chains<R> chains;
   __m256i totals[R][2];
   for (int g = 0; g < groups; ++g) {
     const int first = g * group_quads, last = least(first + group_quads, quads);
@@ -229,15 +294,25 @@ void multiply_int4(const QuantTile& t) {
     for (int q = first; q < last; q += kSumQuads) sum_int4<R>(panel, x, q, least(q + kSumQuads, last), totals);
     const int64_t at = (int64_t(t.panel) * groups + g) * kPanel;
     for (int half = 0; half < 2; ++half) {
-      const __m256 scale = widen_scales(w, at + half * 8);
-      const __m256 zero = w.zeros == nullptr ? _mm256_set1_ps(8.0f) : widen_u8(w.zeros + at + half * 8);
+      const GroupOf8 group(w, at + half * 8);
       OCTAVO_UNROLL
       for (int r = 0; r < R; ++r) {
-        const __m256 factor = _mm256_mul_ps(_mm256_set1_ps(t.x.scales[g * R + r]), scale);
-        extend(t.out + r * kPanel + half * 8, totals[r][half], zero, t.x.sums[g * R + r], factor);
+        float* part = chains.part[r] + half * 8;
+        const __m256 sum = group.sum(totals[r][half], t.x.sums[g * R + r]);
+        const __m256 before = together.is_first(g) ? _mm256_setzero_ps() : _mm256_load_ps(part);
+        const __m256 now = together.is_first(g) ? _mm256_mul_ps(sum, group.scale) : _mm256_fmadd_ps(sum, group.scale, before);
+        _mm256_store_ps(part, now);
       }
     }
+    if (!together.is_last(g)) continue;
+    OCTAVO_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const __m256 factor = _mm256_set1_ps(t.x.scales[g / together.count * R + r]);
+      extend(chains.whole[r], _mm256_load_ps(chains.part[r]), factor);
+      extend(chains.whole[r] + 8, _mm256_load_ps(chains.part[r] + 8), factor);
+    }
   }
+  chains.store(t);
 }
 
 template <int R>
@@ -281,8 +356,9 @@ struct Row {
   void store() const {
     OCTAVO_UNROLL
     for (int b = 0; b < B; ++b) {
-      _mm256_storeu_ps(t.out + b * kPanel, chains[b][0]);
-      _mm256_storeu_ps(t.out + b * kPanel + 8, chains[b][1]);
+      const int first = (t.panel + b * t.panel_step) * kPanel;
+      store8(t, 0, first, chains[b][0]);
+      store8(t, 0, first + 8, chains[b][1]);
     }
   }
 };
@@ -355,22 +431,32 @@ void row_int4(const QuantTile& t) {
   Row<B> row(t);
   const QuantWeight& w = row.w;
   const int groups = num_groups(w), group_quads = w.group / kQuad;
+  const Together together(w);
+  __m256 parts[B][2];
+  OCTAVO_UNROLL
+  for (int b = 0; b < B; ++b) parts[b][0] = parts[b][1] = _mm256_setzero_ps();
   for (int g = 0; g < groups; ++g) {
     const int last = least((g + 1) * group_quads, row.quads);
     __m256i totals[B][2];
     clear(totals);
     for (int q = g * group_quads; q < last; q += kSumQuads) sum_row_int4(row, q, least(q + kSumQuads, last), totals);
-    const __m256 x_sum = _mm256_set1_ps(t.x.sums[g]), x_scale = _mm256_set1_ps(t.x.scales[g]);
     OCTAVO_UNROLL
     for (int b = 0; b < B; ++b) {
       const int64_t at = (int64_t(t.panel + b * t.panel_step) * groups + g) * kPanel;
       OCTAVO_UNROLL
       for (int half = 0; half < 2; ++half) {
-        const __m256 zero = w.zeros == nullptr ? _mm256_set1_ps(8.0f) : widen_u8(w.zeros + at + half * 8);
-        const __m256 factor = _mm256_mul_ps(x_scale, widen_scales(w, at + half * 8));
-        const __m256 exact = _mm256_fnmadd_ps(zero, x_sum, _mm256_cvtepi32_ps(totals[b][half]));
-        row.chains[b][half] = _mm256_fmadd_ps(exact, factor, row.chains[b][half]);
+        const GroupOf8 group(w, at + half * 8);
+        const __m256 sum = group.sum(totals[b][half], t.x.sums[g]);
+        __m256& part = parts[b][half];
+        part = together.is_first(g) ? _mm256_mul_ps(sum, group.scale) : _mm256_fmadd_ps(sum, group.scale, part);
       }
+    }
+    if (!together.is_last(g)) continue;
+    const __m256 factor = _mm256_set1_ps(t.x.scales[g / together.count]);
+    OCTAVO_UNROLL
+    for (int b = 0; b < B; ++b) {
+      row.chains[b][0] = _mm256_fmadd_ps(parts[b][0], factor, row.chains[b][0]);
+      row.chains[b][1] = _mm256_fmadd_ps(parts[b][1], factor, row.chains[b][1]);
     }
   }
   row.store();
@@ -383,10 +469,10 @@ void multiply_row(const QuantTile& t) {
 
 }  // namespace
 
-void quantize_avx2(const float* x, int64_t row_stride, int num_inputs, int group, int bytes, const QuantRows& to) {
-  bytes == 1 ? quantize_as<1>(x, row_stride, num_inputs, group, to) : quantize_as<2>(x, row_stride, num_inputs, group, to);
+void quantize_avx2(const float* x, const QuantWeight& weight, int bytes, const QuantRows& to) {
+  bytes == 1 ? quantize_as<1>(x, weight, to) : quantize_as<2>(x, weight, to);
 }
 
-const QuantKernels kQuantAvx2{kMaxRows, 2, quantize_avx2, multiply, multiply_row};
+const QuantKernels kQuantAvx2{kMaxRows, kMaxRows, 2, quantize_avx2, multiply, multiply_row};
 
 }  // namespace octavo

@@ -15,6 +15,7 @@ using std::memcpy;
 #include "qscale_body.h"
 
 constexpr int kMaxGroup = 128;
+constexpr float kLeastScale = std::numeric_limits<float>::min() * 16;  // so that kernels can take a sixteenth of a scale
 
 // To the nearest integer, ties to even, for |x| < 2^22: the sum leaves no bits for a fraction.
 inline float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
@@ -183,7 +184,8 @@ void take_output(const Taking& t, int panel, int i) {
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t from = row * groups + g, at = (panel * groups + g) * kPanel + i;
     if (w.scale_type == DType::float32) {
-      t.to.channel_scales[at] = static_cast<const float*>(t.from.scales)[from];
+      const float scale = static_cast<const float*>(t.from.scales)[from];
+      t.to.channel_scales[at] = std::fabs(scale) < kLeastScale ? 0.0f : scale;
     } else {
       t.to.scales[at] = static_cast<const uint16_t*>(t.from.scales)[from];
     }

@@ -28,3 +28,10 @@
 #else
 #define OCTAVO_FETCH_TO_WRITE(address)
 #endif
+
+// What a pointer points to lies in memory from here on: without this GCC takes small buffers apart and copies them around.
+#if defined(__GNUC__)
+#define OCTAVO_IN_MEMORY(pointer) __asm__("" : "+r"(pointer) : : "memory")
+#else
+#define OCTAVO_IN_MEMORY(pointer)
+#endif

@@ -7,7 +7,7 @@ import torch
 
 from octavo.core.errors import ConfigError
 from octavo.kernels.cpu import extension
-from octavo.kernels.cpu.gemm import QuantWeight
+from octavo.kernels.cpu.gemm import QuantWeight, taken_levels
 from octavo.kernels.dispatch import OpCase
 from octavo.kernels.gemm.formats import FORMATS, WeightFormat, check_device, quantize, weight_format
 from octavo.kernels.gemm.quantized import TorchQuantized
@@ -151,6 +151,31 @@ def test_extreme_rows() -> None:
     packed.multiply(x_ND, got)
     assert not got[0].any() and not got[1].any()
     assert not got[2].isnan().any()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_smallest_scales_give_the_same_bits(dtype: torch.dtype, isa: str) -> None:
+    """AVX-512 multiplies scales by a sixteenth; smaller ones than 2^-122 are taken as 0, in float32."""
+    generator = torch.Generator().manual_seed(3)
+    levels_OD = torch.randint(16, (32, 256), generator=generator, dtype=torch.uint8)
+    tiny = torch.finfo(dtype).tiny
+    scales_OG = (torch.rand(32, 8, generator=generator) * 40 * tiny).to(dtype)
+    scales_OG[:, 3] = tiny / 8
+    packed = taken_levels(levels_OD, scales_OG, None, 32)
+    x_ND = random(7, 256) * 2.0**100
+    for rows in (1, 7):
+        wanted, got = torch.empty(rows, 32), torch.empty(rows, 32)
+        packed.multiply(x_ND[:rows], wanted, isa="scalar")
+        packed.multiply(x_ND[:rows], got, isa=isa)
+        assert wanted.any() and torch.equal(got, wanted)
+    kept_OG = scales_OG.float()
+    if dtype == torch.float32:
+        kept_OG = torch.where(kept_OG < 2.0**-122, 0.0, kept_OG)
+        assert not kept_OG.all() and kept_OG.any()
+    rows_OD = torch.empty(32, 256)
+    packed.rows(torch.arange(32), rows_OD)
+    assert torch.equal(rows_OD, (levels_OD.float() - 8) * kept_OG.repeat_interleave(32, 1))
 
 
 def test_bad_input() -> None:

@@ -57,3 +57,17 @@ inline __m256i emulated_bfloat16s(simde__m512 a) {
 }
 #define _mm512_cvtps_epi32(a) emulated_integers(a)
 #define _mm512_cvtneps_pbh(a) emulated_bfloat16s(a)
+inline simde__m512 emulated_load(unsigned mask, const float* from) {
+  float wide[16];
+  for (int i = 0; i < 16; ++i) wide[i] = mask >> i & 1 ? from[i] : 0.0f;
+  return simde_mm512_loadu_ps(wide);
+}
+inline void emulated_store(float* to, unsigned mask, simde__m512 a) {
+  float wide[16];
+  simde_mm512_storeu_ps(wide, a);
+  for (int i = 0; i < 16; ++i) {
+    if (mask >> i & 1) to[i] = wide[i];
+  }
+}
+#define _mm512_maskz_loadu_ps(mask, from) emulated_load(mask, from)
+#define _mm512_mask_storeu_ps(to, mask, a) emulated_store(to, mask, a)

@@ -1,8 +1,7 @@
 """Linear with weights that were quantized at load, and activations that are rounded to int8 as they come.
 
-Activations have one scale per row and group of inputs: the group of an int4 weight, and 128 inputs beside int8 weights,
-so that one outlier costs its own group its precision and no other. The usual one scale per row is a special case that is
-never better.
+Activations have one scale per row and 128 inputs, so that one outlier costs its own group its precision and no other. The
+usual one scale per row is a special case that is never better.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from octavo.kernels.gemm.formats import (
     quantize_whole_rows,
 )
 
-INT8_ACTIVATION_GROUP = 128
+ACTIVATION_GROUP = 128
 """kActivationGroup of csrc/cpu/qgemm.h."""
 
 
@@ -103,5 +102,5 @@ class TorchQuantized:
             levels_ND, scales_N = quantize_whole_rows(x_ND, self._format.rows)
             return levels_ND.double() * scales_N.double()[:, None]
         if self._rounds_rows:
-            return quantize_rows(x_ND, self._format.group or INT8_ACTIVATION_GROUP)
+            return quantize_rows(x_ND, ACTIVATION_GROUP)
         return x_ND.double()

@@ -1,5 +1,5 @@
-// AVX-512F and BW, sixteen floats at a time, where head sizes are a multiple of sixteen; the others, and what is no product,
-// go to the AVX2 unit. Bits are the same.
+// AVX-512F and BW, sixteen floats at a time, where head sizes are a multiple of sixteen; the others, and folding spans, go to
+// the AVX2 unit. Bits are the same.
 #include <immintrin.h>
 
 #include <cmath>

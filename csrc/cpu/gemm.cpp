@@ -50,7 +50,7 @@ struct Product {
 
 int ceil_div(int64_t a, int64_t b) { return int((a + b - 1) / b); }
 
-// Rows of a tile that begins `done` rows into a block: as even as can be, so that no tile is left with one row.
+// Rows of a tile that begins `done` rows into a block: as even as can be, so that no tile of a block is left with one row.
 int tile_rows(int rows_in_block, int done) {
   const int left = rows_in_block - done;
   return ceil_div(left, ceil_div(left, kMaxTileRows));
@@ -130,7 +130,6 @@ void run_item(const Product& p, int item, int next_item) {
   GemmTile tile{};
   tile.dtype = w.dtype;
   tile.row_stride = p.x_stride;
-  tile.input_stride = 1;
   tile.panel_stride = num_lines(w.num_inputs, w.dtype) * kLine;
   tile.out_stride = w.num_outputs;
   // One tile of rows: four panels at once, so that one row has enough chains. More: all tiles past panels in a cache.
@@ -153,12 +152,12 @@ void run_item(const Product& p, int item, int next_item) {
   }
 }
 
-// A thread takes an item when it begins the one before, so that what it asks for early is what it will read.
-void run_items(void* context, int /*item*/, int /*worker*/) {
+// A thread takes an item when it begins the one before, so that what it asks for early is what it will read. Its first is
+// `item`, so that nobody takes two before others have one.
+void run_items(void* context, int item, int /*worker*/) {
   Product& p = *static_cast<Product*>(context);
-  const auto take = [&p] { return p.next_item.fetch_add(1, std::memory_order_relaxed); };
-  for (int item = take(), after; item < p.num_items; item = after) {
-    after = take();
+  for (int after; item < p.num_items; item = after) {
+    after = p.next_item.fetch_add(1, std::memory_order_relaxed);
     run_item(p, item, after);
   }
 }
@@ -219,7 +218,6 @@ void multiply_row(const Product& p, int panel, int step, int count) {
   tile.dtype = w.dtype;
   tile.x = p.x;
   tile.row_stride = p.num_inputs;
-  tile.input_stride = 1;
   tile.panel = static_cast<const char*>(w.data) + panel * panel_bytes;
   tile.panel_stride = panel_bytes * step;
   tile.num_rows = 1;
@@ -320,7 +318,9 @@ void gemm(const PackedWeight& weight, const float* x, int num_rows, const float*
     return parallel_for(static_cast<int>(row.bounds.size()) - 1, num_threads, run_row_item, &row);
   }
   cut(p);
-  parallel_for(std::min(num_threads, p.num_items), num_threads, run_items, &p);
+  const int first_items = std::min(num_threads, p.num_items);
+  p.next_item = first_items;
+  parallel_for(first_items, num_threads, run_items, &p);
 }
 
 }  // namespace octavo

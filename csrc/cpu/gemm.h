@@ -51,13 +51,12 @@ struct GemmTile {
   DType dtype;
   const float* x;        // of the first row and input; where inputs are rounded, words of two bfloat16
   int64_t row_stride;    // floats, or words, from one row of x to the next
-  int64_t input_stride;  // floats from one input of x to the next, or words from one pair
   const char* panel;     // of the first panel and input, which is an even one
   int64_t panel_stride;  // bytes from one panel to the next
   int num_rows;
   int num_panels;
   int num_inputs;  // or pairs
-  const float* begin;   // of the first row and panel: the chains so far, or the bias
+  const float* begin;   // of the first row and panel: the chains so far, the bias, or zeros
   int64_t begin_row;    // floats from one row's to the next; 0: all rows begin alike
   int64_t begin_panel;  // and from one panel's
   float* out;           // [num_rows, num_panels * kPanel] in rows of out_stride; may be where chains begin

@@ -67,8 +67,8 @@ inline void tile(const GemmTile& t, int first_panel) {
     OCTAVO_UNROLL
     for (int b = 0; b < B; ++b) _mm_prefetch(ahead + b * t.panel_stride, _MM_HINT_T1);
     add_input<R, B, kIsBf16, false>(t, x, line, sums);
-    if (kIsBf16) add_input<R, B, kIsBf16, true>(t, x + t.input_stride, line, sums);
-    x += kInputs * t.input_stride;
+    if (kIsBf16) add_input<R, B, kIsBf16, true>(t, x + 1, line, sums);
+    x += kInputs;
   }
   if (d < t.num_inputs) add_input<R, B, kIsBf16, false>(t, x, line, sums);
   OCTAVO_UNROLL

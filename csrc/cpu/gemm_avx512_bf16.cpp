@@ -38,7 +38,7 @@ inline void tile(const GemmTile& t, int first_panel) {
   }
   const float* x = t.x;
   const char* ahead = t.ahead + first_panel * t.panel_stride;
-  for (int pair = 0; pair < t.num_inputs; ++pair, x += t.input_stride, line += kLine, ahead += t.ahead_step) {
+  for (int pair = 0; pair < t.num_inputs; ++pair, ++x, line += kLine, ahead += t.ahead_step) {
     OCTAVO_UNROLL
     for (int b = 0; b < B; ++b) {
       _mm_prefetch(ahead + b * t.panel_stride, _MM_HINT_T1);

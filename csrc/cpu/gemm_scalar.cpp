@@ -31,7 +31,7 @@ void gemm_scalar(const GemmTile& t) {
       for (int i = 0; i < kPanel; ++i) {
         float sum = t.begin[r * t.begin_row + panel * t.begin_panel + i];
         for (int64_t d = 0; d < t.num_inputs; ++d) {
-          const float x = t.x[r * t.row_stride + d * t.input_stride];
+          const float x = t.x[r * t.row_stride + d];
           sum = std::fmaf(x, weight_at(weights, d, i, t.dtype), sum);
         }
         t.out[r * t.out_stride + panel * kPanel + i] = sum;

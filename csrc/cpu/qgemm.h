@@ -50,7 +50,7 @@ static inline int common_zero(const QuantWeight& w) {
 }
 static inline int64_t quad_bytes(QuantType type) { return type == QuantType::int8 ? kPanel * kQuad : kPanel * kQuad / 2; }
 
-// Where quantized rows of x go: one tile of at most max_rows rows.
+// Where quantized rows of x go: one tile of at most max_rows rows, or max_few_rows.
 struct QuantRows {
   void* values;   // [Q, num_rows, kQuad] int8 or int16
   float* scales;  // [A, num_rows]

@@ -1,12 +1,12 @@
 """Pages of memory for KV blocks, found before they are written. No torch.
 
-A pool costs no memory until it is used, so whoever writes a block first waits for its page: the system has to find and
+A pool costs next to no memory until it is used, so whoever writes a block first waits for its page: the system has to find and
 clear it, 0.1 to 0.2 ms for a large page of 2 MiB, several times that on a virtual machine whose host has to find it, too
 (4 ms measured). With large pages all layers reach the next one with the same block: tens of them in one step, which is what
 the slowest steps of a young pool were (45 of 60 ms). So a thread finds them a little ahead of the highest block handed out,
 and no two layers at the same time. Blocks are handed out in ascending order at first (`blocks.py`), so that is who comes next.
-The first blocks are found while there is nothing else to do: the first burst of requests after a start needs them at once,
-and the thread that finds them would take a core from what computes.
+The first blocks are found at the start and while there is nothing else to do: the first burst of requests needs them at
+once, and the thread that finds them would take a core from what computes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ logger = get_logger(__name__)
 LARGE_PAGE = 2 << 20
 MADV_POPULATE_WRITE = 23
 """Linux 5.14, madvise(2): find the pages and make them writable; contents stay."""
+
+_PIECE_S = 0.002
 
 Find = Callable[[int, int], int]
 """(address, bytes) -> 0 or an errno."""
@@ -72,13 +74,19 @@ class PagesAhead:
         with self._lock:
             self._highest = block
             if self._thread is None and self._next(block) is not None:
-                self._thread = threading.Thread(target=self._run, name="pages", daemon=True)
-                self._thread.start()
+                self._begin()
 
     def find_one(self, block: int) -> bool:
-        """Find one piece of what blocks up to this one want, here and now; whether there may be more. The loop's thread."""
+        """Find one piece of what blocks up to this one want, here and now; whether there may be more. The loop's thread.
+
+        What the other thread is at comes first; that is waited for, no longer than a piece takes.
+        """
+        thread = self._thread
+        if thread is not None:
+            thread.join(_PIECE_S)
+            return True
         with self._lock:
-            piece = None if self._thread is not None else self._next(block)
+            piece = self._next(block)
             if piece is None:
                 return False
             self._take(*piece)
@@ -89,6 +97,14 @@ class PagesAhead:
         thread = self._thread
         if thread is not None:
             thread.join()
+
+    def _begin(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="pages", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no room for one: whoever writes a page waits for it
+            logger.info("pages are found as they are written: %s", error)
+            self._thread, self._is_over = None, True
 
     def _run(self) -> None:
         while True:

@@ -106,7 +106,7 @@ def _empty_cache(group: KVGroup, device: torch.device) -> KVTensors:
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """A zeroed tensor. On CPU its pages come zeroed from the system when first touched, so that a large pool costs no
-    start-up time and no memory until it is used (torch.zeros writes every page: 5 s for 1 GiB on a busy machine).
+    start-up time and next to no memory until it is used (torch.zeros writes every page: 5 s for 1 GiB on a busy machine).
     """
     if device.type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)

@@ -260,8 +260,10 @@ def _build(
     if resolved.runs_ahead and isinstance(runner, Runner):
         engine.ahead = runner
     if pool.pages:
-        pool.expect(limits.max_num_batched_tokens)
-        engine.rest = partial(pool.find_pages, FULL_STEPS_FOUND * limits.max_num_batched_tokens)
+        # Of a step as large as one on a CPU is by itself, whatever was asked for.
+        num_tokens = min(limits.max_num_batched_tokens, resolve.CPU_STEP_TOKENS)
+        pool.expect(num_tokens)
+        engine.rest = partial(pool.find_pages, FULL_STEPS_FOUND * num_tokens)
     return engine
 
 

@@ -63,7 +63,7 @@ class Resolved(NamedTuple):
     memory: MemoryPlan
     decisions: tuple[Decision, ...]
     products: str = ""
-    """What linear layers round their inputs to; empty: they do not."""
+    """What layers with plain weights, and attention, round their inputs to; empty: they do not."""
     runs_ahead: bool = False
     """Whether steps are planned and launched while the one before them runs."""
 
@@ -162,7 +162,7 @@ def _why_kv(config: EngineConfig, dtype: DtypeChoice, kv_dtype: str) -> str:
         return "as given"
     if kv_dtype == dtype.dtype:
         return "the activations'"
-    return "what linear layers multiply" if dtype.products else "the checkpoint's own"
+    return "the checkpoint's own"
 
 
 def _kv_dtype(asked: str, activations: str, machine: Machine) -> str:

@@ -72,7 +72,7 @@ def resolve_dtype(
     has_pairs = device == "cpu" and has_kernels and PAIR_FLAG in cpu_flags
     if has_pairs and asked in ("auto", "bfloat16") and checkpoint == "bfloat16":
         if is_quantized:
-            reason = f"{_QUANTIZED}, keys and values in the checkpoint's own bfloat16"
+            reason = f"{_QUANTIZED}; attention and plain layers multiply in the checkpoint's own bfloat16, --dtype float32 does not"
             return DtypeChoice("float32", reason, "bfloat16")
         why = "asked for bfloat16" if asked != "auto" else "the checkpoint's own bfloat16"
         exact = "" if asked != "auto" else "; --dtype float32 rounds nothing"

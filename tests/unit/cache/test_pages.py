@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import resource
+import threading
 
 import numpy as np
 import pytest
@@ -144,6 +145,44 @@ def test_with_nothing_else_to_do_the_first_blocks_are_found_piece_by_piece() -> 
     reach(pages, 255)
     assert len(found.pieces) > count
     assert not pages.find_one(255), "all are found"
+
+
+def test_idle_moments_go_on_where_the_thread_that_finds_ends() -> None:
+    found = Found()
+    may_go_on = threading.Event()
+    first = [True]
+
+    def find(address: int, num_bytes: int) -> int:
+        if first.pop():
+            assert may_go_on.wait(60)
+        first.append(False)
+        return found(address, num_bytes)
+
+    pages = PagesAhead([Region(BASE, 256 * BLOCK, BLOCK)], None, find)
+    pages.reach(1)
+    assert pages.find_one(200), "there may be more while the thread is at work"
+    assert not found.pieces
+    may_go_on.set()
+    while pages.find_one(200):
+        pass
+    assert sum(size for _, size in found.pieces) >= 201 * BLOCK
+    addresses = [address for address, _ in found.pieces]
+    assert len(set(addresses)) == len(addresses), "each once"
+
+
+def test_where_no_thread_can_start_pages_are_found_as_they_are_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = Found()
+    pages, _ = ahead(found)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    pages.reach(1)
+    pages.reach(100)
+    assert not found.pieces and not pages.find_one(100)
 
 
 def test_what_cannot_be_found_ahead_is_not_looked_for_in_idle_moments() -> None:

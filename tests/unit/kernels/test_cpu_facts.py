@@ -81,7 +81,7 @@ def test_auto_takes_such_units_for_a_bfloat16_checkpoint_and_names_what_rounds_n
     assert (without.products, without.kv_dtype) == ("", "float32")
     quantized = resolve_dtype("auto", "bfloat16", device="cpu", cpu_flags=AMX, is_quantized=True)
     assert (quantized.products, quantized.kv_dtype) == ("bfloat16", "bfloat16")
-    assert "keys and values" in quantized.reason
+    assert "--dtype float32" in quantized.reason
     asked = resolve_dtype("float32", "bfloat16", device="cpu", cpu_flags=AMX)
     assert (asked.products, asked.kv_dtype) == ("", "float32")
     other = resolve_dtype("auto", "float32", device="cpu", cpu_flags=AMX)

@@ -130,6 +130,10 @@ def test_a_conversation_shows_its_tokens_and_what_they_took(url: str) -> None:
             await page.until("document.querySelector('.tokens .t.on').dataset.i === '3'")
             # A second turn is sent with the first; it is cut off half way.
             await page.click("#ignore-eos")
+            await page.run(
+                "(() => { const most = document.querySelector('#max_tokens'); most.value = '1500';"
+                "most.dispatchEvent(new Event('input')); })()"
+            )
             await page.click("#message")
             await page.type("Tell me more.")
             await page.press("Enter")

@@ -86,6 +86,19 @@ class Case:
         return torch.from_numpy(out)
 
 
+def between_strangers(whole: Case, cache: KVTensors, start: int, end: int) -> torch.Tensor:
+    """Tokens start .. end of a case of one slice, [tokens, H, D], as a chunk between two slices that use the same cache."""
+    q_THD = torch.from_numpy(whole.q)
+    count = end - start
+    plan = PagedAttention(
+        [0, 1, 1 + count, 3 + count], [5, end, 40], np.repeat(whole.tables, 3, axis=0)
+    )
+    q = torch.cat([q_THD[:1], q_THD[start:end], q_THD[:2]])
+    out = torch.empty_like(q)
+    plan.run(q, cache, out, scale=whole.head_dim**-0.5, window=whole.window)
+    return out[1:-2]
+
+
 CASES = {
     "one token": Case(counts=(1,), contexts=(1,)),
     "decode": Case(counts=(1, 1, 1), contexts=(16, 17, 255)),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -111,17 +109,7 @@ def test_wrong_arrays_are_refused() -> None:
         PackedWeight(torch.zeros(2, 2, dtype=torch.float64))
 
 
-@pytest.fixture
-def rounded() -> Iterator[None]:
-    """On a CPU that multiplies bfloat16."""
-    if not extension.features()["avx512_bf16"]:
-        pytest.skip("this CPU has no AVX512_BF16; test_native.py runs that unit emulated")
-    extension.round_products(True)
-    yield
-    extension.round_products(False)
-
-
-@pytest.mark.usefixtures("rounded")
+@pytest.mark.usefixtures("rounded_products")
 def test_rounded_products_are_those_of_rounded_inputs_in_any_batch() -> None:
     for outputs, inputs in SIZES:
         x_ND, weight_OD, bias_O = tensors(200, outputs, inputs, torch.float32)

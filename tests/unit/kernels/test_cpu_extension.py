@@ -14,7 +14,7 @@ import torch
 from octavo.kernels.cpu import extension
 from octavo.kernels.cpu.attention import PagedAttention
 from octavo.kernels.kv import KVTensors, gather
-from paged_cases import CASES, Case, kept_as
+from paged_cases import CASES, Case, between_strangers, kept_as
 
 if extension.missing():
     pytest.fail(f"tests run against an installed package: {extension.missing()}", pytrace=False)
@@ -90,19 +90,9 @@ def test_chunks_and_batch_mates_change_no_bit(
     whole = Case(counts=(161,), contexts=(161,), heads=heads, window=window, head_dim=24)
     cache = kept_as(whole, dtype)
     expected = whole.run(cache=cache, isa="scalar")
-    q_THD = torch.from_numpy(whole.q)
     for cuts in ((0, 1, 161), (0, 17, 33, 161), (0, 16, 60, 64, 130, 160, 161), range(162)):
         for start, end in zip(cuts, cuts[1:], strict=False):
-            # The chunk goes between two strangers that use the same cache.
-            strangers = PagedAttention(
-                [0, 1, 1 + end - start, 3 + end - start],
-                [5, end, 40],
-                np.repeat(whole.tables, 3, axis=0),
-            )
-            q = torch.cat([q_THD[:1], q_THD[start:end], q_THD[:2]])
-            out = torch.empty_like(q)
-            strangers.run(q, cache, out, scale=whole.head_dim**-0.5, window=window)
-            assert torch.equal(out[1:-2], expected[start:end])
+            assert torch.equal(between_strangers(whole, cache, start, end), expected[start:end])
 
 
 @pytest.mark.parametrize("isa", ISAS)

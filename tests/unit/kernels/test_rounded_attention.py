@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,9 @@ import torch
 from octavo.kernels.cpu import extension
 from octavo.kernels.cpu.attention import PagedAttention
 from octavo.kernels.kv import KVTensors
-from paged_cases import BLOCK, Case, kept_as
+from paged_cases import BLOCK, Case, between_strangers, kept_as
+
+pytestmark = pytest.mark.usefixtures("rounded_products")
 
 STRETCH, SPAN = 64, 1024
 ISA = "avx512_bf16"
@@ -46,16 +46,6 @@ ROUNDED = {
     "both ways": Case(counts=(21, 130, 1), contexts=(21, 130, 1), ahead=EVERYTHING),
     "both ways in a window": Case(counts=(70, 65), contexts=(70, 65), ahead=6, window=8),
 }
-
-
-@pytest.fixture(autouse=True)
-def rounded() -> Iterator[None]:
-    """On a CPU that multiplies bfloat16."""
-    if not extension.features()["avx512_bf16"]:
-        pytest.skip("this CPU has no AVX512_BF16; test_native.py runs that unit emulated")
-    extension.round_products(True)
-    yield
-    extension.round_products(False)
 
 
 def narrow(values: np.ndarray) -> np.ndarray:
@@ -160,19 +150,9 @@ def test_chunks_decodes_and_batch_mates_change_no_bit(
     whole = Case(counts=(161,), contexts=(161,), heads=heads, window=window, head_dim=head_dim)
     cache = kept_as(whole, torch.bfloat16)
     expected = whole.run(cache=cache)
-    q_THD = torch.from_numpy(whole.q)
     for cuts in ((0, 1, 161), (0, 17, 33, 161), (0, 16, 61, 64, 127, 160, 161), range(162)):
         for start, end in zip(cuts, cuts[1:], strict=False):
-            # The chunk goes between two strangers that use the same cache.
-            strangers = PagedAttention(
-                [0, 1, 1 + end - start, 3 + end - start],
-                [5, end, 40],
-                np.repeat(whole.tables, 3, axis=0),
-            )
-            q = torch.cat([q_THD[:1], q_THD[start:end], q_THD[:2]])
-            out = torch.empty_like(q)
-            strangers.run(q, cache, out, scale=whole.head_dim**-0.5, window=window)
-            assert torch.equal(out[1:-2], expected[start:end])
+            assert torch.equal(between_strangers(whole, cache, start, end), expected[start:end])
 
 
 @pytest.mark.parametrize("window", [None, 1035])

@@ -219,7 +219,7 @@ def test_a_chosen_request_is_followed_to_its_end_and_the_keyboard_keeps_its_plac
             await page.press("Escape")
             await page.until("document.querySelector('aside.request').hidden")
 
-    with busy(url, 3, 700):
+    with busy(url, 3, 1800):
         asyncio.run(run())
 
 
